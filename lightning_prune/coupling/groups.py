@@ -1,0 +1,209 @@
+"""Groups of interchangeable units, read off the resolved slots of a trace."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_prune.coupling.slots import FIXED, Ids
+from lightning_prune.coupling.trace import Trace
+
+
+@dataclass(frozen=True)
+class Member:
+    """The part of a group in one dimension of one tensor.
+
+    Attributes:
+        tensor: Qualified name of the parameter or buffer.
+        dim: The dimension.
+        index: Indices along ``dim``, shape (units, indices a unit): row ``u`` is what unit ``u`` owns.
+        reads: Whether a layer reads these channels from its input (they are no output of it).
+    """
+
+    tensor: str
+    dim: int
+    index: Tensor
+    reads: bool
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Where the activations of a group can be seen.
+
+    Attributes:
+        module: Qualified name of the module whose output carries the channels.
+        dim: The channel dimension of that output, counted from the end (negative).
+        index: Indices along ``dim``, shape (units, indices a unit).
+    """
+
+    module: str
+    dim: int
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that live in the same dimensions of the same tensors; each is removed as a whole.
+
+    Attributes:
+        name: The first tensor of the group, with ``#2``, ``#3``, ... where several groups begin in one tensor.
+        members: Every (tensor, dimension) the units live in.
+        activations: Where the activations of the units can be seen; may be empty.
+        inexact: Why removing a unit is not equal to masking it, None where it is equal.
+    """
+
+    name: str
+    members: tuple[Member, ...]
+    activations: tuple[Activation, ...]
+    inexact: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of units."""
+        return int(self.members[0].index.shape[0])
+
+    @property
+    def channels_per_unit(self) -> int:
+        """Indices that one unit owns in the first tensor."""
+        return int(self.members[0].index.shape[1])
+
+
+@dataclass(frozen=True)
+class LinearDim:
+    """A dimension as a linear function of how many units each group keeps: size − Σ per_unit · removed."""
+
+    size: int
+    per_unit: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """What is known about a network: its groups, what must stay, and what each unit costs.
+
+    Attributes:
+        groups: Removable groups by name.
+        frozen: Group or tensor name -> why nothing in it can be removed.
+        shapes: Shape of every parameter and buffer when it was analysed.
+        param_dims: For every parameter, its dimensions.
+        mac_terms: (constant, dimensions) of every counted operation of the forward pass on the example input.
+    """
+
+    groups: Mapping[str, Group]
+    frozen: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    param_dims: Mapping[str, tuple[LinearDim, ...]]
+    mac_terms: tuple[tuple[float, tuple[LinearDim, ...]], ...]
+
+
+def build_coupling(trace: Trace, shapes: dict[str, tuple[int, ...]], parameters: set[str]) -> Coupling:
+    """Resolve the slots of ``trace`` into groups."""
+    for name, labels in trace.labels.items():
+        if name not in trace.reached:
+            for label in labels:
+                if label is not None:
+                    trace.slots.freeze(label, "the forward pass never uses it")
+    units = trace.slots.units()
+    frozen_units = trace.slots.frozen_units(units)
+    places = [(name, dim) for name, labels in trace.labels.items() for dim, ids in enumerate(labels) if ids is not None]
+    signatures = _signatures(trace, units, places)
+
+    groups: dict[str, Group] = {}
+    frozen: dict[str, str] = {}
+    group_of = np.full(trace.slots.count, -1, dtype=np.int64)
+    inexact = trace.slots.inexact_units(units)
+    for signature, members in signatures.items():
+        first = places[signature[0][0]][0]
+        stuck = [unit for unit in members if unit in frozen_units]
+        free = [unit for unit in members if unit not in frozen_units]
+        if stuck and not free:
+            frozen.setdefault(first, frozen_units[stuck[0]])
+        elif len(free) == 1 and not stuck:
+            frozen.setdefault(first, "all of its channels can only go together")
+        elif free:
+            name = _unused_name(first, groups)
+            group_of[free] = len(groups)
+            groups[name] = _group(name, trace, units, places, signature, np.array(free), inexact)
+
+    names = list(groups)
+    sizes = np.array([group.size for group in groups.values()] or [1])
+
+    def linear(ids: Ids) -> LinearDim:
+        owners = group_of[units[ids[ids != FIXED]]]
+        counts = np.bincount(owners[owners >= 0], minlength=len(sizes)) / sizes
+        return LinearDim(len(ids), {names[g]: float(counts[g]) for g in np.flatnonzero(counts)})
+
+    def dims_of(name: str) -> tuple[LinearDim, ...]:
+        labels = trace.labels[name]
+        return tuple(
+            LinearDim(size, {}) if ids is None else linear(ids)
+            for ids, size in zip(labels, shapes[name], strict=True)
+        )
+
+    return Coupling(
+        groups=groups,
+        frozen={name: reason for name, reason in frozen.items() if name not in groups},
+        shapes=shapes,
+        param_dims={name: dims_of(name) for name in shapes if name in parameters},
+        mac_terms=tuple((term.constant, tuple(linear(ids) for ids in term.dims)) for term in trace.macs),
+    )
+
+
+Signature = tuple[tuple[int, int], ...]  # (place, how many indices a unit owns there), in the order of the tensors
+
+
+def _signatures(trace: Trace, units: Ids, places: list[tuple[str, int]]) -> dict[Signature, list[int]]:
+    """Signature -> its units, both in the order of the network's tensors."""
+    labels = [trace.labels[name][dim] for name, dim in places]
+    owner = np.concatenate([units[ids] for ids in labels]) if labels else np.empty(0, np.int64)  # type: ignore[index]
+    place = np.repeat(np.arange(len(places)), [len(ids) for ids in labels])  # type: ignore[arg-type]
+    pairs, counts = np.unique(owner * max(len(places), 1) + place, return_counts=True)
+    owner, place = np.divmod(pairs, max(len(places), 1))
+    starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]]) if owner.size else np.empty(0, np.int64)
+    found: defaultdict[Signature, list[int]] = defaultdict(list)
+    for start, stop in zip(starts, [*starts[1:], owner.size], strict=True):
+        signature = tuple(zip(place[start:stop].tolist(), counts[start:stop].tolist(), strict=True))
+        found[signature].append(int(owner[start]))
+    return dict(sorted(found.items(), key=lambda item: (item[0][0][0], item[1][0])))
+
+
+def _group(
+    name: str,
+    trace: Trace,
+    units: Ids,
+    places: list[tuple[str, int]],
+    signature: Signature,
+    members: Ids,
+    inexact: dict[int, str],
+) -> Group:
+    def index(ids: Ids) -> Tensor:
+        owner = np.where(ids == FIXED, FIXED, units[ids])
+        positions = np.flatnonzero(np.isin(owner, members))
+        order = np.argsort(owner[positions], kind="stable")
+        return torch.from_numpy(positions[order].reshape(len(members), -1))
+
+    own = [(places[p], trace.labels[places[p][0]][places[p][1]]) for p, _ in signature]
+    activations = []
+    for tap in trace.taps.values():
+        here = np.isin(np.where(tap.ids == FIXED, FIXED, units[tap.ids]), members).sum()
+        if here and here % len(members) == 0:
+            activations.append(Activation(tap.module, tap.dim, index(tap.ids)))
+    return Group(
+        name=name,
+        members=tuple(
+            Member(tensor, dim, index(ids), (tensor, dim) in trace.consumed)  # type: ignore[arg-type]
+            for (tensor, dim), ids in own
+        ),
+        activations=tuple(activations),
+        inexact=next((inexact[u] for u in members.tolist() if u in inexact), None),
+    )
+
+
+def _unused_name(first: str, taken: Mapping[str, Group]) -> str:
+    if first not in taken:
+        return first
+    return next(name for n in range(2, len(taken) + 3) if (name := f"{first}#{n}") not in taken)

@@ -1,0 +1,177 @@
+"""How channels flow through layers: convolutions, matrix products, norms and embeddings."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lightning_prune.coupling.rules import rule_for
+from lightning_prune.coupling.slots import Ids
+from lightning_prune.coupling.trace import Labels, Tracer
+
+_INPUT = "fed by the network's input or by a tensor of fixed size"
+
+
+@rule_for("convolution", "_convolution", "convolution_overrideable")
+def _convolution(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, weight, bias = args[:3]
+    transposed, groups = bool(args[6]), int(args[8])
+    channels = out.dim() - weight.dim() + 1  # 1 with a batch, 0 without
+    tracer.freeze(weight, "kernel position", range(2, weight.dim()))
+    tracer.freeze(source, "convolved along the channels", range(channels + 1, source.dim()))
+    given = tracer.labels(source)[channels]
+    made = (_transposed if transposed else _forward)(tracer, given, weight, groups)
+    if bias is not None:
+        tracer.tie(tracer.labels(bias)[0], made)
+    labels: Labels = [None] * out.dim()
+    labels[:channels] = tracer.labels(source)[:channels]
+    labels[channels] = made
+    tracer.set_labels(out, labels)
+    tracer.produced_by(weight, out, channels)
+    positions = prod((source if transposed else out).shape[channels + 1 :]) * prod(out.shape[:channels])
+    tracer.add_macs(positions * prod(weight.shape[2:]), *tracer.labels(weight)[:2])
+
+
+def _forward(tracer: Tracer, given: Ids | None, weight: Tensor, groups: int) -> Ids | None:
+    """Tie the input of a convolution to its weight (out, in / groups, ...); return the channels of its output."""
+    made, read = tracer.labels(weight)[:2]
+    if groups == 1:
+        tracer.consume(weight, read)
+        tracer.tie(given, read, _INPUT)
+        return made
+    if weight.shape[1] == 1:  # depthwise: every output channel belongs to one input channel
+        multiplier = weight.shape[0] // groups
+        tracer.tie(None if given is None else np.repeat(given, multiplier), made, _INPUT)
+        return made
+    tracer.consume(weight, read)
+    _tie_groups(tracer, given, groups, read)
+    _tie_groups(tracer, made, groups)
+    return made
+
+
+def _transposed(tracer: Tracer, given: Ids | None, weight: Tensor, groups: int) -> Ids | None:
+    """The same for a transposed convolution, whose weight is (in, out / groups, ...)."""
+    read, made = tracer.labels(weight)[:2]
+    tracer.consume(weight, read)
+    tracer.tie(given, read, _INPUT)
+    if groups == 1:
+        return made
+    if weight.shape[0] == groups:
+        tracer.freeze(weight, "outputs of one channel of a depthwise convolution", [1])
+        return None if read is None else np.repeat(read, weight.shape[1])
+    _tie_groups(tracer, read, groups)
+    return None if made is None else np.tile(made, groups)
+
+
+def _tie_groups(tracer: Tracer, channels: Ids | None, groups: int, template: Ids | None = None) -> None:
+    """Tie the same offset in every group, so that all groups lose as much."""
+    if channels is None:
+        tracer.tie(None, template, _INPUT)
+        return
+    rows = channels.reshape(groups, -1)
+    if rows.shape[1] == 1:
+        tracer.slots.freeze(channels, "the only channel of its group")
+        return
+    for row in rows if template is not None else rows[1:]:
+        tracer.tie(rows[0] if template is None else template, row)
+
+
+@rule_for("mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "_int_mm")
+def _matmul(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    has_bias = "add" in func._schema.name
+    left, right = args[1:3] if has_bias else args[:2]
+    vector = right.dim() == 1
+    inner = right.dim() - (1 if vector else 2)
+    a, b = tracer.labels(left), tracer.labels(right)
+    tracer.consume(right, b[inner])
+    tracer.consume(left, a[-1])
+    tracer.tie(a[-1], b[inner], _INPUT)
+    labels: Labels = a[:-1] if vector else [*a[:-1], b[-1]]
+    if left.dim() == 3:
+        tracer.tie(a[0], b[0])
+        labels[0] = a[0] if a[0] is not None else b[0]
+    tracer.set_labels(out, labels)
+    if has_bias:
+        _tie_bias(tracer, args[0], out)
+    tracer.produced_by(right, out, out.dim() - 1) if out.dim() else None
+    dims = [*labels, a[-1] if a[-1] is not None else b[inner]]
+    sizes = [*out.shape, left.shape[-1]]
+    tracer.add_macs(prod(s for s, label in zip(sizes, dims, strict=True) if label is None), *dims)
+
+
+def _tie_bias(tracer: Tracer, bias: Tensor, out: Tensor) -> None:
+    labels = tracer.labels(out)
+    for back, label in enumerate(reversed(tracer.labels(bias)), start=1):
+        if bias.shape[-back] == out.shape[-back] > 1:
+            tracer.tie(label, labels[-back])
+
+
+@rule_for("linear")
+def _linear(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, weight = args[:2]
+    made, read = tracer.labels(weight)
+    tracer.consume(weight, read)
+    tracer.tie(tracer.labels(source)[-1], read, _INPUT)
+    tracer.set_labels(out, [*tracer.labels(source)[:-1], made])
+    if len(args) > 2 and args[2] is not None:
+        _tie_bias(tracer, args[2], out)
+    tracer.produced_by(weight, out, out.dim() - 1)
+    tracer.add_macs(prod(source.shape[:-1]), made, read)
+
+
+@rule_for(
+    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
+    "_batch_norm_with_update", "_batch_norm_no_update", "_native_batch_norm_legit_functional", "miopen_batch_norm",
+    "_batch_norm_with_update_functional",
+)  # fmt: skip
+def _batch_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source = args[0]
+    labels = tracer.labels(source)
+    given = labels[1]
+    for tensor in (a for a in args[1:5] if isinstance(a, Tensor) and a.dim() == 1):
+        tracer.tie(given, tracer.labels(tensor)[0], _INPUT)
+    tracer.set_labels(out[0], labels)
+    tracer.normalised_by(args[1], source, out[0], 1)
+
+
+@rule_for("native_layer_norm", "_fused_rms_norm")
+def _layer_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, shape = args[0], args[1]
+    labels = tracer.labels(source)
+    first = source.dim() - len(shape)
+    for tensor in (a for a in args[2:4] if isinstance(a, Tensor)):
+        for label, own in zip(labels[first:], tracer.labels(tensor), strict=True):
+            tracer.tie(label, own, _INPUT)
+    for label in labels[first:]:
+        if label is not None:
+            tracer.slots.mark_inexact(label, "layer norm: its mean and variance run over the channels")
+    tracer.set_labels(out[0], labels)
+    tracer.normalised_by(args[2], source, out[0], source.dim() - 1)
+
+
+@rule_for("native_group_norm")
+def _group_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, weight, bias, groups = args[0], args[1], args[2], int(args[6])
+    labels = tracer.labels(source)
+    given = labels[1]
+    for tensor in (weight, bias):
+        if tensor is not None:
+            tracer.tie(given, tracer.labels(tensor)[0], _INPUT)
+    if given is not None:
+        if groups > 1:
+            _tie_groups(tracer, given, groups)
+        if groups < source.shape[1]:
+            tracer.slots.mark_inexact(given, "group norm: its mean and variance run over the channels")
+    tracer.set_labels(out[0], labels)
+    tracer.normalised_by(weight, source, out[0], 1)
+
+
+@rule_for("embedding")
+def _embedding(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    weight, indices = args[:2]
+    tracer.freeze(weight, "embedding entries are looked up by number", [0])
+    tracer.set_labels(out, [None] * indices.dim() + [tracer.labels(weight)[1]])
+    tracer.produced_by(weight, out, out.dim() - 1)

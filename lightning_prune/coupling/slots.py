@@ -1,0 +1,86 @@
+"""Slots: one id for every index of every dimension of every tensor, and which of them go together.
+
+Ties are only recorded while a network is traced; they are resolved once, at the end, by a vectorised
+connected-components pass, so that wide layers cost no Python loop.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int64]
+
+FIXED = -1  # an index that belongs to no parameter: padding, a constant, a batch entry
+
+
+class Slots:
+    """Slot ids, the ties between them, and the reasons why some must stay."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._ties: list[tuple[Ids, Ids]] = []
+        self._frozen: list[tuple[Ids, str]] = []
+        self._inexact: list[tuple[Ids, str]] = []
+
+    def new(self, size: int) -> Ids:
+        """Fresh ids for one dimension of ``size`` indices."""
+        self.count += size
+        return np.arange(self.count - size, self.count, dtype=np.int64)
+
+    def tie(self, a: Ids, b: Ids, reason: str) -> None:
+        """Say that ``a[i]`` and ``b[i]`` are removed together; a slot tied to ``FIXED`` must stay."""
+        known = (a != FIXED) & (b != FIXED)
+        if known.all():
+            self._ties.append((a, b))
+            return
+        self._ties.append((a[known], b[known]))
+        self.freeze(np.concatenate([a[~known], b[~known]]), reason)
+
+    def freeze(self, ids: Ids, reason: str) -> None:
+        """Say that none of ``ids`` can be removed, and why."""
+        ids = ids[ids != FIXED]
+        if ids.size:
+            self._frozen.append((ids, reason))
+
+    def mark_inexact(self, ids: Ids, reason: str) -> None:
+        """Say that removing ``ids`` is possible but not equal to masking them, and why."""
+        ids = ids[ids != FIXED]
+        if ids.size:
+            self._inexact.append((ids, reason))
+
+    def units(self) -> Ids:
+        """The unit of every slot, as the lowest slot id in it; shape ``(count,)``."""
+        pairs = self._ties or [(np.empty(0, np.int64),) * 2]
+        return _components(self.count, np.concatenate([a for a, _ in pairs]), np.concatenate([b for _, b in pairs]))
+
+    def frozen_units(self, units: Ids) -> dict[int, str]:
+        """Unit -> the first reason why it cannot be removed."""
+        return _first_reason(self._frozen, units)
+
+    def inexact_units(self, units: Ids) -> dict[int, str]:
+        """Unit -> the first reason why removing it is not equal to masking it."""
+        return _first_reason(self._inexact, units)
+
+
+def _first_reason(marks: list[tuple[Ids, str]], units: Ids) -> dict[int, str]:
+    reasons: dict[int, str] = {}
+    for ids, reason in marks:
+        for unit in np.unique(units[ids]).tolist():
+            reasons.setdefault(unit, reason)
+    return reasons
+
+
+def _components(count: int, a: Ids, b: Ids) -> Ids:
+    """Connected components of the graph with edges ``(a[i], b[i])``: the lowest node of each node's component."""
+    parent = np.arange(count, dtype=np.int64)
+    while True:
+        root_a, root_b = parent[a], parent[b]
+        apart = root_a != root_b
+        if not apart.any():
+            return parent
+        a, b = a[apart], b[apart]
+        low, high = np.minimum(root_a, root_b)[apart], np.maximum(root_a, root_b)[apart]
+        np.minimum.at(parent, high, low)
+        while not np.array_equal(parent, shortcut := parent[parent]):
+            parent = shortcut

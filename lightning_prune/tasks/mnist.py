@@ -1,0 +1,95 @@
+"""MNIST through torchvision."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torchvision import datasets
+
+from lightning_prune.tasks.splits import evaluation_loader, stratified_split, train_loader
+
+_MEAN, _STD = 0.1307, 0.3081  # of the training pixels, in [0, 1]
+
+
+class MNISTData(LightningDataModule):
+    """Grey images `(1, 28, 28)` of the ten digits, normalised to mean 0 and deviation 1.
+
+    The validation images are carved from the training images class by class.
+
+    Args:
+        root: Folder that holds, or gets, `MNIST/raw`.
+        download: Download the images (12 MB) if they are not there.
+        batch_size: Images per batch.
+        val_fraction: Share of the training images kept for validation, in (0, 1).
+        seed: Which images validate. The order of training follows the global seed.
+        num_workers: Processes that load batches; 0 loads in the main process.
+
+    Raises:
+        ValueError: If `val_fraction` is outside (0, 1).
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        download: bool = True,
+        batch_size: int = 64,
+        val_fraction: float = 0.1,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 < val_fraction < 1:
+            raise ValueError(f"MNISTData needs val_fraction between 0 and 1, got {val_fraction}.")
+        self.root = root
+        self.download = download
+        self.batch_size = batch_size
+        self.val_fraction = val_fraction
+        self.seed = seed
+        self.num_workers = num_workers
+        self.splits: dict[str, Dataset] = {}
+
+    def prepare_data(self) -> None:
+        """Download the images if asked to; Lightning calls this in one process."""
+        if self.download:
+            datasets.MNIST(self.root, train=True, download=True)
+
+    def setup(self, stage: str) -> None:
+        """Load and split the images, once.
+
+        Raises:
+            FileNotFoundError: If `root` holds no MNIST.
+        """
+        if self.splits:
+            return
+        training = self._load(train=True)
+        train, val = stratified_split(training.tensors[1], self.val_fraction, self.seed)
+        self.splits = {
+            "train": Subset(training, train),
+            "val": Subset(training, val),
+            "test": self._load(train=False),
+        }
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return shuffled training batches."""
+        return train_loader(self.splits["train"], self.batch_size, self.num_workers)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the validation batches."""
+        return evaluation_loader(self.splits["val"], self.batch_size, self.num_workers)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the test batches."""
+        return evaluation_loader(self.splits["test"], self.batch_size, self.num_workers)
+
+    def _load(self, train: bool) -> TensorDataset:
+        try:
+            dataset = datasets.MNIST(self.root, train=train, download=False)
+        except RuntimeError as error:
+            raise FileNotFoundError(
+                f"root={self.root!r} ({Path(self.root).resolve()}) holds no MNIST in MNIST/raw. "
+                "Set download=True, or point root to the folder that has it."
+            ) from error
+        # Normalised at once: image by image, through PIL, loading would take longer than training.
+        images = (dataset.data.unsqueeze(1).float() / 255 - _MEAN) / _STD
+        return TensorDataset(images, dataset.targets)
