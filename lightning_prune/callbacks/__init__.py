@@ -1,0 +1,1 @@
+"""Lightning callbacks: thin shells that decide when."""

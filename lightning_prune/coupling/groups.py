@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_prune.coupling.slots import FIXED, Ids
-from lightning_prune.coupling.trace import Trace
+from lightning_prune.coupling.trace import KERNEL, Trace, named_tensors
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,9 @@ class Coupling:
         frozen: Group or tensor name -> why nothing in it can be removed.
         shapes: Shape of every parameter and buffer when it was analysed.
         param_dims: For every parameter, its dimensions.
-        mac_terms: (constant, dimensions) of every counted operation of the forward pass on the example input.
+        mac_terms: (constant, dimensions) of every convolution and matrix product of one example's forward pass.
+        on_meta: Whether the network runs on the meta device, where a forward pass costs nothing.
+        trains: Whether its forward pass also runs in train mode on the example input alone.
     """
 
     groups: Mapping[str, Group]
@@ -98,10 +100,13 @@ class Coupling:
     shapes: Mapping[str, tuple[int, ...]]
     param_dims: Mapping[str, tuple[LinearDim, ...]]
     mac_terms: tuple[tuple[float, tuple[LinearDim, ...]], ...]
+    on_meta: bool
+    trains: bool
 
 
-def build_coupling(trace: Trace, shapes: dict[str, tuple[int, ...]], parameters: set[str]) -> Coupling:
-    """Resolve the slots of ``trace`` into groups."""
+def build_coupling(trace: Trace, module: nn.Module, trains: bool) -> Coupling:
+    """Resolve the slots of ``trace``, which has seen ``module``, into groups."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(module)}
     for name, labels in trace.labels.items():
         if name not in trace.reached:
             for label in labels:
@@ -140,16 +145,17 @@ def build_coupling(trace: Trace, shapes: dict[str, tuple[int, ...]], parameters:
     def dims_of(name: str) -> tuple[LinearDim, ...]:
         labels = trace.labels[name]
         return tuple(
-            LinearDim(size, {}) if ids is None else linear(ids)
-            for ids, size in zip(labels, shapes[name], strict=True)
+            LinearDim(size, {}) if ids is None else linear(ids) for ids, size in zip(labels, shapes[name], strict=True)
         )
 
     return Coupling(
         groups=groups,
-        frozen={name: reason for name, reason in frozen.items() if name not in groups},
+        frozen={name: why for name, why in frozen.items() if name not in groups and why != KERNEL},
         shapes=shapes,
-        param_dims={name: dims_of(name) for name in shapes if name in parameters},
+        param_dims={name: dims_of(name) for name, _ in module.named_parameters()},
         mac_terms=tuple((term.constant, tuple(linear(ids) for ids in term.dims)) for term in trace.macs),
+        on_meta=all(tensor.is_meta for _, tensor in named_tensors(module)),
+        trains=trains,
     )
 
 
@@ -189,8 +195,9 @@ def _group(
     own = [(places[p], trace.labels[places[p][0]][places[p][1]]) for p, _ in signature]
     activations = []
     for tap in trace.taps.values():
-        here = np.isin(np.where(tap.ids == FIXED, FIXED, units[tap.ids]), members).sum()
-        if here and here % len(members) == 0:
+        owner = np.where(tap.ids == FIXED, FIXED, units[tap.ids])
+        seen, counts = np.unique(owner[np.isin(owner, members)], return_counts=True)
+        if len(seen) == len(members) and len(set(counts.tolist())) == 1:
             activations.append(Activation(tap.module, tap.dim, index(tap.ids)))
     return Group(
         name=name,

@@ -38,6 +38,10 @@ def rule_of(func: Any) -> Rule | None:
     return _pointwise if torch.Tag.pointwise in func.tags else None
 
 
+@rule_for(  # not tagged as pointwise, but they are
+    "hardswish", "hardsigmoid", "hardtanh", "silu", "gelu", "leaky_relu", "elu", "celu", "selu", "softplus", "mish",
+    "log_sigmoid_forward", "relu6", "threshold", "rrelu_with_noise", "_prelu_kernel", "where", "softshrink",
+)  # fmt: skip
 def _pointwise(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     inputs = list(tensors_in([args, kwargs]))
     for result in tensors_in(out):
@@ -57,6 +61,16 @@ def _tie_all(tracer: Tracer, labels: Sequence[Ids | None]) -> Ids | None:
         if label is not known:
             tracer.tie(known, label)
     return known
+
+
+@rule_for("as_strided")
+def _as_strided(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, size = args[0], tuple(args[1])
+    labels = tracer.labels(source)
+    if len(labels) == len(size) and (source is out or source.shape == out.shape):  # new strides only
+        tracer.set_labels(out, labels)
+    else:
+        tracer.freeze(source, "seen through other strides")
 
 
 @rule_for("copy")
@@ -91,7 +105,19 @@ def _new(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
         tracer.set_labels(out, labels)
 
 
-@rule_for("empty", "zeros", "ones", "full", "arange", "rand", "randn", "scalar_tensor", "linspace", "eye", "randperm")
+@rule_for(
+    "empty",
+    "zeros",
+    "ones",
+    "full",
+    "arange",
+    "rand",
+    "randn",
+    "scalar_tensor",
+    "linspace",
+    "eye",
+    "randperm",
+)
 def _constant(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     return None
 
@@ -135,7 +161,20 @@ def _stack(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     tracer.set_labels(out, labels)
 
 
-@rule_for("mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "max", "min", "any")
+@rule_for(
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "var",
+    "std",
+    "var_mean",
+    "std_mean",
+    "linalg_vector_norm",
+    "max",
+    "min",
+    "any",
+)
 def _reduce(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source = args[0]
     names = [argument.name for argument in func._schema.arguments]
@@ -165,4 +204,3 @@ def _along_dim(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
     tracer.freeze(source, f"{name} over the channels", sorted(mixed))
     for result in tensors_in(out):
         tracer.set_labels(result, [None if d in mixed else label for d, label in enumerate(tracer.labels(source))])
-

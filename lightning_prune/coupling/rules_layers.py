@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_prune.coupling.rules import rule_for
 from lightning_prune.coupling.slots import Ids
-from lightning_prune.coupling.trace import Labels, Tracer
+from lightning_prune.coupling.trace import KERNEL, Labels, Tracer
 
 _INPUT = "fed by the network's input or by a tensor of fixed size"
 
@@ -20,7 +20,7 @@ def _convolution(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[
     source, weight, bias = args[:3]
     transposed, groups = bool(args[6]), int(args[8])
     channels = out.dim() - weight.dim() + 1  # 1 with a batch, 0 without
-    tracer.freeze(weight, "kernel position", range(2, weight.dim()))
+    tracer.freeze(weight, KERNEL, range(2, weight.dim()))
     tracer.freeze(source, "convolved along the channels", range(channels + 1, source.dim()))
     given = tracer.labels(source)[channels]
     made = (_transposed if transposed else _forward)(tracer, given, weight, groups)

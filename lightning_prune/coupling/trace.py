@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -20,6 +19,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from lightning_prune.coupling.slots import FIXED, Ids, Slots
 
 Labels = list["Ids | None"]
+
+KERNEL = "kernel position"  # the one reason that goes without saying
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,7 @@ class Tracer(TorchDispatchMode):
 
     def set_labels(self, tensor: Tensor, labels: Sequence[Ids | None]) -> None:
         """Say which channels each dimension of ``tensor`` carries."""
-        self._labels[tensor] = [
-            label if size > 1 else None for label, size in zip(labels, tensor.shape, strict=True)
-        ]
+        self._labels[tensor] = [label if size > 1 else None for label, size in zip(labels, tensor.shape, strict=True)]
 
     def tie(self, a: Ids | None, b: Ids | None, reason: str = "meets a tensor whose size is fixed") -> None:
         """Tie two labels index by index; where one side is no channel, the other side has to stay."""

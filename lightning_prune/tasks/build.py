@@ -17,10 +17,10 @@ def build_network(
     """Return the classification network called `name`.
 
     The networks of torchvision are made for RGB images. For another `in_channels` the first convolution is
-    replaced: each of its input channels gets the mean filter of R, G and B times `3 / in_channels`, which keeps
-    the size of the activations and for grey images equals feeding the image three times. With
-    `arguments={"weights": "DEFAULT"}` (or another name of torchvision's weights) the network starts pretrained;
-    its classifier is then drawn anew where the weights were made for another number of classes.
+    replaced: each of its input channels gets the mean filter of R, G and B times `3 / in_channels`, which
+    keeps the size of the activations and for grey images equals feeding the image three times. With
+    `arguments={"weights": "DEFAULT"}` (or another name of torchvision's weights) the network starts
+    pretrained; its classifier is drawn anew where the weights were made for another number of classes.
 
     Args:
         name: `"small_resnet"`, or a name from `torchvision.models.list_models(module=torchvision.models)`.
@@ -48,7 +48,8 @@ def build_network(
         raise ValueError(
             f"model={name!r} is no known network. "
             + (f"Did you mean {', '.join(map(repr, closest))}? " if closest else "")
-            + "Known are 'small_resnet' and what torchvision.models.list_models(module=torchvision.models) lists."
+            + "Known are 'small_resnet' and the names in "
+            "torchvision.models.list_models(module=torchvision.models)."
         )
     try:
         if name == "small_resnet":
@@ -58,9 +59,7 @@ def build_network(
         raise TypeError(f"model={name!r} does not take model_args={arguments!r}: {error}") from error
 
 
-def _torchvision_network(
-    name: str, num_classes: int, in_channels: int, arguments: dict[str, Any]
-) -> nn.Module:
+def _torchvision_network(name: str, num_classes: int, in_channels: int, arguments: dict[str, Any]) -> nn.Module:
     weights = arguments.pop("weights", None)
     if weights is None:
         network = models.get_model(name, weights=None, num_classes=num_classes, **arguments)
@@ -100,7 +99,7 @@ def _replace_heads(network: nn.Module, trained_classes: int, num_classes: int) -
 
 
 def _replace_stem(network: nn.Module, in_channels: int) -> None:
-    # In every classification network of torchvision the first convolution is the only one that sees the image.
+    # In each classification network of torchvision only the first convolution sees the image.
     path, old = next((path, m) for path, m in network.named_modules() if isinstance(m, nn.Conv2d))
     stem = nn.Conv2d(
         in_channels,
@@ -118,4 +117,4 @@ def _replace_stem(network: nn.Module, in_channels: int) -> None:
     network.set_submodule(path, stem)
     if getattr(network, "transform_input", False):
         # The pretrained GoogLeNet and Inception renormalise R, G and B by index.
-        network.transform_input = False
+        network.transform_input = False  # type: ignore[assignment]

@@ -87,9 +87,7 @@ class CIFAR10Data(LightningDataModule):
 
     def _load(self, train: bool, steps: list[Any]) -> datasets.CIFAR10:
         try:
-            return datasets.CIFAR10(
-                self.root, train=train, transform=transforms.Compose(steps), download=False
-            )
+            return datasets.CIFAR10(self.root, train=train, transform=transforms.Compose(steps), download=False)
         except RuntimeError as error:
             raise FileNotFoundError(
                 f"root={self.root!r} ({Path(self.root).resolve()}) holds no CIFAR-10 in cifar-10-batches-py. "

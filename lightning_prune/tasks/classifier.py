@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from torch.optim import lr_scheduler as schedulers
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -23,22 +23,24 @@ class ImageClassifier(LightningModule):
     Logs `train_loss`, `val_loss`, `val_acc`, `test_loss` and `test_acc`, each once an epoch; accuracies are
     fractions in [0, 1] over all images of the split.
 
-    The optimizer and the learning rate scheduler are not stored in checkpoints as hyperparameters, so that these
-    load with `weights_only=True`; their *states* are stored as always. `ImageClassifier.load_from_checkpoint(path)`
-    therefore has the default optimizer.
+    Checkpoints hold the states of the optimizer and the scheduler, but not how to make them, so that every
+    checkpoint loads with `weights_only=True`. What `ImageClassifier.load_from_checkpoint(path)` returns has
+    the default optimizer and no scheduler; to train it further set them again.
 
     Args:
         model: `small_resnet`, or the name of any classification network of torchvision, such as `resnet18`,
             `mobilenet_v3_small` or `vit_b_16`.
         num_classes: Number of classes, at least 1.
-        in_channels: Channels of the images. Torchvision's networks get another first convolution if it is not 3.
-        model_args: Further arguments of the network, as plain numbers, strings and lists: `width` and `blocks`
-            of `small_resnet`, or what the torchvision network takes, `weights: DEFAULT` among it, which starts
-            from pretrained weights.
-        optimizer: Makes the optimizer from the parameters. In YAML a `class_path` with `init_args`.
-        lr_scheduler: Makes the learning rate scheduler from the optimizer; stepped once an epoch, `OneCycleLR`
-            and `CyclicLR` once a batch. For `ReduceLROnPlateau` use `lightning.pytorch.cli.ReduceLROnPlateau`,
-            which names the metric to watch.
+        in_channels: Channels of the images, at least 1. Torchvision's networks get another first convolution
+            if it is not 3.
+        model_args: Further arguments of the network, as plain numbers, strings and lists: `width` and
+            `blocks` of `small_resnet`, or what the torchvision network takes. There `weights: DEFAULT` starts
+            from pretrained weights, which torchvision downloads.
+        optimizer: Makes the optimizer from the parameters, in YAML a `class_path` with `init_args`. Left out
+            it is AdamW as torch has it.
+        lr_scheduler: Makes the learning rate scheduler from the optimizer. It steps once an epoch,
+            `OneCycleLR` and `CyclicLR` once a batch. `lightning.pytorch.cli.ReduceLROnPlateau` names the
+            metric to watch, the one of torch does not.
 
     Raises:
         ValueError: If no network is called `model`; the message names the closest ones.
@@ -56,14 +58,15 @@ class ImageClassifier(LightningModule):
         num_classes: int = 10,
         in_channels: int = 1,
         model_args: dict[str, Any] | None = None,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
         # Python callables would make checkpoints unreadable for torch.load(weights_only=True).
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
         self.network = build_network(model, num_classes, in_channels, model_args)
-        self.make_optimizer = optimizer
+        # As the signature's default, LightningCLI would hand AdamW's weight decay on to another optimizer.
+        self.make_optimizer = optimizer or torch.optim.AdamW
         self.make_lr_scheduler = lr_scheduler
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -110,8 +113,8 @@ class ImageClassifier(LightningModule):
             config["monitor"] = scheduler.monitor
         elif isinstance(scheduler, schedulers.ReduceLROnPlateau):
             raise TypeError(
-                "lr_scheduler made a torch.optim.lr_scheduler.ReduceLROnPlateau, which does not say which metric "
-                "it watches. Use lightning.pytorch.cli.ReduceLROnPlateau with monitor='val_loss'."
+                "lr_scheduler made a torch.optim.lr_scheduler.ReduceLROnPlateau, which does not say which "
+                "metric it watches. Use lightning.pytorch.cli.ReduceLROnPlateau with monitor='val_loss'."
             )
         return {"optimizer": optimizer, "lr_scheduler": config}
 

@@ -15,16 +15,16 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0
 class ImageFolderData(LightningDataModule):
     """Images in `root/train/<class>/`, and if there are any in `root/val/<class>/` and `root/test/<class>/`.
 
-    Without `val/` the validation images are carved from the training images class by class; without `test/` the
-    validation images are also the test images. Images become RGB, `(3, image_size, image_size)`: the shorter
-    side is resized and the centre cropped. They are normalised with ImageNet's mean and deviation, as
-    torchvision's pretrained weights expect.
+    Without `val/` the validation images are carved from the training images class by class; without `test/`
+    the validation images are also the test images. Images become RGB, `(3, image_size, image_size)`: the
+    shorter side is resized and the centre cropped. They are normalised with ImageNet's mean and deviation,
+    as torchvision's pretrained weights expect.
 
     Args:
         root: Folder with `train/` in it.
         image_size: Side of the square images in pixels, at least 1.
-        augment: Crop training images at random after padding them by an eighth of their size, which is CIFAR's
-            usual 4 pixels of 32, and flip half of them. Validation and test images never are.
+        augment: Crop training images at random after padding them by an eighth of their size, which is the
+            usual 4 pixels of 32 for CIFAR, and flip half of them. Validation and test images are left alone.
         batch_size: Images per batch.
         val_fraction: Share of the training images kept for validation where `val/` is missing, in (0, 1).
         seed: Which images then validate. Training order and augmentation follow the global seed.
@@ -70,8 +70,8 @@ class ImageFolderData(LightningDataModule):
         root = Path(self.root)
         if not (root / "train").is_dir():
             raise FileNotFoundError(
-                f"root={self.root!r} has no folder {(root / 'train').resolve()}. Point root to the folder with "
-                "train/<class>/<image> in it, and if there are any with val/ and test/ beside train/."
+                f"root={self.root!r} has no folder {(root / 'train').resolve()}. Point root to the folder "
+                "with train/<class>/<image> in it, and if there are any with val/ and test/ beside train/."
             )
         training = self._open("train", augment=self.augment)
         val: Dataset

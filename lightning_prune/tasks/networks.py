@@ -9,7 +9,7 @@ class SmallResNet(nn.Module):
 
     A 3x3 stem at full resolution, then three stages of basic blocks with `width`, `2 * width` and `4 * width`
     channels; the second and the third stage halve the resolution. Average pooling at the end makes it
-    independent of the image size, so 8x8 digits, 28x28 MNIST and 32x32 CIFAR images all fit. He's ResNet-20 is
+    independent of the image size, so 8x8 digits, 28x28 MNIST and 32x32 CIFAR images all fit. ResNet-20 has
     `width=16, blocks=3`.
 
     Args:

@@ -8,9 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 
-def stratified_split(
-    labels: Tensor | Sequence[int], fraction: float, seed: int
-) -> tuple[list[int], list[int]]:
+def stratified_split(labels: Tensor | Sequence[int], fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Split indices so that each class keeps its share in both parts.
 
     The second part has `round(fraction * len(labels))` indices. Each class gives its share of them, rounded
@@ -73,6 +71,4 @@ def train_loader(dataset: Dataset, batch_size: int, num_workers: int) -> DataLoa
 
 def evaluation_loader(dataset: Dataset, batch_size: int, num_workers: int) -> DataLoader[Any]:
     """Return a loader that gives every image once, in a fixed order."""
-    return DataLoader(
-        dataset, batch_size=batch_size, num_workers=num_workers, persistent_workers=num_workers > 0
-    )
+    return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, persistent_workers=num_workers > 0)

@@ -1,0 +1,233 @@
+"""Budgets: until what. Shares are removed, ``keep`` is kept, counts are per event; the original is the reference."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightning_prune.spaces import ChannelSpace, WeightSpace
+
+
+class BudgetError(ValueError):
+    """A budget that this network cannot meet; the message says what it can."""
+
+
+class Budget(ABC):
+    """Base of all budgets: from how far the schedule has gone to how much of everything is kept.
+
+    Attributes:
+        per_layer: Whether every group or parameter gives the same share, instead of all being ranked together.
+    """
+
+    per_layer: bool
+    masks = False  # whether the budget also counts single weights
+
+    @abstractmethod
+    def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
+        """How many units each group keeps.
+
+        Raises:
+            BudgetError: If the budget cannot be met with at least one unit left in every group.
+        """
+
+    def mask_weights(self, space: WeightSpace, fraction: float) -> Mapping[str, int] | int:
+        """How many weights are masked in all, or in each parameter."""
+        raise TypeError(f"{self} counts what is physically removed; with Weights() use Sparsity, Ratio or Count")
+
+    def check_units(self, space: ChannelSpace) -> None:
+        """Raise ``BudgetError`` now if the end of the schedule cannot be met."""
+        self.keep_units(space, 1.0)
+
+
+def _check_share(budget: Budget, name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f"{type(budget).__name__} {name}={value!r} is outside [0, 1]; half is 0.5")
+
+
+@dataclass(frozen=True)
+class Ratio(Budget):
+    """A share of the channels (of every group, or of all), or of the weights, is removed.
+
+    Args:
+        share: Share removed of the original, in [0, 1].
+        per_layer: True: of every group or parameter. False: of all together, lowest scores first.
+    """
+
+    share: float
+    per_layer: bool = True
+    masks = True
+
+    def __post_init__(self) -> None:
+        _check_share(self, "share", self.share)
+
+    def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
+        """The share of every group, or the lowest-ranked share of all."""
+        total = sum(space.original.values())
+        if self.share * total > total - len(space.original):
+            most = 1 - len(space.original) / total
+            raise BudgetError(f"{self} leaves no channel somewhere; at most share={most:.4f} can go here")
+        if self.per_layer:
+            return space.keep_share(self.share * fraction)
+        gone = total - sum(space.now.values())
+        return space.keep_after(round(self.share * fraction * total) - gone)
+
+    def check_units(self, space: ChannelSpace) -> None:
+        """Also refuse a ratio that rounding turns into nothing."""
+        if self.share > 0 and self.keep_units(space, 1.0) == space.now == space.original:
+            raise BudgetError(
+                f"{self} removes nothing here: groups of at most {max(space.now.values())} units, kept in multiples of "
+                f"{space.round_to} channels. Lower round_to or raise the share."
+            )
+
+    def mask_weights(self, space: WeightSpace, fraction: float) -> Mapping[str, int] | int:
+        """The share of every parameter, or of all."""
+        return _masked(self, space, self.share * fraction)
+
+
+@dataclass(frozen=True)
+class Sparsity(Budget):
+    """The network reaches a sparsity: the fraction of the original parameters that is gone.
+
+    With ``Weights()``, of the weights in the scope; with ``Channels()``, of all parameters of the network.
+
+    Args:
+        sparsity: Fraction removed, in [0, 1].
+        per_layer: Whether every layer gives the same share.
+    """
+
+    sparsity: float
+    per_layer: bool = False
+    masks = True
+
+    def __post_init__(self) -> None:
+        _check_share(self, "sparsity", self.sparsity)
+
+    def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
+        """The fewest removals that bring the parameters down to the target."""
+        return _shrink(self, space, space.params, space.original_params * (1 - self.sparsity * fraction), "parameters")
+
+    def mask_weights(self, space: WeightSpace, fraction: float) -> Mapping[str, int] | int:
+        """The share of every parameter, or of all."""
+        return _masked(self, space, self.sparsity * fraction)
+
+
+@dataclass(frozen=True)
+class Count(Budget):
+    """So many units (filters), or weights, are removed in every event.
+
+    'The 200 lowest-ranked filters a round', as in Molchanov et al. 2016.
+
+    Args:
+        count: Number removed in each event, at least 1.
+        per_layer: Whether that many go from every group or parameter, instead of from all together.
+    """
+
+    count: int
+    per_layer: bool = False
+    masks = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:
+            raise ValueError(f"Count count={self.count!r} must be a whole number of at least 1")
+
+    def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
+        """The lowest-ranked units go."""
+        if self.per_layer:
+            return {name: space.rounded(name, now - self.count) for name, now in space.now.items()}
+        if self.count > space.removable:
+            raise BudgetError(f"{self}: only {space.removable} more units can go with one left everywhere")
+        return space.keep_after(self.count)
+
+    def mask_weights(self, space: WeightSpace, fraction: float) -> Mapping[str, int] | int:
+        """So many more than are masked already."""
+        if self.per_layer:
+            return {name: min(space.masked[name] + self.count, size - 1) for name, size in space.sizes.items()}
+        total = sum(space.masked.values()) + self.count
+        if total > space.maskable:
+            raise BudgetError(f"{self}: only {space.maskable - total + self.count} more weights can be masked")
+        return total
+
+
+@dataclass(frozen=True)
+class Params(Budget):
+    """The parameters shrink to a share of the original.
+
+    Args:
+        keep: Share of the parameters kept, in [0, 1].
+        per_layer: Whether every group gives the same share of its units.
+    """
+
+    keep: float
+    per_layer: bool = False
+
+    def __post_init__(self) -> None:
+        _check_share(self, "keep", self.keep)
+
+    def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
+        """The fewest removals that bring the parameters down to the target."""
+        target = space.original_params * (1 - (1 - self.keep) * fraction)
+        return _shrink(self, space, space.params, target, "parameters")
+
+
+@dataclass(frozen=True)
+class MACs(Budget):
+    """The multiply-accumulates of a forward pass shrink to a share of the original.
+
+    Args:
+        keep: Share of the MACs kept, in [0, 1].
+        per_layer: Whether every group gives the same share of its units.
+    """
+
+    keep: float
+    per_layer: bool = False
+
+    def __post_init__(self) -> None:
+        _check_share(self, "keep", self.keep)
+
+    def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
+        """The fewest removals that bring the MACs down to the target."""
+        return _shrink(self, space, space.macs, space.original_macs * (1 - (1 - self.keep) * fraction), "MACs")
+
+
+_STEPS = 4096  # resolution of a share in a search
+
+
+def _shrink(
+    budget: Budget, space: ChannelSpace, cost: Callable[[Mapping[str, int]], float], target: float, unit: str
+) -> Mapping[str, int]:
+    """The fewest removals, globally by rank or evenly by share, after which ``cost`` is at most ``target``."""
+    least = cost(space.floor)
+    target = target * (1 + 1e-9)
+    if least > target:
+        original = space.original_params if unit == "parameters" else space.original_macs
+        raise BudgetError(
+            f"{budget} cannot be met: with the fewest channels left everywhere, {least / original:.4f} of the "
+            f"{unit} remain. Widen the scope or ask for less."
+        )
+
+    def widths(n: int) -> Mapping[str, int]:
+        return space.keep_share(n / _STEPS) if budget.per_layer else space.keep_after(n)
+
+    low, high = 0, _STEPS if budget.per_layer else space.removable
+    while low < high:
+        middle = (low + high) // 2
+        if cost(widths(middle)) <= target:
+            high = middle
+        else:
+            low = middle + 1
+    return widths(low)
+
+
+def _masked(budget: Budget, space: WeightSpace, share: float) -> Mapping[str, int] | int:
+    sizes = np.array(list(space.sizes.values()))
+    wanted = round(share * int(sizes.sum()))
+    if not budget.per_layer:
+        if wanted > space.maskable:
+            raise BudgetError(f"{budget} leaves no weight somewhere; at most {space.maskable / sizes.sum():.6f} can go")
+        return wanted
+    if share * sizes.max() > sizes.max() - 1:
+        raise BudgetError(f"{budget} leaves no weight in a parameter; at most {1 - 1 / sizes.max():.6f} can go")
+    return {name: min(round(share * size), size - 1) for name, size in space.sizes.items()}

@@ -1,0 +1,167 @@
+"""Removing channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_prune.budgets import Budget
+from lightning_prune.coupling import Coupling, Example, Group, analyse, named_tensors, run_on_copy
+from lightning_prune.criteria import CannotScoreError, Criterion
+from lightning_prune.granularity import Channels
+from lightning_prune.measure import Size, count_macs
+from lightning_prune.plan import Plan, plan_removal, select
+from lightning_prune.pruner import Pruner, nonzero_in
+from lightning_prune.report import Report
+from lightning_prune.scope import Scope
+from lightning_prune.spaces import ChannelSpace, Original
+from lightning_prune.surgery import apply_plan
+from lightning_prune.verify import failing_groups
+
+
+class ChannelPruner(Pruner):
+    """Ranks the channels of a network and removes the lowest.
+
+    Args:
+        granularity: How the widths are rounded.
+        criterion: What matters.
+        budget: Until what.
+        scope: Where.
+    """
+
+    def __init__(self, granularity: Channels, criterion: Criterion, budget: Budget, scope: Scope) -> None:
+        super().__init__(criterion, budget, scope)
+        if not criterion.scores_channels:
+            raise ValueError(f"criterion {criterion} does not score channels; use Weights(), or another criterion")
+        self.granularity = granularity
+        self.origin: Original | None = None
+        self.blocked: dict[str, str] = {}
+        self._coupling: Coupling | None = None
+
+    def prepare(self, model: nn.Module, example: Example | None) -> None:
+        """Analyse the network, try the final widths on a copy, and hook what has to be observed."""
+        coupling = self.coupling(model, example)
+        if self.origin is None:
+            self.origin = Original.of(coupling)
+        groups, reasons = self._candidates(model, coupling)
+        unknown = {name: torch.zeros(group.size) for name, group in groups.items()}
+        scored = {name: s for name, s in unknown.items() if name not in reasons}
+        self._choose(model, example, scored, 1.0, check=True)
+        if self.statistics is not None:
+            self.statistics.attach(model, [groups[name] for name in scored if name not in self.blocked])
+
+    def coupling(self, model: nn.Module, example: Example | None) -> Coupling:
+        """The analysis of ``model``, made again only when its shapes have changed."""
+        if example is None:
+            raise ValueError(
+                "channels are found by following them through a forward pass, which needs an example input"
+            )
+        shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
+        if self._coupling is None or self._coupling.shapes != shapes:
+            self._coupling = analyse(model, example)
+        return self._coupling
+
+    def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
+        """Score, choose, try on a copy, and measure."""
+        coupling = self.coupling(model, example)
+        self.origin = self.origin or Original.of(coupling)
+        groups, reasons = self._candidates(model, coupling)
+        scoring = self.scoring(model)
+        scores = {n: self.criterion.score_units(g, scoring) for n, g in groups.items() if n not in reasons}
+        kept, removed, plan = self._choose(model, example, scores, fraction)
+        assert example is not None
+        before, after = _sizes(model, example, coupling, plan)
+        return Report(
+            plan=plan,
+            before=before,
+            after=after,
+            sparsity=1 - after.params / self.origin.params,
+            fraction=fraction,
+            widths={name: (groups[name].size, kept[name]) for name in kept},
+            scores=scores,
+            frozen={**coupling.frozen, **reasons, **self.blocked},
+            inexact={n: g.inexact for n, g in groups.items() if g.inexact and n in removed and removed[n].any()},
+        )
+
+    def _candidates(self, model: nn.Module, coupling: Coupling) -> tuple[dict[str, Group], dict[str, str]]:
+        """Groups in the scope, and the reasons why some groups are left out."""
+        groups, reasons = self.scope.groups(model, coupling)
+        scoring = self.scoring(model)
+        for name, group in groups.items():
+            try:
+                self.criterion.check(group, scoring)
+            except CannotScoreError as error:
+                reasons[name] = str(error)
+        if all(name in reasons for name in groups):
+            raise ValueError(
+                f"criterion {self.criterion} can score no channels of {type(model).__name__}: "
+                f"{next(iter(reasons.values()))}. Use another criterion, or widen the scope."
+            )
+        return groups, reasons
+
+    def _choose(
+        self,
+        model: nn.Module,
+        example: Example | None,
+        scores: Mapping[str, Tensor],
+        fraction: float,
+        check: bool = False,
+    ) -> tuple[dict[str, int], dict[str, Tensor], Plan]:
+        """Widths, removed units and plan that meet the budget and run; groups that break the network are blocked."""
+        coupling = self.coupling(model, example)
+        assert self.origin is not None
+        assert example is not None
+        while True:
+            open_scores = {name: values for name, values in scores.items() if name not in self.blocked}
+            if not open_scores:
+                raise ValueError(f"no channel of {type(model).__name__} can be removed: {self.blocked}")
+            space = ChannelSpace(coupling, open_scores, self.origin, self.granularity.round_to)
+            if check:
+                self.budget.check_units(space)
+            kept = {n: min(k, space.now[n]) for n, k in self.budget.keep_units(space, fraction).items()}
+            removed = space.lowest(kept)
+            failing = failing_groups(model, example, coupling, removed)
+            if not failing:
+                return kept, removed, plan_removal(removed, coupling.groups, coupling.shapes)
+            self.blocked.update(failing)
+
+    def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
+        apply_plan(model, report.plan, optimizers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The common state, the size of the original and what was found not to be removable."""
+        origin = self.origin
+        return {
+            **super().state_dict(),
+            "origin": None if origin is None else {**vars(origin), "units": dict(origin.units)},
+            "blocked": dict(self.blocked),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``state_dict`` returned."""
+        super().load_state_dict(state)
+        self.origin = None if state["origin"] is None else Original(**state["origin"])
+        self.blocked = dict(state["blocked"])
+
+
+def _sizes(model: nn.Module, example: Example, coupling: Coupling, plan: Plan) -> tuple[Size, Size]:
+    """What the network costs now, and with ``plan`` carried out on a copy."""
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    kept = {name: select(tensor, plan.keep.get(name, {})) for name, tensor in parameters.items()}
+
+    def macs_after(copy: nn.Module, inputs: Example) -> int:
+        apply_plan(copy, plan)
+        return count_macs(copy, inputs)
+
+    return (
+        Size(_numel(parameters), nonzero_in(parameters.values()), count_macs(model, example)),
+        Size(_numel(kept), nonzero_in(kept.values()), run_on_copy(model, example, macs_after, coupling.on_meta)),
+    )
+
+
+def _numel(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors.values())

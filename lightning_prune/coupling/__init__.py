@@ -1,0 +1,20 @@
+"""Which channels must be removed together: found by following their indices through a forward pass."""
+
+from lightning_prune.coupling.analyse import analyse
+from lightning_prune.coupling.attributes import sync_attributes
+from lightning_prune.coupling.example import Example, run_on_copy
+from lightning_prune.coupling.groups import Activation, Coupling, Group, LinearDim, Member
+from lightning_prune.coupling.trace import named_tensors
+
+__all__ = [
+    "Activation",
+    "Coupling",
+    "Example",
+    "Group",
+    "LinearDim",
+    "Member",
+    "analyse",
+    "named_tensors",
+    "run_on_copy",
+    "sync_attributes",
+]

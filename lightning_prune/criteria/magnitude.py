@@ -1,0 +1,54 @@
+"""Magnitude of the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.coupling import Group
+from lightning_prune.criteria.base import Criterion, Scoring, gather_units
+
+
+@dataclass(frozen=True)
+class Magnitude(Criterion):
+    """Small weights matter least.
+
+    Weights: |w| (Han et al. 2015, 'Learning both weights and connections'). Channels: the p-norm of every weight
+    matrix slice that goes with the unit, in the layers that make it and in those that read it, divided by the mean
+    of the group so that wide and narrow layers compare (Li et al. 2017, 'Pruning filters', extended to coupled layers
+    as in Fang et al. 2023, 'DepGraph', eq. 5).
+
+    Args:
+        p: 1 for the sum of absolute values, 2 for the Euclidean norm.
+
+    Raises:
+        ValueError: If ``p`` is neither.
+    """
+
+    p: Literal[1, 2] = 2
+
+    scores_channels = True
+    scores_weights = True
+
+    def __post_init__(self) -> None:
+        if self.p not in (1, 2):
+            raise ValueError(f"Magnitude p={self.p!r} must be 1 or 2")
+
+    def score_units(self, group: Group, scoring: Scoring) -> Tensor:
+        """Norm over all coupled weights, relative to the mean of the group."""
+        total = torch.zeros(group.size)
+        parameters = [m for m in group.members if isinstance(scoring.tensors[m.tensor], nn.Parameter)]
+        matrices = [m for m in parameters if scoring.tensors[m.tensor].dim() > 1]
+        for member in matrices or parameters:
+            powers = scoring.tensors[member.tensor].detach().float().abs() ** self.p
+            per_index = powers.movedim(member.dim, 0).flatten(1).sum(1) if powers.dim() > 1 else powers
+            total += gather_units(per_index, member.index).cpu()
+        norm = total ** (1 / self.p)
+        return norm / norm.mean().clamp_min(torch.finfo(norm.dtype).tiny)
+
+    def score_weights(self, name: str, scoring: Scoring) -> Tensor:
+        """|w|."""
+        return scoring.tensors[name].detach().float().abs()

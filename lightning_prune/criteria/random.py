@@ -1,0 +1,38 @@
+"""The baseline that every criterion has to beat."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_prune.coupling import Group
+from lightning_prune.criteria.base import Criterion, Scoring
+
+
+@dataclass(frozen=True)
+class Random(Criterion):
+    """Uniform scores in [0, 1), the same on every rank and after a resume.
+
+    Args:
+        seed: Draws depend on it, on the event and on the name of the group or parameter, and on nothing else.
+    """
+
+    seed: int = 0
+
+    scores_channels = True
+    scores_weights = True
+
+    def score_units(self, group: Group, scoring: Scoring) -> Tensor:
+        """One draw for each unit."""
+        return self._draw(group.name, (group.size,), scoring.event)
+
+    def score_weights(self, name: str, scoring: Scoring) -> Tensor:
+        """One draw for each weight."""
+        return self._draw(name, tuple(scoring.tensors[name].shape), scoring.event)
+
+    def _draw(self, name: str, shape: tuple[int, ...], event: int) -> Tensor:
+        seed = zlib.crc32(f"{self.seed}/{event}/{name}".encode())
+        return torch.rand(shape, generator=torch.Generator().manual_seed(seed))

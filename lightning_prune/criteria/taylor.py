@@ -1,0 +1,60 @@
+"""First-order Taylor expansion over activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_prune.coupling import Group
+from lightning_prune.criteria.base import CannotScoreError, Criterion, Scoring, gather_units
+from lightning_prune.statistics import ActivationGradient, Statistics
+
+
+@dataclass(frozen=True)
+class Taylor(Criterion):
+    """How much the loss would change if a feature map were zero: |mean over space of activation × gradient|.
+
+    Molchanov et al. 2016, 'Pruning convolutional neural networks for resource efficient inference', eq. 8: the mean
+    over space and the absolute value are taken for every example, summed over examples, steps and ranks since the
+    last event, and divided by the L2 norm of the layer so that layers compare. Activations are seen at the output
+    of the layer that makes the channels, behind the norm where one follows; where several layers write to the
+    same channels (residual streams) their sums are added.
+
+    Args:
+        every_n_steps: Gather on every n-th training batch only. Gathering keeps one copy of the observed activations
+            until the backward pass.
+
+    Raises:
+        ValueError: If ``every_n_steps`` is below 1.
+    """
+
+    every_n_steps: int = 1
+
+    scores_channels = True
+
+    def __post_init__(self) -> None:
+        if self.every_n_steps < 1:
+            raise ValueError(f"Taylor every_n_steps={self.every_n_steps!r} must be at least 1")
+
+    def statistics(self) -> Statistics:
+        """Activation × gradient of every group's layers."""
+        return ActivationGradient(self.every_n_steps)
+
+    def check(self, group: Group, scoring: Scoring) -> None:
+        """Some layer must show the channels."""
+        if not group.activations:
+            raise CannotScoreError("no layer output shows these channels, so Taylor cannot see them")
+
+    def score_units(self, group: Group, scoring: Scoring) -> Tensor:
+        """Accumulated Taylor terms with an L2 norm of 1."""
+        total = torch.zeros(group.size)
+        for activation in group.activations:
+            if activation.module not in scoring.statistics:
+                raise ValueError(
+                    f"Taylor needs gradients of {activation.module!r}; none reached it since the last event. Is it "
+                    "frozen, unused, or pruned before the first training step? Exclude it by the scope, or start later."
+                )
+            total += gather_units(scoring.statistics[activation.module].float(), activation.index).cpu()
+        return total / total.norm().clamp_min(torch.finfo(total.dtype).tiny)

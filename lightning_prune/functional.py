@@ -1,0 +1,97 @@
+"""One pruning event without a Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from lightning_prune.budgets import Budget, Ratio
+from lightning_prune.channel_pruner import ChannelPruner
+from lightning_prune.coupling import Example
+from lightning_prune.criteria import Criterion, Magnitude
+from lightning_prune.granularity import Channels, Granularity, Weights
+from lightning_prune.pruner import Pruner
+from lightning_prune.report import Report
+from lightning_prune.scope import Scope
+from lightning_prune.weight_pruner import WeightPruner
+
+
+def make_pruner(granularity: Granularity, criterion: Criterion, budget: Budget, scope: Scope) -> Pruner:
+    """The pruner for a granularity.
+
+    Raises:
+        ValueError: If the criterion or the budget does not go with the granularity.
+    """
+    if isinstance(granularity, Channels):
+        return ChannelPruner(granularity, criterion, budget, scope)
+    if isinstance(granularity, Weights):
+        return WeightPruner(criterion, budget, scope)
+    raise ValueError(f"granularity={granularity!r} is not known; use Channels() or Weights()")
+
+
+def prune_once(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    granularity: Granularity = Channels(),  # noqa: B008  (a frozen dataclass)
+    criterion: Criterion = Magnitude(),  # noqa: B008
+    budget: Budget = Ratio(0.5),  # noqa: B008
+    scope: Scope = Scope(),  # noqa: B008
+    calibrate: Callable[[nn.Module], Any] | None = None,
+    dry_run: bool = False,
+) -> Report:
+    """Prune a network once, in place.
+
+    Args:
+        model: Any network; it keeps its mode, devices, dtypes, ``requires_grad`` flags and parameter order.
+        example_inputs: What its forward receives: a tuple is positional, a dict is keyword, anything else is the one
+            argument.
+        granularity: ``Channels()`` removes, ``Weights()`` masks.
+        criterion: What matters.
+        budget: Until what.
+        scope: Where.
+        calibrate: Runs forward and backward passes over some data, for criteria that need gradients, such as
+            ``lambda model: [loss(model(x), y).backward() for x, y in batches]``. Gradients are dropped afterwards.
+        dry_run: Leave the model as it is and only report what would happen.
+
+    Returns:
+        What was done, or would be.
+
+    Raises:
+        ValueError: If an argument does not fit the network; nothing has been changed then.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4 * 4, 10))
+        >>> report = prune_once(net, torch.zeros(1, 3, 6, 6), budget=Ratio(0.25))
+        >>> net[0].out_channels, net[3].in_features, report.after.params
+        (6, 96, 1138)
+    """
+    example = Example.of(example_inputs)
+    pruner = make_pruner(granularity, criterion, budget, scope)
+    pruner.prepare(model, example)
+    try:
+        if pruner.statistics is not None:
+            _gather(pruner, model, calibrate)
+        report = pruner.plan(model, example, 1.0)
+    finally:
+        if pruner.statistics is not None:
+            pruner.statistics.detach()
+    if not dry_run:
+        pruner.apply(model, report, ())
+    return report
+
+
+def _gather(pruner: Pruner, model: nn.Module, calibrate: Callable[[nn.Module], Any] | None) -> None:
+    assert pruner.statistics is not None
+    if calibrate is None:
+        raise ValueError(
+            f"criterion {pruner.criterion} needs gradients: pass calibrate=, a function that runs forward and backward "
+            "passes on the model, or use IterativePruning in a Trainer"
+        )
+    pruner.statistics.begin_step(0)
+    calibrate(model)
+    pruner.statistics.commit()
+    model.zero_grad(set_to_none=True)

@@ -1,0 +1,102 @@
+"""What a network costs: parameters, multiply-accumulates, latency."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_prune.coupling import Example, run_on_copy
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a network costs.
+
+    Attributes:
+        params: Number of parameters.
+        nonzero: Number of parameters that are not exactly zero.
+        macs: Multiply-accumulates of one example's forward pass in eval mode; None without an example input.
+    """
+
+    params: int
+    nonzero: int
+    macs: int | None
+
+
+def measure(model: nn.Module, example: Example) -> Size:
+    """Count parameters and multiply-accumulates.
+
+    MACs are those of convolutions and matrix products (attention included), as PyTorch's ``FlopCounterMode`` sees
+    them with the fused attention path off; elementwise work is not counted.
+
+    Example:
+        >>> size = measure(nn.Linear(10, 3), Example.of(torch.zeros(1, 10)))
+        >>> size.params, size.macs
+        (33, 30)
+    """
+    return Size(
+        params=sum(p.numel() for p in model.parameters()),
+        nonzero=sum(int(torch.count_nonzero(p.detach())) for p in model.parameters()),
+        macs=count_macs(model, example),
+    )
+
+
+def count_macs(model: nn.Module, example: Example) -> int:
+    """Multiply-accumulates of one example's forward pass in eval mode."""
+
+    def count(copy: nn.Module, inputs: Example) -> int:
+        counter = FlopCounterMode(display=False)
+        with counter:
+            inputs.run(copy.eval())
+        return round(counter.get_total_flops() / 2 / inputs.batch)
+
+    macs: int = run_on_copy(model, example, count)
+    return macs
+
+
+def compare_latency(models: dict[str, nn.Module], inputs: Any, repeats: int = 30, warmup: int = 5) -> dict[str, float]:
+    """Median seconds of a forward pass for each of ``models``, measured in turns so that all see the same machine.
+
+    Args:
+        models: Networks by name, on the device of ``inputs``; measured in eval mode, their mode is restored.
+        inputs: A tuple is positional, a dict is keyword, anything else is the one argument.
+        repeats: Timed passes of each network, at least 1.
+        warmup: Passes before them.
+    """
+    args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
+    kwargs = inputs if isinstance(inputs, dict) else {}
+    modes = {name: [(m, m.training) for m in model.modules()] for name, model in models.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    try:
+        with torch.inference_mode():
+            for turn in range(warmup + repeats):
+                for name, model in models.items():
+                    model.eval()
+                    elapsed = _timed(lambda model=model: model(*args, **kwargs))  # type: ignore[misc]
+                    if turn >= warmup:
+                        seconds[name].append(elapsed)
+    finally:
+        for modules in modes.values():
+            for module, training in modules:
+                module.training = training
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    _synchronise()
+    start = time.perf_counter()
+    call()
+    _synchronise()
+    return time.perf_counter() - start
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

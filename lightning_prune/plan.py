@@ -1,0 +1,94 @@
+"""Plan: what one event keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_prune.coupling import Group
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is kept of a network, against its shapes before the event.
+
+    Attributes:
+        keep: Tensor name -> dimension -> surviving indices (int64, ascending). Physical removal.
+        masks: Parameter name -> bool mask of its shape, True where the weight survives.
+
+    Example:
+        >>> first = Plan(keep={"fc.weight": {0: torch.tensor([0, 2, 3])}})
+        >>> second = Plan(keep={"fc.weight": {0: torch.tensor([1, 2])}})
+        >>> first.then(second).keep["fc.weight"][0]
+        tensor([2, 3])
+    """
+
+    keep: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        """Whether anything is removed or masked at all."""
+        return bool(self.keep) or bool(self.masks)
+
+    def then(self, later: Plan) -> Plan:
+        """One plan that does what this one and then ``later`` do."""
+        keep = {name: dict(dims) for name, dims in self.keep.items()}
+        for name, dims in later.keep.items():
+            own = keep.setdefault(name, {})
+            for dim, index in dims.items():
+                own[dim] = own[dim][index] if dim in own else index
+        return Plan(keep, {**self.slice_masks(later), **later.masks})
+
+    def slice_masks(self, later: Plan) -> dict[str, Tensor]:
+        """The masks of this plan in the shapes that ``later`` leaves."""
+        return {name: select(mask, later.keep.get(name, {})) for name, mask in self.masks.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and tensors, for a checkpoint."""
+        return {"keep": {name: dict(dims) for name, dims in self.keep.items()}, "masks": dict(self.masks)}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Plan:
+        """The plan that ``to_dict`` wrote."""
+        return cls(state["keep"], state["masks"])
+
+
+def select(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    """``tensor`` with only the kept indices along each dimension of ``dims``, in its own memory format."""
+    result = tensor
+    for dim, index in dims.items():
+        result = result.index_select(dim, index.to(result.device))
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    if channels_last and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=channels_last):
+        result = result.contiguous(memory_format=channels_last)
+    return result
+
+
+def plan_removal(
+    removed: Mapping[str, Tensor], groups: Mapping[str, Group], shapes: Mapping[str, tuple[int, ...]]
+) -> Plan:
+    """The plan that removes some units.
+
+    Args:
+        removed: Group name -> bool tensor of shape (units,), True where the unit goes.
+        groups: The groups by name.
+        shapes: Shape of every tensor now.
+    """
+    gone: dict[str, dict[int, Tensor]] = {}
+    for name, units in removed.items():
+        if not units.any():
+            continue
+        for member in groups[name].members:
+            dims = gone.setdefault(member.tensor, {})
+            mask = dims.setdefault(member.dim, torch.zeros(shapes[member.tensor][member.dim], dtype=torch.bool))
+            mask[member.index[units].flatten()] = True
+    return Plan(
+        {
+            name: {dim: torch.nonzero(~mask).flatten() for dim, mask in sorted(dims.items())}
+            for name, dims in gone.items()
+        }
+    )

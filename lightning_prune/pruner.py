@@ -1,0 +1,81 @@
+"""A pruning method and how far it has gone: everything between two events that Lightning has no part in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_prune.budgets import Budget
+from lightning_prune.coupling import Example, named_tensors
+from lightning_prune.criteria import Criterion, Scoring
+from lightning_prune.report import Report
+from lightning_prune.scope import Scope
+
+
+class Pruner(ABC):
+    """What both kinds of pruner share: a method, its statistics, and the state that a checkpoint keeps.
+
+    Args:
+        criterion: What matters.
+        budget: Until what.
+        scope: Where.
+    """
+
+    def __init__(self, criterion: Criterion, budget: Budget, scope: Scope) -> None:
+        self.criterion, self.budget, self.scope = criterion, budget, scope
+        self.statistics = criterion.statistics()
+        self.event = 0
+        self.fraction = 0.0
+        self.sparsity = 0.0
+
+    @abstractmethod
+    def prepare(self, model: nn.Module, example: Example | None) -> None:
+        """Check everything that can be known before the first event, and begin to gather statistics.
+
+        Raises:
+            ValueError: If the method cannot work on this network; the message names the cure.
+        """
+
+    @abstractmethod
+    def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
+        """Decide on the next event without touching ``model``."""
+
+    def apply(self, model: nn.Module, report: Report, optimizers: Iterable[Optimizer]) -> None:
+        """Carry out ``report``, and begin to gather statistics anew."""
+        self._carry_out(model, report, list(optimizers))
+        self.event += 1
+        self.fraction = report.fraction
+        self.sparsity = report.sparsity
+        if self.statistics is not None:
+            self.statistics.reset()
+
+    @abstractmethod
+    def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None: ...
+
+    def scoring(self, model: nn.Module) -> Scoring:
+        """What the criterion may look at now."""
+        totals: Mapping[str, Tensor] = self.statistics.totals if self.statistics is not None else {}
+        return Scoring(model, dict(named_tensors(model)), totals, self.event)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, dicts and tensors."""
+        state: dict[str, Any] = {"event": self.event, "fraction": self.fraction, "sparsity": self.sparsity}
+        if self.statistics is not None:
+            state["statistics"] = self.statistics.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``state_dict`` returned."""
+        self.event, self.fraction, self.sparsity = state["event"], state["fraction"], state["sparsity"]
+        if self.statistics is not None:
+            self.statistics.load_state_dict(state["statistics"])
+
+
+def nonzero_in(tensors: Iterable[Tensor]) -> int:
+    """How many entries of ``tensors`` are not zero."""
+    return sum(int(torch.count_nonzero(tensor)) for tensor in tensors)

@@ -1,0 +1,135 @@
+"""Scope: where pruning may happen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from lightning_prune.coupling import Coupling, Group
+
+_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which modules and parameters may be pruned.
+
+    A pattern (``fnmatch``, on qualified names) picks a parameter, or a module with everything below it. The output
+    of the network always protects itself.
+
+    Args:
+        include: Patterns of what may be pruned; everything by default.
+        exclude: Patterns of what must stay as it is.
+        types: Names of module classes, base classes included (``"Conv2d"``, ``"Linear"``); every type by default.
+        biases_and_norms: Whether weight masks may cover biases, other vectors and the parameters of norms.
+
+    Raises:
+        ValueError: If an argument is empty or not a sequence of strings.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2))
+        >>> list(Scope(exclude=["3"]).parameters(net))
+        ['0.weight']
+    """
+
+    include: Sequence[str] = ("*",)
+    exclude: Sequence[str] = ()
+    types: Sequence[str] = ()
+    biases_and_norms: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude", "types"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not all(isinstance(item, str) for item in value):
+                raise ValueError(f"Scope {name}={value!r} must be a list of strings, such as [{str(value)!r}]")
+            object.__setattr__(self, name, tuple(value))
+        if not self.include:
+            raise ValueError("Scope include=[] matches nothing; leave it out to prune everything")
+
+    def parameters(self, module: nn.Module) -> dict[str, nn.Parameter]:
+        """The parameters that masks may cover, by qualified name.
+
+        Raises:
+            ValueError: If nothing matches, or a pattern of ``include`` or ``exclude`` matches no part of ``module``.
+        """
+        self._check_patterns(module)
+        owners = _owners(module)
+        found = {
+            name: parameter
+            for name, parameter in module.named_parameters()
+            if self._matches(name, owners[name])
+            and (self.biases_and_norms or (parameter.dim() > 1 and not isinstance(owners[name], _NORMS)))
+        }
+        if not found:
+            raise ValueError(f"{self} matches no parameter of {type(module).__name__}; {_names_hint(module)}")
+        return found
+
+    def groups(self, module: nn.Module, coupling: Coupling) -> tuple[dict[str, Group], dict[str, str]]:
+        """The groups whose own layers lie in the scope, and why each other one does not.
+
+        A group belongs where its channels are made; layers that only read them do not count.
+
+        Raises:
+            ValueError: As ``parameters``.
+        """
+        self._check_patterns(module)
+        owners = _owners(module)
+        inside: dict[str, Group] = {}
+        outside: dict[str, str] = {}
+        for name, group in coupling.groups.items():
+            makers = [m.tensor for m in group.members if not m.reads and m.tensor in owners]
+            excluded = next((t for t in makers if any(_match(t, p) for p in self.exclude)), None)
+            if excluded is not None:
+                outside[name] = f"{excluded!r} is excluded by the scope"
+            elif any(self._matches(t, owners[t]) for t in makers):
+                inside[name] = group
+            else:
+                outside[name] = "outside the scope"
+        if not inside:
+            reasons = {**coupling.frozen, **outside}
+            raise ValueError(
+                f"{self} leaves no removable channels in {type(module).__name__}; "
+                f"what is there must stay: {dict(list(reasons.items())[:5])}"
+            )
+        return inside, outside
+
+    def _matches(self, name: str, owner: nn.Module) -> bool:
+        return (
+            any(_match(name, pattern) for pattern in self.include)
+            and not any(_match(name, pattern) for pattern in self.exclude)
+            and (not self.types or any(cls.__name__ in self.types for cls in type(owner).__mro__))
+        )
+
+    def _check_patterns(self, module: nn.Module) -> None:
+        names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+        for field in ("include", "exclude"):
+            for pattern in getattr(self, field):
+                if not any(_match(name, pattern) for name in names):
+                    raise ValueError(
+                        f"Scope {field}={pattern!r} matches nothing in {type(module).__name__}; {_names_hint(module)}"
+                    )
+
+
+def _owners(module: nn.Module) -> dict[str, nn.Module]:
+    modules = dict(module.named_modules(remove_duplicate=False))
+    return {name: modules[name.rpartition(".")[0]] for name, _ in module.named_parameters()}
+
+
+def _match(name: str, pattern: str) -> bool:
+    return any(fnmatchcase(part, pattern) for part in _ancestry(name))
+
+
+def _ancestry(name: str) -> Iterator[str]:
+    """``a.b.weight``, ``a.b`` and ``a``."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def _names_hint(module: nn.Module) -> str:
+    names = [name for name, child in module.named_modules() if name and not list(child.children())]
+    return f"its layers are named {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"

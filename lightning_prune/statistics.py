@@ -1,0 +1,144 @@
+"""What a criterion needs gathered during training."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.coupling import Group
+
+
+class Statistics(ABC):
+    """Sums over the training steps since the last event. Detached, in float32, never kept per example."""
+
+    def __init__(self, every_n_steps: int = 1) -> None:
+        self.every_n_steps = every_n_steps
+        self.totals: dict[str, Tensor] = {}
+        self.steps = 0
+
+    @abstractmethod
+    def attach(self, module: nn.Module, groups: Iterable[Group]) -> None:
+        """Begin to observe; attaching again replaces what was observed."""
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Stop observing; the totals stay."""
+
+    @abstractmethod
+    def begin_step(self, step: int) -> None:
+        """A training batch begins; it is observed where ``step`` is a multiple of ``every_n_steps``."""
+
+    @abstractmethod
+    def commit(self, loss_scale: float = 1.0) -> None:
+        """A backward pass has ended: add what it brought, divided by the loss scale; drop it if not finite."""
+
+    @abstractmethod
+    def unseen(self) -> list[str]:
+        """What is observed and has brought nothing since the last event."""
+
+    def reset(self) -> None:
+        """Forget everything gathered so far."""
+        self.totals = {}
+        self.steps = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Totals and number of committed steps, as plain tensors and numbers."""
+        return {"totals": dict(self.totals), "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``state_dict`` returned."""
+        self.totals = dict(state["totals"])
+        self.steps = state["steps"]
+
+
+class ActivationGradient(Statistics):
+    """|mean over space of activation × gradient|, summed over examples, for each channel of the observed layers.
+
+    Molchanov et al. 2016, eq. 8. A forward hook keeps a copy of the activation (code such as ``relu_`` overwrites the
+    original), a hook on its gradient consumes it in the backward pass.
+    """
+
+    def __init__(self, every_n_steps: int = 1) -> None:
+        super().__init__(every_n_steps)
+        self.active = True
+        self.pending: dict[str, Tensor] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._observed: list[str] = []
+
+    def attach(self, module: nn.Module, groups: Iterable[Group]) -> None:
+        """Hook every layer that makes channels of ``groups``."""
+        self.detach()
+        where = {a.module: a.dim for group in groups for a in group.activations}
+        for name, dim in where.items():
+            self._handles.append(module.get_submodule(name).register_forward_hook(_Observer(self, name, dim)))
+        self._observed = list(where)
+
+    def detach(self) -> None:
+        """Remove all hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._observed = [], []
+
+    def begin_step(self, step: int) -> None:
+        """Forget what no backward pass committed, and decide whether to observe this batch."""
+        self.pending = {}
+        self.active = step % self.every_n_steps == 0
+
+    def commit(self, loss_scale: float = 1.0) -> None:
+        """Add the pending sums of one backward pass."""
+        pending, self.pending = self.pending, {}
+        if not pending or not all(bool(torch.isfinite(value).all()) for value in pending.values()):
+            return
+        for name, value in pending.items():
+            total = self.totals.get(name)
+            self.totals[name] = value / loss_scale if total is None else total.to(value.device) + value / loss_scale
+        self.steps += 1
+
+    def unseen(self) -> list[str]:
+        """Layers that no gradient reached."""
+        return [name for name in self._observed if name not in self.totals]
+
+
+class _Observer:
+    """A forward hook; copies of the network (for tracing, averaging) get one that does nothing."""
+
+    def __init__(self, owner: ActivationGradient | None, name: str, dim: int) -> None:
+        self.owner, self.name, self.dim = owner, name, dim
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        owner = self.owner
+        if owner is None or not owner.active or not torch.is_grad_enabled():
+            return
+        if not isinstance(output, Tensor) or not output.requires_grad or output.dim() < -self.dim:
+            return
+        activation = output.detach().clone()
+
+        def consume(gradient: Tensor) -> None:
+            value = channel_sums(activation.float() * gradient.detach().float(), self.dim)
+            owner.pending[self.name] = owner.pending[self.name] + value if self.name in owner.pending else value
+
+        output.register_hook(consume)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Observer:
+        return _Observer(None, self.name, self.dim)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Observer, (None, self.name, self.dim)
+
+
+def channel_sums(product: Tensor, dim: int) -> Tensor:
+    """Sum over examples of |mean over space|: (N, ..., C, ...) -> (C,), with C at ``dim`` (negative).
+
+    Example:
+        >>> channel_sums(torch.tensor([[[1.0, -3.0]], [[4.0, 0.0]]]), -2)  # two examples, one channel, two positions
+        tensor([3.])
+    """
+    batched = product.dim() > -dim
+    rows = product.movedim(dim, 1 if batched else 0)
+    if not batched:
+        rows = rows.unsqueeze(0)
+    return rows.flatten(2).mean(2).abs().sum(0) if rows.dim() > 2 else rows.abs().sum(0)

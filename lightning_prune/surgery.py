@@ -1,0 +1,79 @@
+"""Apply a plan: to a module, and to the optimizers that train it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_prune.coupling import named_tensors, sync_attributes
+from lightning_prune.plan import Plan, select
+
+
+def apply_plan(module: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) -> None:
+    """Remove what ``plan`` does not keep from ``module``, from pending gradients and from optimizer state.
+
+    Every parameter stays the same object, so optimizers, tied weights and parameter order are as before. No autograd
+    graph of the old shapes may be alive.
+
+    Args:
+        module: The network that the plan was made for.
+        plan: What to keep; its masks are not applied here.
+        optimizers: State tensors shaped like their parameter are sliced with it; others (step counts) are left.
+
+    Raises:
+        ValueError: If the plan does not fit the module.
+    """
+    tensors = dict(named_tensors(module))
+    _check(plan, tensors)
+    states = [optimizer.state for optimizer in optimizers]
+    for name, dims in plan.keep.items():
+        _slice_tensor(tensors[name], dims, states)
+    changed = {id(tensors[name]) for name in plan.keep}
+    for owner in module.modules():
+        if any(id(tensor) in changed for tensor in (*owner._parameters.values(), *owner._buffers.values())):
+            sync_attributes(owner)
+
+
+def _check(plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+    for name, dims in plan.keep.items():
+        if name not in tensors:
+            raise ValueError(
+                f"the plan keeps parts of {name!r}, which the module does not have; was it made for another?"
+            )
+        for dim, index in dims.items():
+            size = tensors[name].shape[dim]
+            if not len(index) or int(index.max()) >= size:
+                raise ValueError(
+                    f"the plan keeps {len(index)} indices up to {int(index.max()) if len(index) else 0} of dimension "
+                    f"{dim} of {name!r}, which has {size}; was it already applied?"
+                )
+
+
+def _slice_tensor(tensor: Tensor, dims: Mapping[int, Tensor], states: Sequence[MutableMapping[Tensor, Any]]) -> None:
+    shape, grad = tensor.shape, tensor.grad if tensor.is_leaf else None
+    if grad is not None:
+        tensor.grad = None
+    tensor.data = select(tensor.data, dims)
+    if grad is not None:
+        tensor.grad = select(grad, dims)
+    for state in states:
+        for key, value in state.get(tensor, {}).items():
+            if isinstance(value, Tensor) and value.shape == shape:
+                state[tensor][key] = select(value, dims)
+
+
+def zero_removed(module: nn.Module, plan: Plan) -> None:
+    """Mask instead of removing: write 0 where ``plan`` keeps nothing (1 into running variances).
+
+    What removal has to be equal to, for networks without statistics across channels.
+    """
+    with torch.no_grad():
+        for name, tensor in named_tensors(module):
+            for dim, index in plan.keep.get(name, {}).items():
+                gone = torch.ones(tensor.shape[dim], dtype=torch.bool, device=tensor.device)
+                gone[index] = False
+                tensor.index_fill_(dim, gone.nonzero().flatten(), 1.0 if name.endswith("running_var") else 0.0)

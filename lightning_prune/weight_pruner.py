@@ -1,0 +1,96 @@
+"""Masking weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_prune.budgets import Budget
+from lightning_prune.coupling import Example
+from lightning_prune.criteria import Criterion
+from lightning_prune.masks import MaskKeeper, lowest_masks, pack, unpack
+from lightning_prune.measure import Size, count_macs
+from lightning_prune.plan import Plan
+from lightning_prune.pruner import Pruner, nonzero_in
+from lightning_prune.report import Report
+from lightning_prune.scope import Scope
+from lightning_prune.spaces import WeightSpace
+
+
+class WeightPruner(Pruner):
+    """Ranks the weights of a network and masks the lowest.
+
+    Args:
+        criterion: What matters.
+        budget: Until what.
+        scope: Where.
+    """
+
+    def __init__(self, criterion: Criterion, budget: Budget, scope: Scope) -> None:
+        super().__init__(criterion, budget, scope)
+        if not criterion.scores_weights:
+            raise ValueError(f"criterion {criterion} does not score weights; use Channels(), or another criterion")
+        if not budget.masks:
+            raise ValueError(f"budget {budget} counts what is physically removed; with Weights() use Sparsity or Count")
+        self.masks: dict[str, Tensor] = {}
+
+    def prepare(self, model: nn.Module, example: Example | None) -> None:
+        """Check that the scope and the budget fit the network."""
+        self.budget.mask_weights(self._space(self.scope.parameters(model)), 1.0)
+
+    def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
+        """Score, choose, and measure."""
+        parameters = self.scope.parameters(model)
+        space = self._space(parameters)
+        scoring = self.scoring(model)
+        scores = {name: self.criterion.score_weights(name, scoring) for name in parameters}
+        masks = lowest_masks(scores, self.masks, self.budget.mask_weights(space, fraction))
+        masked = {name: int((~mask).sum()) for name, mask in masks.items()}
+        return Report(
+            plan=Plan(masks=masks),
+            before=_size(model, example, {}),
+            after=_size(model, example, masks),
+            sparsity=sum(masked.values()) / sum(space.sizes.values()),
+            fraction=fraction,
+            widths={n: (s - space.masked[n], s - masked[n]) for n, s in space.sizes.items()},
+        )
+
+    def _space(self, parameters: Mapping[str, nn.Parameter]) -> WeightSpace:
+        return WeightSpace(
+            sizes={name: p.numel() for name, p in parameters.items()},
+            masked={n: int((~self.masks[n]).sum()) if n in self.masks else 0 for n in parameters},
+        )
+
+    def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
+        self.masks = {name: mask.cpu() for name, mask in report.plan.masks.items()}
+        self.keeper(model).apply(optimizers)
+
+    def keeper(self, model: nn.Module) -> MaskKeeper:
+        """What holds the masks on ``model``."""
+        return MaskKeeper(dict(model.named_parameters()), self.masks)
+
+    def follow(self, plan: Plan) -> None:
+        """Slice the masks after channels were removed by ``plan``."""
+        self.masks = Plan(masks=self.masks).slice_masks(plan)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The common state and the masks."""
+        return {**super().state_dict(), "masks": pack(self.masks)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``state_dict`` returned."""
+        super().load_state_dict(state)
+        self.masks = unpack(state["masks"])
+
+
+def _size(model: nn.Module, example: Example | None, masks: Mapping[str, Tensor]) -> Size:
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    masked = [p * masks[name].to(p.device) if name in masks else p for name, p in parameters.items()]
+    return Size(
+        params=sum(p.numel() for p in masked),
+        nonzero=nonzero_in(masked),
+        macs=count_macs(model, example) if example is not None else None,
+    )
