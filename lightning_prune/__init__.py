@@ -1,1 +1,43 @@
-"""Make neural networks smaller while PyTorch Lightning trains them."""
+"""Make neural networks smaller while PyTorch Lightning trains them.
+
+The callbacks need ``lightning``; everything else works without it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from lightning_prune.checkpoint import load_pruned
+from lightning_prune.functional import prune_once
+from lightning_prune.granularity import Channels, Weights
+from lightning_prune.plan import Plan
+from lightning_prune.report import Report
+from lightning_prune.scope import Scope
+
+if TYPE_CHECKING:
+    from lightning_prune.callbacks import AccuracyGuard, IterativePruning, SlimmingPenalty, SparsityLogger
+
+__version__ = "0.1.0"
+__all__ = [
+    "AccuracyGuard",
+    "Channels",
+    "IterativePruning",
+    "Plan",
+    "Report",
+    "Scope",
+    "SlimmingPenalty",
+    "SparsityLogger",
+    "Weights",
+    "load_pruned",
+    "prune_once",
+]
+
+_CALLBACKS = ("AccuracyGuard", "IterativePruning", "SlimmingPenalty", "SparsityLogger")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _CALLBACKS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from lightning_prune import callbacks
+    except ImportError as error:
+        raise ImportError(f"{name} is a Lightning callback: pip install lightning") from error
+    return getattr(callbacks, name)

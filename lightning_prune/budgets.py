@@ -37,9 +37,13 @@ class Budget(ABC):
         """How many weights are masked in all, or in each parameter."""
         raise TypeError(f"{self} counts what is physically removed; with Weights() use Sparsity, Ratio or Count")
 
-    def check_units(self, space: ChannelSpace) -> None:
-        """Raise ``BudgetError`` now if the end of the schedule cannot be met."""
+    def check_units(self, space: ChannelSpace, events: int | None) -> None:
+        """Raise ``BudgetError`` now if the end of the schedule, ``events`` events from here, cannot be met."""
         self.keep_units(space, 1.0)
+
+    def check_weights(self, space: WeightSpace, events: int | None) -> None:
+        """The same for masks."""
+        self.mask_weights(space, 1.0)
 
 
 def _check_share(budget: Budget, name: str, value: float) -> None:
@@ -65,16 +69,17 @@ class Ratio(Budget):
 
     def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
         """The share of every group, or the lowest-ranked share of all."""
-        total = sum(space.original.values())
-        if self.share * total > total - len(space.original):
-            most = 1 - len(space.original) / total
+        total = sum(space.original.values()) + sum(space.exhausted.values())
+        least = len(space.original) + len(space.exhausted)
+        if self.share * total > total - least:
+            most = 1 - least / total
             raise BudgetError(f"{self} leaves no channel somewhere; at most share={most:.4f} can go here")
         if self.per_layer:
             return space.keep_share(self.share * fraction)
-        gone = total - sum(space.now.values())
+        gone = total - sum(space.now.values()) - len(space.exhausted)
         return space.keep_after(round(self.share * fraction * total) - gone)
 
-    def check_units(self, space: ChannelSpace) -> None:
+    def check_units(self, space: ChannelSpace, events: int | None) -> None:
         """Also refuse a ratio that rounding turns into nothing."""
         if self.share > 0 and self.keep_units(space, 1.0) == space.now == space.original:
             raise BudgetError(
@@ -138,8 +143,27 @@ class Count(Budget):
         if self.per_layer:
             return {name: space.rounded(name, now - self.count) for name, now in space.now.items()}
         if self.count > space.removable:
-            raise BudgetError(f"{self}: only {space.removable} more units can go with one left everywhere")
+            raise BudgetError(f"{self}: only {space.removable} more units can go with one left everywhere.")
         return space.keep_after(self.count)
+
+    def check_units(self, space: ChannelSpace, events: int | None) -> None:
+        """All events together must find enough units."""
+        self.keep_units(space, 1.0)
+        if not self.per_layer and events is not None:
+            self._check_total(events, space.removable, "units")
+
+    def check_weights(self, space: WeightSpace, events: int | None) -> None:
+        """All events together must find enough weights."""
+        self.mask_weights(space, 1.0)
+        if not self.per_layer and events is not None:
+            self._check_total(events, space.maskable - sum(space.masked.values()), "weights")
+
+    def _check_total(self, events: int, available: int, unit: str) -> None:
+        if self.count * events > available:
+            raise BudgetError(
+                f"{self} in {events} events wants {self.count * events} {unit}, but only {available} can go with one "
+                f"left everywhere; at most count={available // events}"
+            )
 
     def mask_weights(self, space: WeightSpace, fraction: float) -> Mapping[str, int] | int:
         """So many more than are masked already."""

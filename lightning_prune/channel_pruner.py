@@ -42,7 +42,7 @@ class ChannelPruner(Pruner):
         self.blocked: dict[str, str] = {}
         self._coupling: Coupling | None = None
 
-    def prepare(self, model: nn.Module, example: Example | None) -> None:
+    def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
         """Analyse the network, try the final widths on a copy, and hook what has to be observed."""
         coupling = self.coupling(model, example)
         if self.origin is None:
@@ -50,7 +50,8 @@ class ChannelPruner(Pruner):
         groups, reasons = self._candidates(model, coupling)
         unknown = {name: torch.zeros(group.size) for name, group in groups.items()}
         scored = {name: s for name, s in unknown.items() if name not in reasons}
-        self._choose(model, example, scored, 1.0, check=True)
+        self._choose(model, example, scored, 1.0)
+        self.budget.check_units(self._space(coupling, scored), None if events is None else events - self.event)
         if self.statistics is not None:
             self.statistics.attach(model, [groups[name] for name in scored if name not in self.blocked])
 
@@ -109,25 +110,25 @@ class ChannelPruner(Pruner):
         example: Example | None,
         scores: Mapping[str, Tensor],
         fraction: float,
-        check: bool = False,
     ) -> tuple[dict[str, int], dict[str, Tensor], Plan]:
         """Widths, removed units and plan that meet the budget and run; groups that break the network are blocked."""
         coupling = self.coupling(model, example)
-        assert self.origin is not None
         assert example is not None
         while True:
-            open_scores = {name: values for name, values in scores.items() if name not in self.blocked}
-            if not open_scores:
-                raise ValueError(f"no channel of {type(model).__name__} can be removed: {self.blocked}")
-            space = ChannelSpace(coupling, open_scores, self.origin, self.granularity.round_to)
-            if check:
-                self.budget.check_units(space)
+            space = self._space(coupling, scores)
             kept = {n: min(k, space.now[n]) for n, k in self.budget.keep_units(space, fraction).items()}
             removed = space.lowest(kept)
             failing = failing_groups(model, example, coupling, removed)
             if not failing:
                 return kept, removed, plan_removal(removed, coupling.groups, coupling.shapes)
             self.blocked.update(failing)
+
+    def _space(self, coupling: Coupling, scores: Mapping[str, Tensor]) -> ChannelSpace:
+        assert self.origin is not None
+        candidates = {name: values for name, values in scores.items() if name not in self.blocked}
+        if not candidates:
+            raise ValueError(f"no channel of the network can be removed: {self.blocked}")
+        return ChannelSpace(coupling, candidates, self.origin, self.granularity.round_to)
 
     def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
         apply_plan(model, report.plan, optimizers)

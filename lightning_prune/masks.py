@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 
 def lowest_masks(
@@ -27,7 +29,8 @@ def lowest_masks(
         hidden = dict(zip(ranked, _lowest(list(ranked.values()), counts), strict=True))
     else:
         hidden = {name: _lowest([values], counts[name])[0] for name, values in ranked.items()}
-    return {name: ~hidden[name].reshape(scores[name].shape) for name in scores}
+    fresh = {name: ~hidden[name].reshape(scores[name].shape) for name in scores}
+    return {name: mask & masks[name].to(mask.device) if name in masks else mask for name, mask in fresh.items()}
 
 
 def _rankable(scores: Tensor, mask: Tensor | None) -> Tensor:
@@ -61,6 +64,22 @@ class MaskKeeper:
     def __init__(self, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
         self._parameters: list[Tensor] = [parameters[name] for name in masks]
         self._factors = [mask.to(p.device, p.dtype) for p, mask in zip(self._parameters, masks.values(), strict=True)]
+        self._handles: list[RemovableHandle] = []
+
+    def hold(self, optimizers: list[Optimizer]) -> None:
+        """Apply the masks now, and after every step of one of ``optimizers``."""
+        self.apply(optimizers)
+        for optimizer in optimizers:
+            self._handles.append(optimizer.register_step_post_hook(self._after_step))
+
+    def release(self) -> None:
+        """Let go of the optimizers; what is zero stays zero until the next step."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.apply([optimizer])
 
     @torch.no_grad()
     def apply(self, optimizers: list[Optimizer]) -> None:

@@ -34,8 +34,13 @@ class Pruner(ABC):
         self.sparsity = 0.0
 
     @abstractmethod
-    def prepare(self, model: nn.Module, example: Example | None) -> None:
+    def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
         """Check everything that can be known before the first event, and begin to gather statistics.
+
+        Args:
+            model: The network.
+            example: What its forward receives.
+            events: How many events there will be in all, None where that is not known.
 
         Raises:
             ValueError: If the method cannot work on this network; the message names the cure.

@@ -12,6 +12,8 @@ from typing import Literal
 
 Unit = Literal["epoch", "step", "share"]
 
+_ROUNDING = 1e-9  # what sums of shares such as 0.1 may be off
+
 
 class Schedule(ABC):
     """Base of all schedules.
@@ -43,7 +45,7 @@ class Schedule(ABC):
             raise ValueError(f"{name} unit={self.unit!r} is not known; use 'epoch', 'step' or 'share'")
         if self.start < 0:
             raise ValueError(f"{name} start={self.start} is negative; 0 is the beginning of the training")
-        if self.unit == "share" and self.last > 1:
+        if self.unit == "share" and self.last > 1 + _ROUNDING:
             raise ValueError(f"{name} ends at share {self.last:g} of the training; shares lie in [0, 1]")
 
 
@@ -103,8 +105,8 @@ class Ramp(Schedule):
             return 0.0
         if time >= self.end:
             return 1.0
-        passed = floor((time - self.start) / self.every + 1e-9) * self.every
-        return self._shape(passed / (self.end - self.start))
+        passed = floor((time - self.start) / self.every + _ROUNDING) * self.every
+        return self._shape(min(passed / (self.end - self.start), 1.0))
 
     @abstractmethod
     def _shape(self, progress: float) -> float:
@@ -179,13 +181,13 @@ class Rounds(Schedule):
     def __post_init__(self) -> None:
         if self.every <= 0:
             raise ValueError(f"Rounds every={self.every} must be positive")
-        if self.count < 1:
-            raise ValueError(f"Rounds count={self.count} must be at least 1")
+        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:
+            raise ValueError(f"Rounds count={self.count!r} must be a whole number of at least 1")
         self._check()
 
     def fraction(self, time: float) -> float:
         """Rounds passed at ``time``, over ``count``."""
-        passed = floor((time - self.start) / self.every + 1e-9) + 1
+        passed = floor((time - self.start) / self.every + _ROUNDING) + 1
         return min(max(passed, 0), self.count) / self.count
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -11,6 +11,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_prune.coupling import Coupling, Group
 
+Owners = dict[str, nn.Module]  # every name of one parameter -> the module that holds it under this name
+
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 
@@ -18,8 +20,8 @@ _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNor
 class Scope:
     """Which modules and parameters may be pruned.
 
-    A pattern (``fnmatch``, on qualified names) picks a parameter, or a module with everything below it. The output
-    of the network always protects itself.
+    A pattern (``fnmatch``, on qualified names) picks a parameter, or a module with everything below it; a shared
+    parameter goes by each of its names. The output of the network always protects itself.
 
     Args:
         include: Patterns of what may be pruned; everything by default.
@@ -44,8 +46,10 @@ class Scope:
     def __post_init__(self) -> None:
         for name in ("include", "exclude", "types"):
             value = getattr(self, name)
-            if isinstance(value, str) or not all(isinstance(item, str) for item in value):
-                raise ValueError(f"Scope {name}={value!r} must be a list of strings, such as [{str(value)!r}]")
+            if isinstance(value, str):
+                raise ValueError(f"Scope {name}={value!r} must be a list of strings: [{value!r}]")
+            if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+                raise ValueError(f"Scope {name}={value!r} must be a list of strings")
             object.__setattr__(self, name, tuple(value))
         if not self.include:
             raise ValueError("Scope include=[] matches nothing; leave it out to prune everything")
@@ -61,8 +65,8 @@ class Scope:
         found = {
             name: parameter
             for name, parameter in module.named_parameters()
-            if self._matches(name, owners[name])
-            and (self.biases_and_norms or (parameter.dim() > 1 and not isinstance(owners[name], _NORMS)))
+            if self._matches(owners[name])
+            and (self.biases_and_norms or (parameter.dim() > 1 and not _in_a_norm(owners[name])))
         }
         if not found:
             raise ValueError(f"{self} matches no parameter of {type(module).__name__}; {_names_hint(module)}")
@@ -82,10 +86,10 @@ class Scope:
         outside: dict[str, str] = {}
         for name, group in coupling.groups.items():
             makers = [m.tensor for m in group.members if not m.reads and m.tensor in owners]
-            excluded = next((t for t in makers if any(_match(t, p) for p in self.exclude)), None)
+            excluded = next((t for t in makers if _any_match(owners[t], self.exclude)), None)
             if excluded is not None:
                 outside[name] = f"{excluded!r} is excluded by the scope"
-            elif any(self._matches(t, owners[t]) for t in makers):
+            elif any(self._matches(owners[t]) for t in makers):
                 inside[name] = group
             else:
                 outside[name] = "outside the scope"
@@ -97,30 +101,38 @@ class Scope:
             )
         return inside, outside
 
-    def _matches(self, name: str, owner: nn.Module) -> bool:
+    def _matches(self, owners: Owners) -> bool:
+        classes = {cls.__name__ for owner in owners.values() for cls in type(owner).__mro__}
         return (
-            any(_match(name, pattern) for pattern in self.include)
-            and not any(_match(name, pattern) for pattern in self.exclude)
-            and (not self.types or any(cls.__name__ in self.types for cls in type(owner).__mro__))
+            _any_match(owners, self.include)
+            and not _any_match(owners, self.exclude)
+            and (not self.types or not classes.isdisjoint(self.types))
         )
 
     def _check_patterns(self, module: nn.Module) -> None:
         names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
         for field in ("include", "exclude"):
             for pattern in getattr(self, field):
-                if not any(_match(name, pattern) for name in names):
+                if not _any_match(names, [pattern]):
                     raise ValueError(
                         f"Scope {field}={pattern!r} matches nothing in {type(module).__name__}; {_names_hint(module)}"
                     )
 
 
-def _owners(module: nn.Module) -> dict[str, nn.Module]:
+def _owners(module: nn.Module) -> dict[str, Owners]:
     modules = dict(module.named_modules(remove_duplicate=False))
-    return {name: modules[name.rpartition(".")[0]] for name, _ in module.named_parameters()}
+    owners: dict[int, Owners] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), {})[name] = modules[name.rpartition(".")[0]]
+    return {name: owners[id(parameter)] for name, parameter in module.named_parameters()}
 
 
-def _match(name: str, pattern: str) -> bool:
-    return any(fnmatchcase(part, pattern) for part in _ancestry(name))
+def _in_a_norm(owners: Owners) -> bool:
+    return any(isinstance(owner, _NORMS) for owner in owners.values())
+
+
+def _any_match(names: Iterable[str], patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(part, pattern) for name in names for part in _ancestry(name) for pattern in patterns)
 
 
 def _ancestry(name: str) -> Iterator[str]:

@@ -61,6 +61,11 @@ class ChannelSpace:
         return {name: self.origin.units.get(name, now) for name, now in self.now.items()}
 
     @cached_property
+    def exhausted(self) -> dict[str, int]:
+        """Group name -> units it had when dense, for groups with one unit left, which cannot be removed any more."""
+        return {name: units for name, units in self.origin.units.items() if name not in self.coupling.groups}
+
+    @cached_property
     def floor(self) -> dict[str, int]:
         """Group name -> fewest units it can keep."""
         return {name: self.rounded(name, 0) for name in self.now}

@@ -91,7 +91,7 @@ class ActivationGradient(Statistics):
     def commit(self, loss_scale: float = 1.0) -> None:
         """Add the pending sums of one backward pass."""
         pending, self.pending = self.pending, {}
-        if not pending or not all(bool(torch.isfinite(value).all()) for value in pending.values()):
+        if not self.active or not all(bool(torch.isfinite(value).all()) for value in pending.values()):
             return
         for name, value in pending.items():
             total = self.totals.get(name)

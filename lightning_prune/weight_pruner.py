@@ -37,9 +37,10 @@ class WeightPruner(Pruner):
             raise ValueError(f"budget {budget} counts what is physically removed; with Weights() use Sparsity or Count")
         self.masks: dict[str, Tensor] = {}
 
-    def prepare(self, model: nn.Module, example: Example | None) -> None:
+    def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
         """Check that the scope and the budget fit the network."""
-        self.budget.mask_weights(self._space(self.scope.parameters(model)), 1.0)
+        space = self._space(self.scope.parameters(model))
+        self.budget.check_weights(space, None if events is None else events - self.event)
 
     def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
         """Score, choose, and measure."""

@@ -1,9 +1,41 @@
 """Criteria: what matters. A higher score survives."""
 
+from difflib import get_close_matches
+
 from lightning_prune.criteria.base import CannotScoreError, Criterion, Scoring
 from lightning_prune.criteria.batchnorm import BatchNormScale
 from lightning_prune.criteria.magnitude import Magnitude
 from lightning_prune.criteria.random import Random
 from lightning_prune.criteria.taylor import Taylor
 
-__all__ = ["BatchNormScale", "CannotScoreError", "Criterion", "Magnitude", "Random", "Scoring", "Taylor"]
+__all__ = [
+    "BatchNormScale",
+    "CannotScoreError",
+    "Criterion",
+    "Magnitude",
+    "Random",
+    "Scoring",
+    "Taylor",
+    "criterion_named",
+]
+
+
+def criterion_named(name: str) -> Criterion:
+    """The criterion with this name, upper or lower case, with its default arguments.
+
+    Raises:
+        ValueError: If there is none.
+
+    Example:
+        >>> criterion_named("taylor")
+        Taylor(every_n_steps=1)
+    """
+    known: dict[str, type[Criterion]] = {
+        cls.__name__.lower(): cls for cls in (BatchNormScale, Magnitude, Random, Taylor)
+    }
+    if name.lower() not in known:
+        near = get_close_matches(name.lower(), known, n=1)
+        hint = f"did you mean {known[near[0]].__name__!r}?" if near else "it has to be one of them"
+        names = ", ".join(sorted(cls.__name__ for cls in known.values()))
+        raise ValueError(f"criterion={name!r} is not known; {hint} ({names})")
+    return known[name.lower()]()

@@ -1,0 +1,58 @@
+"""What time it is for a schedule, and when a training ends."""
+
+from __future__ import annotations
+
+import math
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_prune.schedules import Schedule
+
+
+def time_of(trainer: pl.Trainer, schedule: Schedule, batch_idx: int = 0) -> float:
+    """Epochs or optimizer steps done, or the share of the training done, in the unit of ``schedule``."""
+    if schedule.unit == "epoch":
+        return trainer.current_epoch
+    if schedule.unit == "step":
+        return trainer.global_step
+    shares = []
+    if _limited(trainer.max_epochs):
+        shares.append((trainer.current_epoch + batch_idx / trainer.num_training_batches) / trainer.max_epochs)
+    if _limited(trainer.max_steps):
+        shares.append(trainer.global_step / trainer.max_steps)
+    return max(shares)
+
+
+def end_of(trainer: pl.Trainer, schedule: Schedule) -> float:
+    """When the training ends, in the unit of ``schedule``; infinity where it has no end.
+
+    Raises:
+        MisconfigurationException: If the schedule is in shares of a training without an end.
+    """
+    epochs = trainer.max_epochs if _limited(trainer.max_epochs) else math.inf
+    steps = trainer.max_steps if _limited(trainer.max_steps) else math.inf
+    per_epoch = _steps_per_epoch(trainer)
+    if schedule.unit == "share":
+        if math.isinf(epochs) and math.isinf(steps):
+            raise MisconfigurationException(
+                f"{schedule} is in shares of the training, which has no end: set max_epochs or max_steps on the Trainer"
+            )
+        return 1.0
+    if schedule.unit == "step":
+        return min(steps, epochs * per_epoch)
+    return min(epochs, steps / per_epoch if math.isfinite(per_epoch) else math.inf)
+
+
+def _steps_per_epoch(trainer: pl.Trainer) -> float:
+    batches = trainer.num_training_batches
+    return math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else math.inf
+
+
+def _limited(limit: int | None) -> bool:
+    return limit is not None and limit > 0
+
+
+def window_is_open(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether gradients of earlier batches are waiting for the optimizer step of an accumulation window."""
+    return batch_idx % trainer.accumulate_grad_batches != 0

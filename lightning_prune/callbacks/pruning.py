@@ -1,0 +1,254 @@
+"""The pruner as a callback: it decides when; rooms below decide what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_prune.budgets import Budget, BudgetError
+from lightning_prune.callbacks.clock import end_of, time_of, window_is_open
+from lightning_prune.callbacks.example import declared_example, example_from_batch
+from lightning_prune.callbacks.rebuild import check_strategy, unwrapped
+from lightning_prune.callbacks.support import as_misconfiguration, forget_best, tell
+from lightning_prune.checkpoint import track_shapes
+from lightning_prune.coupling import Example
+from lightning_prune.criteria import Criterion, Magnitude, criterion_named
+from lightning_prune.functional import make_pruner
+from lightning_prune.granularity import Channels, Granularity
+from lightning_prune.masks import MaskKeeper
+from lightning_prune.plan import Plan
+from lightning_prune.report import Report
+from lightning_prune.schedules import Schedule
+from lightning_prune.scope import Scope
+from lightning_prune.weight_pruner import WeightPruner
+
+
+class IterativePruning(Callback):
+    """Make the network smaller, event by event, while it trains.
+
+    Surgery happens where an epoch (or, for schedules in steps or shares, an accumulation window) begins, so no pruned
+    network goes untrained and no checkpoint is filed under another network's metric; best-model tracking of
+    ``ModelCheckpoint`` begins anew at every size. Other callbacks that have the methods are told:
+    ``on_before_prune(trainer, pl_module, pruning)`` when an event is due, ``on_prune(trainer, pl_module, plan,
+    report)`` after it.
+
+    Args:
+        schedule: When, and how far each time.
+        budget: Until what; the schedule arrives there.
+        criterion: What matters, an object or the name of one without arguments; ``Magnitude()`` by default.
+        granularity: ``Channels()`` removes channels (the default), ``Weights()`` masks single weights.
+        scope: Where; everywhere by default.
+
+    Raises:
+        MisconfigurationException: If the arguments do not go together.
+
+    Example:
+        >>> from lightning_prune.budgets import MACs
+        >>> from lightning_prune.schedules import Rounds
+        >>> pruning = IterativePruning(Rounds(start=5, every=5, count=8), MACs(keep=0.4), criterion="taylor")
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        budget: Budget,
+        criterion: Criterion | str | None = None,
+        granularity: Granularity | None = None,
+        scope: Scope | None = None,
+    ) -> None:
+        self.granularity = granularity or Channels()
+        with as_misconfiguration():
+            criterion = criterion_named(criterion) if isinstance(criterion, str) else criterion or Magnitude()
+            self.pruner = make_pruner(self.granularity, criterion, budget, scope or Scope())
+        if self.pruner.statistics is not None and schedule.start <= 0:
+            raise MisconfigurationException(
+                f"{criterion} needs gradients of at least one training step before the first event, but {schedule} "
+                "starts at 0; let it start later"
+            )
+        self.schedule = schedule
+        self._example: Example | None = None
+        self._prepared = self._observed = False
+        self._paused: str | None = None
+        self._held_since: float | None = None
+        self._delay = 0.0
+        self._masks = MaskKeeper({}, {})
+
+    @property
+    def state_key(self) -> str:
+        """One key for each granularity and scope: several pruners can share a Trainer."""
+        return self._generate_state_key(granularity=type(self.granularity).__name__, scope=repr(self.pruner.scope))
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the original that is gone, in [0, 1]."""
+        return self.pruner.sparsity
+
+    @property
+    def example(self) -> Example | None:
+        """What the network's forward receives, once it is known."""
+        return self._example
+
+    def pause(self, reason: str) -> None:
+        """Hold back the event that is due; it is tried again, and the schedule waits for it."""
+        self._paused = reason
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Prepare loading of pruned checkpoints; refuse strategies that cannot work."""
+        track_shapes(pl_module)
+        if stage == "fit":
+            check_strategy(trainer, self.granularity)
+            self._example, self._prepared, self._observed = None, False, False
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check what the network alone can tell."""
+        with as_misconfiguration():
+            own = self.pruner.scope.parameters(pl_module)
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, IterativePruning) and other is not self and _same_kind(self, other):
+                shared = own.keys() & other.pruner.scope.parameters(pl_module).keys()
+                if shared:
+                    raise MisconfigurationException(
+                        f"two IterativePruning callbacks both prune {sorted(shared)[0]!r} (and {len(shared) - 1} "
+                        "more); give them disjoint scopes"
+                    )
+        example = declared_example(pl_module)
+        if example is not None:
+            self._prepare(pl_module, example)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check the schedule against the training, and put masks in force."""
+        end = end_of(trainer, self.schedule)
+        if self.schedule.last >= end and not trainer.fast_dev_run:
+            rank_zero_warn(
+                f"{self.schedule} has its last event at {self.schedule.unit} {self.schedule.last:g}, but the training "
+                f"ends at {end:g}: the budget will not be reached. End it earlier or train longer."
+            )
+        self._hold_masks(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prune where the schedule says so."""
+        self._act(trainer, pl_module, 0)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the first batch for an example; prune between accumulation windows where the schedule says so."""
+        if not self._prepared:
+            self._prepare(pl_module, self._example_in(pl_module, batch))
+        if not window_is_open(trainer, batch_idx):
+            self._act(trainer, pl_module, batch_idx)
+        if self.pruner.statistics is not None:
+            self.pruner.statistics.begin_step(batch_idx)
+        pl_module.log("sparsity", self.sparsity, prog_bar=True, logger=False, on_step=True, on_epoch=False)
+
+    def on_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan, report: Report) -> None:
+        """Let masks follow when another pruner has removed channels."""
+        if plan.keep and isinstance(self.pruner, WeightPruner):
+            self.pruner.follow(plan)
+            self._hold_masks(trainer, pl_module)
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the statistics take in one backward pass."""
+        if self.pruner.statistics is not None:
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            self.pruner.statistics.commit(scaler.get_scale() if scaler is not None else 1.0)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """After the first observed batch, say if gradients do not reach what has to be ranked."""
+        statistics = self.pruner.statistics
+        if statistics is None or self._observed or statistics.steps == 0:
+            return
+        self._observed = True
+        unseen = statistics.unseen()
+        if unseen:
+            raise MisconfigurationException(
+                f"{self.pruner.criterion} needs gradients of {unseen[0]!r}; none reached it in the first training step "
+                f"({len(unseen)} such layers). Is it frozen or unused? Exclude it: Scope(exclude=[{unseen[0]!r}])."
+            )
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take all hooks off the network and the optimizers; pruned shapes still go into later checkpoints."""
+        self._masks.release()
+        if self.pruner.statistics is not None:
+            self.pruner.statistics.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far pruning has gone; plain numbers, dicts and tensors."""
+        return {"pruner": self.pruner.state_dict(), "delay": self._delay, "held_since": self._held_since}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.pruner.load_state_dict(state_dict["pruner"])
+        self._delay, self._held_since = state_dict["delay"], state_dict["held_since"]
+
+    def _example_in(self, pl_module: pl.LightningModule, batch: Any) -> Example | None:
+        try:
+            return example_from_batch(pl_module, batch)
+        except MisconfigurationException:
+            if isinstance(self.granularity, Channels):
+                raise
+            return None  # masks need no forward pass; their reports then say nothing about MACs
+
+    def _prepare(self, pl_module: pl.LightningModule, example: Example | None) -> None:
+        with as_misconfiguration():
+            self.pruner.prepare(pl_module, example, self.schedule.events)
+        self._example, self._prepared = example, True
+
+    def _act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int) -> None:
+        now = time_of(trainer, self.schedule, batch_idx)
+        due = self._held_since if self._held_since is not None else now - self._delay
+        fraction = self.schedule.fraction(due)
+        if fraction <= self.pruner.fraction or not self._prepared:
+            return
+        self._paused = None
+        tell(trainer, "on_before_prune", pl_module, self)
+        if self._paused is not None:
+            self._held_since = due
+            return
+        if self._held_since is not None:
+            self._held_since, self._delay = None, now - due
+        self._prune(trainer, pl_module, fraction)
+
+    def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, fraction: float) -> None:
+        report = self._decide(trainer, pl_module, fraction)
+        if isinstance(report, BudgetError):
+            rank_zero_warn(f"{report} Pruning ends here, at sparsity {self.sparsity:.4f}.")
+            self.pruner.fraction = 1.0
+            return
+        with unwrapped(trainer):
+            self.pruner.apply(pl_module, report, trainer.strategy.optimizers)
+        self._hold_masks(trainer, pl_module)
+        rank_zero_info(f"Pruning event {self.pruner.event} at epoch {trainer.current_epoch}: {report}")
+        forget_best(trainer)
+        tell(trainer, "on_prune", pl_module, report.plan, report)
+
+    def _decide(self, trainer: pl.Trainer, pl_module: pl.LightningModule, fraction: float) -> Report | BudgetError:
+        """The event, decided on rank 0 from the statistics of all ranks."""
+        statistics = self.pruner.statistics
+        if statistics is not None and trainer.world_size > 1:
+            statistics.totals = {
+                name: trainer.strategy.reduce(total, reduce_op="sum")
+                for name, total in sorted(statistics.totals.items())
+            }
+        decision: Report | BudgetError | None = None
+        if trainer.is_global_zero:
+            try:
+                decision = self.pruner.plan(pl_module, self._example, fraction)
+            except BudgetError as error:
+                decision = error
+        decided: Report | BudgetError = trainer.strategy.broadcast(decision)  # type: ignore[assignment]
+        return decided
+
+    def _hold_masks(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._masks.release()
+        if isinstance(self.pruner, WeightPruner):
+            self._masks = self.pruner.keeper(pl_module)
+            self._masks.hold(trainer.strategy.optimizers)
+
+
+def _same_kind(a: IterativePruning, b: IterativePruning) -> bool:
+    return type(a.granularity) is type(b.granularity)

@@ -1,0 +1,38 @@
+"""Small things that the callbacks share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+
+def tell(trainer: pl.Trainer, event: str, *args: Any) -> None:
+    """Call the method ``event`` of every callback that has it, in their order."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        listener = getattr(callback, event, None)
+        if listener is not None:
+            listener(trainer, *args)
+
+
+def forget_best(trainer: pl.Trainer) -> None:
+    """Let every ``ModelCheckpoint`` look for the best network of the new size; the next one saved replaces the old."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+            worst = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
+            callback.best_k_models = {path: worst for path in callback.best_k_models}
+            callback.kth_value, callback.best_model_score = worst, None
+
+
+@contextmanager
+def as_misconfiguration() -> Iterator[None]:
+    """Turn the errors of the rooms below into the one that Lightning's users expect."""
+    try:
+        yield
+    except ValueError as error:
+        raise MisconfigurationException(str(error)) from error

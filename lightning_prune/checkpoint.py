@@ -1,0 +1,167 @@
+"""Pruned shapes in checkpoints: written beside the weights, restored before they are loaded."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.coupling import named_tensors, sync_attributes
+
+_KEY = "lightning_prune"  # in `state_dict._metadata`, which checkpoints with weights alone keep as well
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def track_shapes(module: nn.Module) -> None:
+    """Let ``module`` write its dense shapes into its state dicts, and take over pruned shapes when loading one.
+
+    A tensor of a loaded state dict may differ in shape only if the file says that it was pruned from the shape that
+    the module was built with; any other difference is the usual error of ``load_state_dict``. Tracking twice is
+    tracking once.
+    """
+    if any(isinstance(hook, _ManifestWriter) for hook in module._state_dict_hooks.values()):
+        return
+    dense = {name: list(tensor.shape) for name, tensor in named_tensors(module)}
+    module._register_state_dict_hook(_ManifestWriter(dense))
+    module.register_load_state_dict_pre_hook(_ShapeLoader(dense))
+
+
+class _ManifestWriter:
+    """State dict hook: which tensors are smaller than they were built, and how large they were."""
+
+    def __init__(self, dense: dict[str, list[int]]) -> None:
+        self.dense = dense
+
+    def __call__(self, module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
+        if prefix or not hasattr(state_dict, "_metadata"):
+            return
+        pruned = {
+            name: self.dense[name]
+            for name, tensor in named_tensors(module)
+            if name in self.dense and list(tensor.shape) != self.dense[name]
+        }
+        state_dict._metadata[_KEY] = {"version": 1, "dense_shapes": pruned}
+
+
+class _ShapeLoader:
+    """Load hook: bring the module to the shapes in the file, smaller or larger, before its weights are copied."""
+
+    def __init__(self, dense: dict[str, list[int]]) -> None:
+        self.dense = dense
+
+    def __call__(self, module: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
+        manifest = getattr(state_dict, "_metadata", {}).get(_KEY)
+        if prefix or manifest is None:
+            return
+        pruned = manifest["dense_shapes"]
+        wanted = {
+            name: shape for name, shape in self.dense.items() if name not in pruned or list(pruned[name]) == shape
+        }
+        _reshape(module, {name: state_dict[name].shape for name in wanted if name in state_dict})
+
+
+def reshape_to(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Shrink ``module`` to the shapes of ``state_dict``, which was saved from a pruned copy of the same network.
+
+    Raises:
+        ValueError: If a tensor of the file cannot have been pruned from the module's.
+    """
+    shapes = {}
+    for name, tensor in named_tensors(module):
+        if name in state_dict:
+            found, own = tuple(state_dict[name].shape), tuple(tensor.shape)
+            if len(found) != len(own) or any(f > o for f, o in zip(found, own, strict=True)):
+                raise ValueError(
+                    f"{name!r} is {found} in the file and {own} in {type(module).__name__}: the file was not pruned "
+                    "from this network. Build it with the arguments it was trained with."
+                )
+            shapes[name] = state_dict[name].shape
+    _reshape(module, shapes)
+
+
+def _reshape(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
+    changed = set()
+    for name, tensor in named_tensors(module):
+        shape = shapes.get(name, tensor.shape)
+        if shape != tensor.shape and len(shape) == tensor.dim():
+            tensor.grad = None
+            tensor.data = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
+            changed.add(id(tensor))
+    for owner in module.modules():
+        if any(id(tensor) in changed for tensor in (*owner._parameters.values(), *owner._buffers.values())):
+            sync_attributes(owner)
+
+
+def load_pruned(model: type[_Module] | _Module, path: str | Path, **kwargs: Any) -> _Module:
+    """Load a pruned network: its original class, the pruned shapes, and the weights.
+
+    Args:
+        model: A LightningModule class, built from the hyperparameters in the checkpoint and ``kwargs``; or a network
+            built as it was before pruning, which is then changed in place.
+        path: A Lightning checkpoint, or a file with a state dict. It is read with ``weights_only=True``.
+        **kwargs: For a LightningModule class: what its ``load_from_checkpoint`` takes (``map_location``, ``strict``,
+            arguments of ``__init__``).
+
+    Returns:
+        The network. A checkpoint of a LightningModule also loads into the network inside it.
+
+    Raises:
+        ValueError: If the file was not pruned from this network.
+        TypeError: If ``model`` is a class without ``load_from_checkpoint``, or an instance and ``kwargs`` are given.
+    """
+    if isinstance(model, nn.Module):
+        if kwargs:
+            raise TypeError(
+                f"load_pruned takes {sorted(kwargs)} only with a LightningModule class, not with an instance"
+            )
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state_dict = _without_prefix(model, content.get("state_dict", content))
+        reshape_to(model, state_dict)
+        model.load_state_dict(state_dict)
+        return model
+    load = getattr(model, "load_from_checkpoint", None)
+    if load is None:
+        raise TypeError(f"{model.__name__} has no load_from_checkpoint; build it and pass the instance to load_pruned")
+    if "weights_only" in inspect.signature(load).parameters:
+        kwargs.setdefault("weights_only", True)
+    with _shrinking_before_load(model):
+        loaded: _Module = load(path, **kwargs)
+    return loaded
+
+
+@contextmanager
+def _shrinking_before_load(cls: type[nn.Module]) -> Iterator[None]:
+    """Let instances of ``cls`` take over the shapes of what they load, for as long as the context lasts."""
+    own = cls.__dict__.get("load_state_dict")
+    load = cls.load_state_dict
+
+    def load_state_dict(self: nn.Module, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        reshape_to(self, state_dict)
+        return load(self, state_dict, *args, **kwargs)
+
+    cls.load_state_dict = load_state_dict  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        if own is None:
+            del cls.load_state_dict
+        else:
+            cls.load_state_dict = own  # type: ignore[method-assign]
+
+
+def _without_prefix(module: nn.Module, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The part of ``state_dict`` that belongs to ``module``, where it was saved as a child of another module."""
+    names = list(module.state_dict())
+    if not names or names[0] in state_dict:
+        return state_dict
+    for key in state_dict:
+        if key.endswith("." + names[0]):
+            prefix = key.removesuffix(names[0])
+            if all(prefix + name in state_dict for name in names):
+                return {name: state_dict[prefix + name] for name in names}
+    return state_dict
