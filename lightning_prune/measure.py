@@ -30,7 +30,7 @@ class Size:
     macs: int | None
 
 
-def measure(model: nn.Module, example: Example) -> Size:
+def measure(model: nn.Module, example: Example | None) -> Size:
     """Count parameters and multiply-accumulates.
 
     MACs are those of convolutions and matrix products (attention included), as PyTorch's ``FlopCounterMode`` sees
@@ -44,7 +44,7 @@ def measure(model: nn.Module, example: Example) -> Size:
     return Size(
         params=sum(p.numel() for p in model.parameters()),
         nonzero=sum(int(torch.count_nonzero(p.detach())) for p in model.parameters()),
-        macs=count_macs(model, example),
+        macs=None if example is None else count_macs(model, example),
     )
 
 
@@ -61,17 +61,17 @@ def count_macs(model: nn.Module, example: Example) -> int:
     return macs
 
 
-def compare_latency(models: dict[str, nn.Module], inputs: Any, repeats: int = 30, warmup: int = 5) -> dict[str, float]:
+def compare_latency(
+    models: dict[str, nn.Module], example: Example, repeats: int = 30, warmup: int = 5
+) -> dict[str, float]:
     """Median seconds of a forward pass for each of ``models``, measured in turns so that all see the same machine.
 
     Args:
-        models: Networks by name, on the device of ``inputs``; measured in eval mode, their mode is restored.
-        inputs: A tuple is positional, a dict is keyword, anything else is the one argument.
+        models: Networks by name, on the device of ``example``; measured in eval mode, their mode is restored.
+        example: What their forward receives.
         repeats: Timed passes of each network, at least 1.
         warmup: Passes before them.
     """
-    args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
-    kwargs = inputs if isinstance(inputs, dict) else {}
     modes = {name: [(m, m.training) for m in model.modules()] for name, model in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
     try:
@@ -79,7 +79,7 @@ def compare_latency(models: dict[str, nn.Module], inputs: Any, repeats: int = 30
             for turn in range(warmup + repeats):
                 for name, model in models.items():
                     model.eval()
-                    elapsed = _timed(lambda model=model: model(*args, **kwargs))  # type: ignore[misc]
+                    elapsed = _timed(lambda model=model: example.run(model))  # type: ignore[misc]
                     if turn >= warmup:
                         seconds[name].append(elapsed)
     finally:

@@ -22,7 +22,8 @@ def apply_plan(module: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = 
     Args:
         module: The network that the plan was made for.
         plan: What to keep; its masks are not applied here.
-        optimizers: State tensors shaped like their parameter are sliced with it; others (step counts) are left.
+        optimizers: State tensors are sliced along the dimensions they share with their parameter (factored moments
+            share some of them, step counts none).
 
     Raises:
         ValueError: If the plan does not fit the module.
@@ -45,7 +46,7 @@ def _check(plan: Plan, tensors: Mapping[str, Tensor]) -> None:
                 f"the plan keeps parts of {name!r}, which the module does not have; was it made for another?"
             )
         for dim, index in dims.items():
-            size = tensors[name].shape[dim]
+            size = tensors[name].shape[dim] if dim < tensors[name].dim() else 0
             if not len(index) or int(index.max()) >= size:
                 raise ValueError(
                     f"the plan keeps {len(index)} indices up to {int(index.max()) if len(index) else 0} of dimension "
@@ -62,8 +63,9 @@ def _slice_tensor(tensor: Tensor, dims: Mapping[int, Tensor], states: Sequence[M
         tensor.grad = select(grad, dims)
     for state in states:
         for key, value in state.get(tensor, {}).items():
-            if isinstance(value, Tensor) and value.shape == shape:
-                state[tensor][key] = select(value, dims)
+            if isinstance(value, Tensor) and value.dim() == len(shape):
+                shared = {dim: index for dim, index in dims.items() if value.shape[dim] == shape[dim]}
+                state[tensor][key] = select(value, shared)
 
 
 def zero_removed(module: nn.Module, plan: Plan) -> None:

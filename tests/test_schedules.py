@@ -202,6 +202,6 @@ def test_messages_name_the_argument_and_the_value(make, message: str) -> None:
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_every_unit_is_taken(unit: str) -> None:
-    assert {s.unit for s in (Constant(0, unit), Linear(0, 1, 1, unit), Cubic(0, 1, 1, unit), Rounds(0, 1, 2, unit))} == {
-        unit
-    }
+    assert {
+        s.unit for s in (Constant(0, unit), Linear(0, 1, 1, unit), Cubic(0, 1, 1, unit), Rounds(0, 1, 2, unit))
+    } == {unit}

@@ -61,7 +61,13 @@ def test_biases_and_norms_on_request(net: Net) -> None:
 
 @pytest.mark.parametrize(
     "norm",
-    [nn.BatchNorm1d(4), nn.InstanceNorm2d(4, affine=True), nn.LayerNorm((4, 4)), nn.RMSNorm((4, 4)), nn.GroupNorm(2, 4)],
+    [
+        nn.BatchNorm1d(4),
+        nn.InstanceNorm2d(4, affine=True),
+        nn.LayerNorm((4, 4)),
+        nn.RMSNorm((4, 4)),
+        nn.GroupNorm(2, 4),
+    ],
     ids=lambda norm: type(norm).__name__,
 )
 def test_norms_stay_whatever_their_shape(norm: nn.Module) -> None:

@@ -1,7 +1,9 @@
 """Lightning callbacks: thin shells that decide when."""
 
 from lightning_prune.callbacks.guard import AccuracyGuard
+from lightning_prune.callbacks.loading import PrunedCheckpoints
 from lightning_prune.callbacks.penalty import SlimmingPenalty
 from lightning_prune.callbacks.pruning import IterativePruning
+from lightning_prune.callbacks.summary import PruningSummary
 
-__all__ = ["AccuracyGuard", "IterativePruning", "SlimmingPenalty"]
+__all__ = ["AccuracyGuard", "IterativePruning", "PrunedCheckpoints", "PruningSummary", "SlimmingPenalty"]

@@ -16,12 +16,8 @@ def time_of(trainer: pl.Trainer, schedule: Schedule, batch_idx: int = 0) -> floa
         return trainer.current_epoch
     if schedule.unit == "step":
         return trainer.global_step
-    shares = []
-    if _limited(trainer.max_epochs):
-        shares.append((trainer.current_epoch + batch_idx / trainer.num_training_batches) / trainer.max_epochs)
-    if _limited(trainer.max_steps):
-        shares.append(trainer.global_step / trainer.max_steps)
-    return max(shares)
+    epochs = trainer.current_epoch + batch_idx / trainer.num_training_batches
+    return max(epochs / _limit(trainer.max_epochs), trainer.global_step / _limit(trainer.max_steps))
 
 
 def end_of(trainer: pl.Trainer, schedule: Schedule) -> float:
@@ -30,8 +26,7 @@ def end_of(trainer: pl.Trainer, schedule: Schedule) -> float:
     Raises:
         MisconfigurationException: If the schedule is in shares of a training without an end.
     """
-    epochs = trainer.max_epochs if _limited(trainer.max_epochs) else math.inf
-    steps = trainer.max_steps if _limited(trainer.max_steps) else math.inf
+    epochs, steps = _limit(trainer.max_epochs), _limit(trainer.max_steps)
     per_epoch = _steps_per_epoch(trainer)
     if schedule.unit == "share":
         if math.isinf(epochs) and math.isinf(steps):
@@ -49,8 +44,8 @@ def _steps_per_epoch(trainer: pl.Trainer) -> float:
     return math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else math.inf
 
 
-def _limited(limit: int | None) -> bool:
-    return limit is not None and limit > 0
+def _limit(limit: int | None) -> float:
+    return math.inf if limit is None or limit < 0 else limit
 
 
 def window_is_open(trainer: pl.Trainer, batch_idx: int) -> bool:

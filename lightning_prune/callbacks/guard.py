@@ -35,6 +35,13 @@ class Verdict:
     kept: bool
     says: str
 
+    @property
+    def short(self) -> str:
+        """The verdict in a few words."""
+        if self.reference is None:
+            return "baseline"
+        return f"{'kept' if self.kept else 'dropped'} ({self.value - self.reference:+.4f})"
+
 
 class AccuracyGuard(Callback):
     """Holds pruning to an accuracy.

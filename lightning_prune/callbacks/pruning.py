@@ -122,7 +122,7 @@ class IterativePruning(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check the schedule against the training, and put masks in force."""
         end = end_of(trainer, self.schedule)
-        if self.schedule.last >= end and not trainer.fast_dev_run:
+        if self.schedule.last >= end and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_warn(
                 f"{self.schedule} has its last event at {self.schedule.unit} {self.schedule.last:g}, but the training "
                 f"ends at {end:g}: the budget will not be reached. End it earlier or train longer."

@@ -9,7 +9,7 @@ from lightning_prune.coupling import rules_shape as _shape
 from lightning_prune.coupling.example import Example, run_on_copy
 from lightning_prune.coupling.groups import Coupling, build_coupling
 from lightning_prune.coupling.rules import rule_of
-from lightning_prune.coupling.trace import Trace, Tracer, tensors_in
+from lightning_prune.coupling.trace import Trace, Tracer, named_tensors, tensors_in
 
 _ = _layers, _shape  # imported for the rules that they register
 
@@ -26,6 +26,7 @@ def analyse(model: nn.Module, example: Example) -> Coupling:
     Raises:
         ValueError: If the network has lazy parameters, or its forward pass fails on the example.
     """
+    dict(named_tensors(model))  # refuses lazy parameters before they look like a wrong example
     try:
         coupling: Coupling = run_on_copy(model, example, _analyse_copy)
     except Exception as error:

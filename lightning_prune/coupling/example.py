@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_prune.coupling.trace import named_tensors
@@ -52,6 +51,17 @@ class Example:
 
         return Example(tree_map(move, self.args), tree_map(move, dict(self.kwargs)), self.batch)
 
+    def repeated(self, batch: int) -> Example:
+        """The same arguments with ``batch`` examples, where they have a batch dimension."""
+        times = -(-batch // self.batch)
+
+        def repeat(leaf: Any) -> Any:
+            return torch.cat([leaf] * times)[:batch] if isinstance(leaf, Tensor) else leaf
+
+        if self.batch == 1:
+            return self
+        return Example(tree_map(repeat, self.args), tree_map(repeat, dict(self.kwargs)), batch)
+
     def run(self, model: nn.Module) -> Any:
         """The output of ``model`` on these arguments."""
         return model(*self.args, **self.kwargs)
@@ -64,11 +74,7 @@ def _two(leaf: Tensor) -> Tensor:
 def meta_copy(model: nn.Module) -> nn.Module:
     """A deep copy whose parameters and buffers are on the meta device; their data is never copied."""
     memo: dict[int, Any] = {}
-    for name, tensor in named_tensors(model):
-        if is_lazy(tensor):
-            raise ValueError(
-                f"{name!r} is a lazy parameter without a shape yet. Run one batch through the network first."
-            )
+    for _, tensor in named_tensors(model):
         empty = torch.empty_like(tensor, device="meta", requires_grad=False)
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(model, memo)

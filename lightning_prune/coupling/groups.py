@@ -134,6 +134,7 @@ def build_coupling(trace: Trace, module: nn.Module, trains: bool) -> Coupling:
             group_of[free] = len(groups)
             groups[name] = _group(name, trace, units, places, signature, np.array(free), inexact)
 
+    shrinking = {member.tensor for group in groups.values() for member in group.members if not member.reads}
     names = list(groups)
     sizes = np.array([group.size for group in groups.values()] or [1])
 
@@ -150,7 +151,7 @@ def build_coupling(trace: Trace, module: nn.Module, trains: bool) -> Coupling:
 
     return Coupling(
         groups=groups,
-        frozen={name: why for name, why in frozen.items() if name not in groups and why != KERNEL},
+        frozen={name: why for name, why in frozen.items() if name not in shrinking and why != KERNEL},
         shapes=shapes,
         param_dims={name: dims_of(name) for name, _ in module.named_parameters()},
         mac_terms=tuple((term.constant, tuple(linear(ids) for ids in term.dims)) for term in trace.macs),

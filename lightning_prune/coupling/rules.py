@@ -84,7 +84,7 @@ def _copy(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
 @rule_for(
     "alias", "clone", "detach", "_to_copy", "contiguous", "lift_fresh", "dropout", "native_dropout", "_conj",
     "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like",
-    "bernoulli", "uniform", "normal", "random", "fill", "zero", "triu", "tril",
+    "bernoulli", "uniform", "normal", "random", "fill", "zero",
 )  # fmt: skip
 def _same_shape(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source = args[0]
@@ -198,9 +198,18 @@ def _along_dim(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
     source = args[0]
     name = func._schema.name.removeprefix("aten::").strip("_")
     position = 2 if name in ("roll", "topk") else 1
-    dims = args[position] if len(args) > position else kwargs.get("dim", kwargs.get("dims", -1))
+    unsaid = [] if name == "roll" else -1  # `roll` without dimensions shifts the flattened tensor
+    dims = args[position] if len(args) > position else kwargs.get("dim", kwargs.get("dims", unsaid))
     dims = [dims] if isinstance(dims, int) else (list(dims) or list(range(source.dim())))
     mixed = {dim % source.dim() for dim in dims}
     tracer.freeze(source, f"{name} over the channels", sorted(mixed))
     for result in tensors_in(out):
         tracer.set_labels(result, [None if d in mixed else label for d, label in enumerate(tracer.labels(source))])
+
+
+@rule_for("triu", "tril")
+def _triangle(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source = args[0]
+    name = func._schema.name.removeprefix("aten::").strip("_")
+    tracer.freeze(source, f"{name} over the channels", [source.dim() - 2, source.dim() - 1])
+    tracer.set_labels(out, [*tracer.labels(source)[:-2], None, None])

@@ -32,7 +32,7 @@ def _convolution(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[
     tracer.set_labels(out, labels)
     tracer.produced_by(weight, out, channels)
     positions = prod((source if transposed else out).shape[channels + 1 :]) * prod(out.shape[:channels])
-    tracer.add_macs(positions * prod(weight.shape[2:]), *tracer.labels(weight)[:2])
+    tracer.add_macs(positions * prod(weight.shape[2:]), weight.shape[:2], tracer.labels(weight)[:2])
 
 
 def _forward(tracer: Tracer, given: Ids | None, weight: Tensor, groups: int) -> Ids | None:
@@ -98,8 +98,7 @@ def _matmul(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
         _tie_bias(tracer, args[0], out)
     tracer.produced_by(right, out, out.dim() - 1) if out.dim() else None
     dims = [*labels, a[-1] if a[-1] is not None else b[inner]]
-    sizes = [*out.shape, left.shape[-1]]
-    tracer.add_macs(prod(s for s, label in zip(sizes, dims, strict=True) if label is None), *dims)
+    tracer.add_macs(1, [*out.shape, left.shape[-1]], dims)
 
 
 def _tie_bias(tracer: Tracer, bias: Tensor, out: Tensor) -> None:
@@ -119,7 +118,7 @@ def _linear(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     if len(args) > 2 and args[2] is not None:
         _tie_bias(tracer, args[2], out)
     tracer.produced_by(weight, out, out.dim() - 1)
-    tracer.add_macs(prod(source.shape[:-1]), made, read)
+    tracer.add_macs(prod(source.shape[:-1]), weight.shape, (made, read))
 
 
 @rule_for(

@@ -15,6 +15,9 @@ from lightning_prune.coupling.trace import Labels, Tracer, tensors_in
 @rule_for("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "flatten", "unflatten")
 def _reshape(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source = args[0]
+    if source.numel() == 0 and source.shape != out.shape:
+        tracer.freeze(source, "a reshape while it is empty")
+        return
     tracer.set_labels(out, reshaped(tracer, tracer.labels(source), source.shape, out.shape))
     tracer.same_parameter(source, out)
 

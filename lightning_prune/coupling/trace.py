@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, is_dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -58,9 +60,15 @@ class Trace:
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, then buffers, each tensor once under its first name."""
-    yield from module.named_parameters()
-    yield from module.named_buffers()
+    """Parameters, then buffers, each tensor once under its first name.
+
+    Raises:
+        ValueError: If one of them is lazy.
+    """
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"{name!r} is lazy and has no shape yet; run one batch through the network first")
+        yield name, tensor
 
 
 class Tracer(TorchDispatchMode):
@@ -159,9 +167,10 @@ class Tracer(TorchDispatchMode):
             self.trace.taps.pop(producer, None)
             self.produced_by(weight, out, dim)
 
-    def add_macs(self, constant: float, *dims: Ids | None) -> None:
-        """Count ``constant`` multiply-accumulates for every combination of the channels of ``dims``."""
-        self.trace.macs.append(MacTerm(constant, tuple(label for label in dims if label is not None)))
+    def add_macs(self, constant: int, sizes: Sequence[int], labels: Sequence[Ids | None]) -> None:
+        """Count ``constant`` multiply-accumulates for every combination of indices of dimensions of ``sizes``."""
+        unlabelled = prod(size for size, label in zip(sizes, labels, strict=True) if label is None)
+        self.trace.macs.append(MacTerm(constant * unlabelled, tuple(label for label in labels if label is not None)))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

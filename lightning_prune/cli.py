@@ -1,0 +1,55 @@
+"""The command ``lightning-prune``: a LightningCLI that knows this package's callbacks, tasks and datamodules."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+from lightning.pytorch.cli import ArgsType, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+# Imported for their short names: LightningCLI finds what is imported.
+from lightning_prune import budgets, callbacks, criteria, granularity, schedules, tasks
+from lightning_prune.callbacks import PrunedCheckpoints, PruningSummary
+
+__all__ = ["PruneCLI", "budgets", "callbacks", "criteria", "granularity", "main", "schedules", "tasks"]
+
+
+class PruneCLI(LightningCLI):
+    """``fit``, ``validate`` and ``test`` with pruning; ``fit`` ends with the summary where ``PruningSummary`` is used.
+
+    Args:
+        args: Command-line arguments; those of the process by default.
+    """
+
+    def __init__(self, args: ArgsType = None) -> None:
+        super().__init__(
+            trainer_defaults={"callbacks": [PrunedCheckpoints()]},
+            parser_kwargs={"prog": "lightning-prune", "description": "Prune neural networks while they train."},
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The subcommands, and the arguments of the Trainer's methods that the command line does not set."""
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in ("fit", "validate", "test")}
+
+    def after_fit(self) -> None:
+        """Print what pruning has brought."""
+        summaries = [c for c in self.trainer.callbacks if isinstance(c, PruningSummary)]  # type: ignore[attr-defined]
+        if summaries and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            summaries[0].conclude(self.trainer, self.model, self.datamodule)
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command line; a wrong configuration is one line, not a traceback."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    try:
+        PruneCLI(args)
+    except MisconfigurationException as error:
+        sys.exit(f"lightning-prune: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+import io
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lightning_prune.masks import MaskKeeper, lowest_masks, pack, unpack
+
+SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=4)
+
+
+@st.composite
+def scored(draw: st.DrawFn) -> dict[str, Tensor]:
+    """Scores of a few tensors, from few values (many ties) or from many."""
+    seed, levels = draw(st.integers(0, 2**31)), draw(st.sampled_from([1, 2, 5, 10_000]))
+    generator = torch.Generator().manual_seed(seed)
+    return {f"t{i}": torch.randint(levels, (size,), generator=generator).float() for i, size in enumerate(draw(SIZES))}
+
+
+def hidden(masks: dict[str, Tensor]) -> int:
+    return sum(int((~mask).sum()) for mask in masks.values())
+
+
+# ---- which weights go
+
+
+def test_the_lowest_of_all_go_by_hand() -> None:
+    scores = {"a": torch.tensor([[4.0, 1.0], [3.0, 9.0]]), "b": torch.tensor([2.0, 0.0, 5.0])}
+    masks = lowest_masks(scores, {}, 4)
+    assert masks["a"].tolist() == [[True, False], [False, True]]
+    assert masks["b"].tolist() == [False, False, True]
+
+
+def test_the_lowest_of_each_go_by_hand() -> None:
+    scores = {"a": torch.tensor([[4.0, 1.0], [3.0, 9.0]]), "b": torch.tensor([2.0, 0.0, 5.0])}
+    masks = lowest_masks(scores, {}, {"a": 3, "b": 1})
+    assert masks["a"].tolist() == [[False, False], [False, True]]
+    assert masks["b"].tolist() == [True, False, True]
+
+
+def test_the_best_weight_of_a_weak_parameter_survives() -> None:
+    scores = {"weak": torch.tensor([0.1, 0.3, 0.2]), "strong": torch.arange(1.0, 11.0)}
+    masks = lowest_masks(scores, {}, 5)
+    assert masks["weak"].tolist() == [False, True, False]
+    assert masks["strong"].tolist() == [False] * 3 + [True] * 7
+
+
+def test_ties_go_to_the_first_parameter_and_weight() -> None:
+    scores = {"a": torch.ones(2, 2), "b": torch.ones(3)}
+    masks = lowest_masks(scores, {}, 4)
+    # the first of the highest survives, the others go in order
+    assert masks["a"].tolist() == [[True, False], [False, False]]
+    assert masks["b"].tolist() == [True, False, True]
+    again = lowest_masks(scores, {}, 4)
+    assert all(torch.equal(masks[name], again[name]) for name in masks)
+
+
+@given(scored(), st.floats(0, 1))
+def test_global_counts_are_exact(scores: dict[str, Tensor], share: float) -> None:
+    maskable = sum(len(values) - 1 for values in scores.values())
+    count = round(share * maskable)
+    masks = lowest_masks(scores, {}, count)
+    assert hidden(masks) == count
+    assert all(mask.any() for mask in masks.values())
+    gone = torch.cat([scores[name][~mask] for name, mask in masks.items()])
+    # what stays scores at least as high, but for the one survivor of each tensor
+    for name, mask in masks.items():
+        if count and int(mask.sum()) > 1:
+            kept = scores[name][mask].sort().values
+            assert kept[0] >= gone.max() or kept[1] >= gone.max()
+
+
+@given(scored(), st.data())
+def test_counts_by_parameter_are_exact(scores: dict[str, Tensor], data: st.DataObject) -> None:
+    counts = {name: data.draw(st.integers(0, len(values) - 1)) for name, values in scores.items()}
+    masks = lowest_masks(scores, {}, counts)
+    for name, mask in masks.items():
+        assert int((~mask).sum()) == counts[name]
+        if counts[name]:
+            assert scores[name][~mask].max() <= scores[name][mask].min()
+
+
+@given(scored(), st.lists(st.floats(0, 1), min_size=2, max_size=5), st.booleans())
+def test_nothing_regrows(scores: dict[str, Tensor], shares: list[float], globally: bool) -> None:
+    masks: dict[str, Tensor] = {}
+    generator = torch.Generator().manual_seed(0)
+    most = {name: len(values) - 1 for name, values in scores.items()}
+    highest = 0
+    for share in shares:  # whatever the scores say later, and even where less is asked for than is masked
+        counts = {name: int(share * m) for name, m in most.items()}
+        before = masks
+        masks = lowest_masks(scores, before, sum(counts.values()) if globally else counts)
+        for name in before:
+            assert not (masks[name] & ~before[name]).any()
+        highest = max(highest, sum(counts.values()))
+        assert hidden(masks) >= highest
+        assert all(mask.any() for mask in masks.values())
+        if globally:
+            assert hidden(masks) == highest
+        scores = {name: torch.rand(values.shape, generator=generator) for name, values in scores.items()}
+
+
+def test_a_smaller_count_brings_nothing_back() -> None:
+    old = {"a": torch.tensor([False, False, True, False, True])}
+    masks = lowest_masks({"a": torch.arange(5.0)}, old, 1)
+    assert torch.equal(masks["a"], old["a"])
+
+
+def test_parameters_without_a_mask_join() -> None:
+    masks = lowest_masks(
+        {"a": torch.arange(5.0, 8.0), "b": torch.zeros(3)}, {"a": torch.tensor([True, True, False])}, 3
+    )
+    assert masks["a"].tolist() == [True, True, False]  # the highest score, masked long ago
+    assert masks["b"].tolist() == [True, False, False]
+
+
+def test_nothing_is_hidden_by_a_count_of_zero() -> None:
+    masks = lowest_masks({"a": torch.zeros(2, 3)}, {}, 0)
+    assert masks["a"].shape == (2, 3)
+    assert masks["a"].all()
+
+
+def test_scores_stay_as_they_are() -> None:
+    scores = {"a": torch.rand(5, requires_grad=True)}
+    before = scores["a"].detach().clone()
+    lowest_masks(scores, {"a": torch.tensor([True, True, True, False, True])}, 3)
+    assert torch.equal(scores["a"], before)
+
+
+def test_more_weights_than_quantile_takes() -> None:
+    size = 2**24 + 5  # where torch.quantile refuses, and float32 cannot count any more
+    scores = torch.rand(size, generator=torch.Generator().manual_seed(0))
+    masks = lowest_masks({"a": scores, "b": torch.tensor([2.0, -1.0])}, {}, size // 2)
+    assert hidden(masks) == size // 2
+    assert masks["b"].tolist() == [True, False]
+    assert scores[~masks["a"]].max() <= scores[masks["a"]].min()
+
+
+# ---- keeping them gone
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.1, amsgrad=True),
+    "adam, foreach": lambda p: torch.optim.Adam(p, lr=0.1, foreach=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1),
+}
+
+
+def trained(optimizer_name: str, steps: int, hold: bool) -> tuple[nn.Module, dict[str, Tensor], torch.optim.Optimizer]:
+    """A network trained for ten steps before the masks come, and for ``steps`` under them."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    data, target = torch.randn(16, 6), torch.randn(16, 3)
+    optimizer = OPTIMIZERS[optimizer_name](net.parameters())
+
+    def train(count: int) -> None:
+        for _ in range(count):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(net(data), target).backward()
+            optimizer.step()
+            if keeper is not None and not hold:
+                keeper.apply([optimizer])
+
+    keeper = None
+    train(10)
+    names = ["0.weight", "2.weight"]
+    parameters = dict(net.named_parameters())
+    masks = lowest_masks({name: parameters[name].abs() for name in names}, {}, 36)
+    keeper = MaskKeeper(parameters, masks)
+    if hold:
+        keeper.hold([optimizer])
+    else:
+        keeper.apply([optimizer])
+    train(steps)
+    return net, masks, optimizer
+
+
+@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_zeros_stay_zeros(name: str, hold: bool) -> None:
+    net, masks, optimizer = trained(name, 20, hold)
+    parameters = dict(net.named_parameters())
+    for tensor, mask in masks.items():
+        assert torch.equal(parameters[tensor].detach() == 0, ~mask)
+        for key, value in optimizer.state[parameters[tensor]].items():
+            if value is not None and value.shape == mask.shape:
+                assert not value[~mask].any(), key
+                assert value[mask].any(), key
+    assert hidden(masks) == 36
+    dense, _, _ = trained(name, 0, hold)
+    for tensor in ("0.weight", "0.bias", "2.weight", "2.bias"):  # the rest has learned
+        assert not torch.equal(dict(dense.named_parameters())[tensor], parameters[tensor])
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam", "adamw"])
+def test_without_the_keeper_weights_regrow(name: str) -> None:
+    # the case the keeper is there for: masking gradients alone would not do
+    net, masks, optimizer = trained(name, 0, hold=False)
+    weight = net[0].weight
+    assert not weight[~masks["0.weight"]].any()
+    optimizer.zero_grad()
+    net(torch.ones(1, 6)).sum().backward()
+    optimizer.step()
+    assert weight[~masks["0.weight"]].any()
+
+
+def test_released_masks_no_longer_act() -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    keeper = MaskKeeper({"w": parameter}, {"w": torch.tensor([True, False, True])})
+    keeper.hold([optimizer])
+    assert parameter.tolist() == [1, 0, 1]
+    parameter.grad = -torch.ones(3)
+    optimizer.step()
+    assert parameter.tolist() == [2, 0, 2]
+    keeper.release()
+    optimizer.step()
+    assert parameter.tolist() == [3, 1, 3]
+    assert not optimizer._optimizer_step_post_hooks
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_masks_take_the_type_of_their_parameter(dtype: torch.dtype) -> None:
+    parameters = {"w": nn.Parameter(torch.ones(2, 2, dtype=dtype)), "v": nn.Parameter(torch.ones(2))}
+    masks = {"w": torch.tensor([[True, False], [False, True]]), "v": torch.tensor([False, True])}
+    MaskKeeper(parameters, masks).apply([])
+    assert parameters["w"].dtype == dtype
+    assert parameters["w"].tolist() == [[1, 0], [0, 1]]
+    assert parameters["v"].tolist() == [0, 1]
+
+
+def test_masks_act_in_place() -> None:
+    parameter = nn.Parameter(torch.ones(4))
+    pointer, gradient = parameter.data_ptr(), torch.ones(4)
+    parameter.grad = gradient
+    MaskKeeper({"w": parameter}, {"w": torch.tensor([True, False, True, False])}).apply([])
+    assert parameter.data_ptr() == pointer
+    assert parameter.grad is gradient
+    assert parameter.requires_grad
+
+
+def test_no_masks_do_nothing() -> None:
+    parameter = nn.Parameter(torch.ones(4))
+    MaskKeeper({"w": parameter}, {}).apply([torch.optim.SGD([parameter], lr=0.1)])
+    assert parameter.tolist() == [1, 1, 1, 1]
+
+
+# ---- checkpoints
+
+
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=5), st.lists(st.integers(0, 5), max_size=4).map(tuple), min_size=0, max_size=4
+    ),
+    st.integers(0, 2**31),
+)
+def test_packing_is_reversible(shapes: dict[str, tuple[int, ...]], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    masks = {name: torch.randint(2, shape, generator=generator).bool() for name, shape in shapes.items()}
+    found = unpack(pack(masks))
+    assert found.keys() == masks.keys()
+    for name, mask in masks.items():
+        assert found[name].dtype == torch.bool
+        assert found[name].shape == mask.shape
+        assert torch.equal(found[name], mask)
+
+
+def test_packed_masks_take_a_bit_each_and_load_safely() -> None:
+    masks = {"w": torch.rand(100, 80, generator=torch.Generator().manual_seed(0)) > 0.5, "t": torch.eye(3).bool().T}
+    packed = pack(masks)
+    assert packed["w"]["bits"].numel() == 1000
+    buffer = io.BytesIO()
+    torch.save(packed, buffer)
+    buffer.seek(0)
+    found = unpack(torch.load(buffer, weights_only=True))
+    assert all(torch.equal(found[name], mask) for name, mask in masks.items())
