@@ -58,11 +58,15 @@ class _ShapeLoader:
         manifest = getattr(state_dict, "_metadata", {}).get(_KEY)
         if prefix or manifest is None:
             return
-        pruned = manifest["dense_shapes"]
-        wanted = {
-            name: shape for name, shape in self.dense.items() if name not in pruned or list(pruned[name]) == shape
-        }
-        _reshape(module, {name: state_dict[name].shape for name in wanted if name in state_dict})
+        built = {name: list(shape) for name, shape in manifest["dense_shapes"].items()}
+        _reshape(
+            module,
+            {
+                name: state_dict[name].shape
+                for name, dense in self.dense.items()
+                if name in state_dict and built.get(name, list(state_dict[name].shape)) == dense
+            },
+        )
 
 
 def reshape_to(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:

@@ -103,6 +103,7 @@ def test_measure_counts_zeros_and_leaves_the_mode() -> None:
     size = measure(model, Example.of(torch.zeros(1, 4)))
     assert (size.params, size.nonzero, size.macs) == (15, 12, 12)
     assert model.training
+    assert measure(model, None).macs is None
 
 
 def test_tied_parameters_count_once() -> None:
@@ -137,7 +138,7 @@ class Sleeper(nn.Module):
 def test_latency_is_measured_in_turns_in_eval_mode(inputs) -> None:
     calls: list[tuple[str, bool]] = []
     models = {"a": Sleeper("a", calls).train(), "b": Sleeper("b", calls).eval()}
-    seconds = compare_latency(models, inputs, repeats=3, warmup=1)
+    seconds = compare_latency(models, Example.of(inputs), repeats=3, warmup=1)
     assert calls == [("a", False), ("b", False)] * 4
     assert models["a"].training
     assert not models["b"].training

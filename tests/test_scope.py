@@ -1,3 +1,4 @@
+import re
 from dataclasses import FrozenInstanceError
 
 import pytest
@@ -199,7 +200,7 @@ def test_one_excluded_maker_keeps_a_residual_stream() -> None:
 
 
 def test_a_group_without_the_scope_names_why_nothing_is_left(net: Net, coupling: Coupling) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="leaves no removable channels in Net") as error:
         Scope(include=["fc"]).groups(net, coupling)
     message = str(error.value)
     assert message.startswith("Scope(include=('fc',), exclude=(), types=(), biases_and_norms=False) leaves no ")
@@ -218,12 +219,10 @@ def test_a_pattern_without_matches_is_refused(net: Net, coupling: Coupling, fiel
         f"Scope {field}='layer2.*' matches nothing in Net; "
         "its layers are named conv1, bn1, layer1.0, layer1.1, layer10, fc"
     )
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="^" + re.escape(expected) + "$"):
         scope.parameters(net)
-    assert str(error.value) == expected
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="^" + re.escape(expected) + "$"):
         scope.groups(net, coupling)
-    assert str(error.value) == expected
 
 
 def test_long_lists_of_layers_are_cut() -> None:
@@ -233,12 +232,16 @@ def test_long_lists_of_layers_are_cut() -> None:
 
 
 def test_a_scope_without_matches_is_refused(net: Net) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(
+        ValueError,
+        match="^"
+        + re.escape(
+            "Scope(include=('*',), exclude=(), types=('LSTM',), biases_and_norms=False) matches no parameter of Net; "
+            "its layers are named conv1, bn1, layer1.0, layer1.1, layer10, fc"
+        )
+        + "$",
+    ):
         Scope(types=["LSTM"]).parameters(net)
-    assert str(error.value) == (
-        "Scope(include=('*',), exclude=(), types=('LSTM',), biases_and_norms=False) matches no parameter of Net; "
-        "its layers are named conv1, bn1, layer1.0, layer1.1, layer10, fc"
-    )
     with pytest.raises(ValueError, match="matches no parameter of Net"):
         Scope(include=["bn1"]).parameters(net)
     assert list(Scope(include=["bn1"], biases_and_norms=True).parameters(net)) == ["bn1.weight", "bn1.bias"]
@@ -258,9 +261,8 @@ def test_a_scope_without_matches_is_refused(net: Net) -> None:
     ids=str,
 )
 def test_arguments_are_checked(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
         Scope(**arguments)
-    assert str(error.value) == message
 
 
 def test_a_scope_is_a_frozen_value() -> None:

@@ -2,8 +2,16 @@
 
 from lightning_prune.callbacks.guard import AccuracyGuard
 from lightning_prune.callbacks.loading import PrunedCheckpoints
+from lightning_prune.callbacks.logger import SparsityLogger
 from lightning_prune.callbacks.penalty import SlimmingPenalty
 from lightning_prune.callbacks.pruning import IterativePruning
 from lightning_prune.callbacks.summary import PruningSummary
 
-__all__ = ["AccuracyGuard", "IterativePruning", "PrunedCheckpoints", "PruningSummary", "SlimmingPenalty"]
+__all__ = [
+    "AccuracyGuard",
+    "IterativePruning",
+    "PrunedCheckpoints",
+    "PruningSummary",
+    "SlimmingPenalty",
+    "SparsityLogger",
+]

@@ -8,13 +8,16 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_prune.callbacks.pruning import IterativePruning
 from lightning_prune.callbacks.support import tell
 
 Reference = Literal["previous", "baseline", "best"]
+
+_FLOAT32_ROUNDING = 1e-6  # metrics are logged in float32: 1.0 - 0.9 must be within 0.1
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Verdict:
     @property
     def short(self) -> str:
         """The verdict in a few words."""
+        if math.isnan(self.value):
+            return "dropped (nan)"
         if self.reference is None:
             return "baseline"
         return f"{'kept' if self.kept else 'dropped'} ({self.value - self.reference:+.4f})"
@@ -47,15 +52,17 @@ class AccuracyGuard(Callback):
     """Holds pruning to an accuracy.
 
     The guard judges the last validation before each event, and the last one of the training: fine-tuning between two
-    events may dip as it likes. The validation before the first event is the baseline.
+    events may dip as it likes. The validation before the first event is the baseline. A metric that is not a number
+    counts as dropped. Ranks judge by the metric of rank 0.
 
     Args:
         monitor: Name of a metric that validation logs, such as ``"val_acc"``.
         max_drop: How much worse than the reference it may be, in the metric's own unit; at least 0.
         mode: ``"max"`` if higher is better, ``"min"`` if lower is.
-        compared_to: ``"baseline"`` (the dense network), ``"previous"`` (the judgement before) or ``"best"`` (the best
-            judgement so far).
-        on_drop: ``"stop"`` ends the training; ``"pause"`` holds the next event back until the metric has recovered.
+        compared_to: ``"baseline"`` (the dense network), ``"previous"`` (the last judgement that was kept) or
+            ``"best"`` (the best one that was kept).
+        on_drop: ``"stop"`` ends the training, with the network as it was judged; ``"pause"`` holds the next event back
+            until the metric has recovered.
 
     Raises:
         MisconfigurationException: If an argument is out of range, no validation runs, or it logs no such metric.
@@ -79,7 +86,7 @@ class AccuracyGuard(Callback):
         self.monitor, self.max_drop, self.mode = monitor, max_drop, mode
         self.compared_to, self.on_drop = compared_to, on_drop
         self.verdicts: list[Verdict] = []
-        self._latest: tuple[int, float] | None = None  # (epoch, value) of the last validation
+        self._pending: tuple[int, float] | None = None  # (epoch, value) of the last validation, until it is judged
 
     @property
     def state_key(self) -> str:
@@ -105,48 +112,42 @@ class AccuracyGuard(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember what was measured."""
-        if not trainer.sanity_checking:
-            self._latest = (trainer.current_epoch, self._value(trainer))
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._pending = (trainer.current_epoch, trainer.strategy.broadcast(self._value(trainer)))
 
     def on_before_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruning: IterativePruning) -> None:
         """Judge the network that is about to be pruned."""
-        verdict = self._judge(trainer)
-        if verdict is None or verdict.kept:
-            return
-        pruning.pause(verdict.says)
-        if self.on_drop == "stop":
-            trainer.should_stop = True
+        self._judge(trainer, {"stop": "training stops", "pause": "pruning pauses"}[self.on_drop])
+        if self.verdicts and not self.verdicts[-1].kept:
+            pruning.pause(self.verdicts[-1].says)
+            trainer.should_stop = trainer.should_stop or self.on_drop == "stop"
+        elif trainer.should_stop:
+            pruning.pause("training is about to stop")  # it may go on up to min_epochs
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Judge what the last event left."""
-        verdict = self._judge(trainer)
-        if verdict is not None and not verdict.kept:
-            rank_zero_warn(f"AccuracyGuard, at the end of the training: {verdict.says}")
+        self._judge(trainer, "the training has ended")
 
     def state_dict(self) -> dict[str, Any]:
-        """Verdicts and the last measurement, as plain numbers and strings."""
-        return {"verdicts": [asdict(verdict) for verdict in self.verdicts], "latest": self._latest}
+        """Verdicts and the measurement to be judged, as plain numbers and strings."""
+        return {"verdicts": [asdict(verdict) for verdict in self.verdicts], "pending": self._pending}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.verdicts = [Verdict(**verdict) for verdict in state_dict["verdicts"]]
-        self._latest = None if state_dict["latest"] is None else tuple(state_dict["latest"])
+        self._pending = None if state_dict["pending"] is None else tuple(state_dict["pending"])
 
-    def _judge(self, trainer: pl.Trainer) -> Verdict | None:
-        """The verdict on the last validation; a validation is judged once."""
-        if self._latest is None:
-            return None
-        epoch, value = self._latest
-        if self.verdicts and self.verdicts[-1].epoch == epoch:
-            return self.verdicts[-1]
+    def _judge(self, trainer: pl.Trainer, consequence: str) -> None:
+        """Add the verdict on the last validation, once; ``consequence`` says what a drop leads to."""
+        if self._pending is None:
+            return
+        (epoch, value), self._pending = self._pending, None
         reference = self._reference()
-        drop = 0.0 if reference is None else (reference - value if self.mode == "max" else value - reference)
-        kept = drop <= self.max_drop + 1e-12 and not math.isnan(value)
+        kept = self._is_kept(value, reference)
         verdict = Verdict(epoch, value, reference, kept, self._words(value, reference, kept))
         self.verdicts.append(verdict)
-        rank_zero_info(f"AccuracyGuard: {verdict.says}")
+        rank_zero_info(f"AccuracyGuard: {verdict.says}{'' if kept else f', {consequence}'}")
         tell(trainer, "on_verdict", verdict)
-        return verdict
 
     def _reference(self) -> float | None:
         kept = [verdict.value for verdict in self.verdicts if verdict.kept]
@@ -156,12 +157,18 @@ class AccuracyGuard(Callback):
             return max(kept) if self.mode == "max" else min(kept)
         return kept[0] if self.compared_to == "baseline" else kept[-1]
 
+    def _is_kept(self, value: float, reference: float | None) -> bool:
+        if reference is None:
+            return not math.isnan(value)
+        bound = reference - self.max_drop if self.mode == "max" else reference + self.max_drop
+        within = value >= bound if self.mode == "max" else value <= bound
+        return within or math.isclose(value, bound, rel_tol=_FLOAT32_ROUNDING)
+
     def _words(self, value: float, reference: float | None, kept: bool) -> str:
         if reference is None:
-            return f"{self.monitor} {value:.4f} is the baseline"
+            return f"{self.monitor} {value:.4f} is {'the baseline' if kept else 'not a number: dropped'}"
         against = f"{self.monitor} {value:.4f} against {reference:.4f} ({self.compared_to})"
-        action = {"stop": "training stops", "pause": "pruning pauses"}[self.on_drop]
-        return f"{against}: within {self.max_drop:g}" if kept else f"{against}: dropped, {action}"
+        return f"{against}: {'within' if kept else 'dropped by more than'} {self.max_drop:g}"
 
     def _value(self, trainer: pl.Trainer) -> float:
         metrics = trainer.callback_metrics

@@ -141,6 +141,8 @@ class IterativePruning(Callback):
             self._prepare(pl_module, self._example_in(pl_module, batch))
         if not window_is_open(trainer, batch_idx):
             self._act(trainer, pl_module, batch_idx)
+            if trainer.should_stop and trainer.fit_loop._can_stop_early:
+                raise StopIteration  # a listener ends the training: as Lightning does it, without this batch
         if self.pruner.statistics is not None:
             self.pruner.statistics.begin_step(batch_idx)
         pl_module.log("sparsity", self.sparsity, prog_bar=True, logger=False, on_step=True, on_epoch=False)

@@ -55,7 +55,7 @@ def _reshape_block(tracer: Tracer, labels: Labels, old: list[int], new: list[int
     labelled = [dim for dim, label in enumerate(labels) if label is not None]
     if not labelled:
         return [None] * len(new)
-    if len(old) == len(new):  # a single dimension, unchanged
+    if old == new:  # a single dimension, unchanged
         return labels
     if len(labelled) > 1:
         for dim in labelled:

@@ -112,8 +112,14 @@ class Tracer(TorchDispatchMode):
         return any(label is not None for label in self.labels(tensor))
 
     def set_labels(self, tensor: Tensor, labels: Sequence[Ids | None]) -> None:
-        """Say which channels each dimension of ``tensor`` carries."""
-        self._labels[tensor] = [label if size > 1 else None for label, size in zip(labels, tensor.shape, strict=True)]
+        """Say which channels each dimension of ``tensor`` carries; what does not fit its shape is frozen."""
+        for label, size in zip(labels, tensor.shape, strict=True):
+            if label is not None and len(label) != size > 1:
+                self.slots.freeze(label, "its way through the network could not be followed")
+        self._labels[tensor] = [
+            label if label is not None and len(label) == size > 1 else None
+            for label, size in zip(labels, tensor.shape, strict=True)
+        ]
 
     def tie(self, a: Ids | None, b: Ids | None, reason: str = "meets a tensor whose size is fixed") -> None:
         """Tie two labels index by index; where one side is no channel, the other side has to stay."""

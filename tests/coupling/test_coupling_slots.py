@@ -82,6 +82,17 @@ def test_a_list_is_the_one_argument_and_flags_are_left_alone() -> None:
     assert example.args[0][0].shape == (2, 3)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_examples_are_repeated_to_a_batch(batch: int) -> None:
+    rows = torch.tensor([[1.0], [2.0], [3.0]])
+    repeated = Example.of((rows, 7)).repeated(batch)
+    assert repeated.batch == batch
+    assert repeated.args[0].flatten().tolist() == [1, 2, 1, 2, 1][:batch]
+    assert repeated.args[1] == 7
+    unbatched = Example.of(torch.zeros(7))
+    assert unbatched.repeated(batch) is unbatched
+
+
 @pytest.mark.parametrize(
     ("layer", "slices", "expected"),
     [

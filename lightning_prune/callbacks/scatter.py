@@ -1,0 +1,80 @@
+"""The figure of what accuracy costs: a metric against the size of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_Position = tuple[float, float]
+
+_LABEL = (0.13, 0.05)  # width and height of a label, in shares of the axes
+_LOG_FROM = 5.0  # ratio of the largest to the smallest size
+
+
+@dataclass(frozen=True)
+class Point:
+    """A network between two events, at its last validation.
+
+    Attributes:
+        event: Number of events before it; 0 is the dense network.
+        epoch: Epoch of the validation.
+        parameters: Its parameters.
+        nonzero: Those that are not exactly zero.
+        value: The monitored metric.
+    """
+
+    event: int
+    epoch: int
+    parameters: int
+    nonzero: int
+    value: float
+
+
+def scatter(points: Sequence[Point], monitor: str, nonzero: bool) -> Figure:
+    """The metric against the size, one point for each network between two events.
+
+    Args:
+        points: The networks, dense first.
+        monitor: Name of the metric.
+        nonzero: Whether only nonzero parameters count: masks leave the others in place.
+    """
+    from matplotlib.figure import Figure  # takes half a second, which trainings without TensorBoard need not wait
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
+    figure = Figure(figsize=(6.4, 4), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    sizes = [point.nonzero if nonzero else point.parameters for point in points]
+    values = [point.value for point in points]
+    axes.plot(sizes, values, color="0.75", linewidth=1, zorder=1)
+    axes.scatter(sizes, values, s=36, zorder=2, color=["tab:orange" if p.event == 0 else "tab:blue" for p in points])
+    if max(sizes) > _LOG_FROM * min(sizes) > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.margins(0.12)
+    to_axes = axes.transLimits.transform
+    placed = [tuple(to_axes(axes.transScale.transform(xy))) for xy in zip(sizes, values, strict=True)]
+    for index in _apart(placed):
+        point = points[index]
+        text = f"dense, epoch {point.epoch}" if point.event == 0 else f"epoch {point.epoch}"
+        axes.annotate(text, (sizes[index], point.value), (0, 6), textcoords="offset points", ha="center", fontsize=9)
+    axes.set_xlabel("nonzero parameters" if nonzero else "parameters")
+    axes.set_ylabel(monitor)
+    axes.set_title(f"{monitor} at the last validation of each size", fontsize=11)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _apart(positions: Sequence[_Position]) -> Iterator[int]:
+    """Indices of points whose labels do not cover each other: the first, the last, then whatever fits."""
+    labelled: list[_Position] = []
+    for index in [0, *range(len(positions) - 1, 0, -1)]:
+        x, y = positions[index]
+        if all(abs(x - u) > _LABEL[0] or abs(y - v) > _LABEL[1] for u, v in labelled):
+            labelled.append((x, y))
+            yield index
