@@ -51,6 +51,14 @@ def _check_share(budget: Budget, name: str, value: float) -> None:
         raise ValueError(f"{type(budget).__name__} {name}={value!r} is outside [0, 1]; half is 0.5")
 
 
+def _check_moves(budget: Budget, space: ChannelSpace, kept: Mapping[str, int]) -> None:
+    if kept == space.now:
+        raise BudgetError(
+            f"{budget} removes nothing here: groups of at most {max(space.now.values())} units, kept in multiples of "
+            f"{space.round_to} channels. Lower round_to or remove more."
+        )
+
+
 @dataclass(frozen=True)
 class Ratio(Budget):
     """A share of the channels (of every group, or of all), or of the weights, is removed.
@@ -81,11 +89,9 @@ class Ratio(Budget):
 
     def check_units(self, space: ChannelSpace, events: int | None) -> None:
         """Also refuse a ratio that rounding turns into nothing."""
-        if self.share > 0 and self.keep_units(space, 1.0) == space.now == space.original:
-            raise BudgetError(
-                f"{self} removes nothing here: groups of at most {max(space.now.values())} units, kept in multiples of "
-                f"{space.round_to} channels. Lower round_to or raise the share."
-            )
+        kept = self.keep_units(space, 1.0)
+        if self.share > 0 and space.now == space.original:
+            _check_moves(self, space, kept)
 
     def mask_weights(self, space: WeightSpace, fraction: float) -> Mapping[str, int] | int:
         """The share of every parameter, or of all."""
@@ -147,8 +153,8 @@ class Count(Budget):
         return space.keep_after(self.count)
 
     def check_units(self, space: ChannelSpace, events: int | None) -> None:
-        """All events together must find enough units."""
-        self.keep_units(space, 1.0)
+        """All events together must find enough units, and rounding must let some go."""
+        _check_moves(self, space, self.keep_units(space, 1.0))
         if not self.per_layer and events is not None:
             self._check_total(events, space.removable, "units")
 

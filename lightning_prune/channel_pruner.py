@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.budgets import Budget
+from lightning_prune.budgets import Budget, BudgetError
 from lightning_prune.coupling import Coupling, Example, Group, analyse, named_tensors, run_on_copy
 from lightning_prune.criteria import CannotScoreError, Criterion
 from lightning_prune.granularity import Channels
@@ -45,11 +45,10 @@ class ChannelPruner(Pruner):
     def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
         """Analyse the network, try the final widths on a copy, and hook what has to be observed."""
         coupling = self.coupling(model, example)
-        if self.origin is None:
-            self.origin = Original.of(coupling)
         groups, reasons = self._candidates(model, coupling)
-        unknown = {name: torch.zeros(group.size) for name, group in groups.items()}
-        scored = {name: s for name, s in unknown.items() if name not in reasons}
+        scored = {name: torch.zeros(group.size) for name, group in groups.items() if name not in reasons}
+        if self.origin is None:
+            self.origin = Original.of(coupling, scored)
         self._choose(model, example, scored, 1.0)
         self.budget.check_units(self._space(coupling, scored), None if events is None else events - self.event)
         if self.statistics is not None:
@@ -69,8 +68,11 @@ class ChannelPruner(Pruner):
     def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
         """Score, choose, try on a copy, and measure."""
         coupling = self.coupling(model, example)
-        self.origin = self.origin or Original.of(coupling)
-        groups, reasons = self._candidates(model, coupling)
+        assert self.origin is not None, "prepare comes first"
+        try:
+            groups, reasons = self._candidates(model, coupling)
+        except ValueError as error:  # there was something to remove before the first event
+            raise BudgetError(f"no channels are left to remove: {error}") from error
         scoring = self.scoring(model)
         scores = {n: self.criterion.score_units(g, scoring) for n, g in groups.items() if n not in reasons}
         kept, removed, plan = self._choose(model, example, scores, fraction)

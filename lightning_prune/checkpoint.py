@@ -21,14 +21,20 @@ def track_shapes(module: nn.Module) -> None:
     """Let ``module`` write its dense shapes into its state dicts, and take over pruned shapes when loading one.
 
     A tensor of a loaded state dict may differ in shape only if the file says that it was pruned from the shape that
-    the module was built with; any other difference is the usual error of ``load_state_dict``. Tracking twice is
-    tracking once.
+    the module was built with; any other difference is the usual error of ``load_state_dict``. Tracking again adds the
+    tensors that the module has been given since.
     """
-    if any(isinstance(hook, _ManifestWriter) for hook in module._state_dict_hooks.values()):
-        return
-    dense = {name: list(tensor.shape) for name, tensor in named_tensors(module)}
-    module._register_state_dict_hook(_ManifestWriter(dense))
-    module.register_load_state_dict_pre_hook(_ShapeLoader(dense))
+    tracking = [hook for hook in module._state_dict_hooks.values() if isinstance(hook, _ManifestWriter)]
+    dense = tracking[0].dense if tracking else {}
+    _note_new(module, dense)
+    if not tracking:
+        module._register_state_dict_hook(_ManifestWriter(dense))
+        module.register_load_state_dict_pre_hook(_ShapeLoader(dense))
+
+
+def _note_new(module: nn.Module, dense: dict[str, list[int]]) -> None:
+    for name, tensor in named_tensors(module):
+        dense.setdefault(name, list(tensor.shape))
 
 
 class _ManifestWriter:
@@ -58,6 +64,7 @@ class _ShapeLoader:
         manifest = getattr(state_dict, "_metadata", {}).get(_KEY)
         if prefix or manifest is None:
             return
+        _note_new(module, self.dense)  # networks built in `setup` or `configure_model` come after `track_shapes`
         built = {name: list(shape) for name, shape in manifest["dense_shapes"].items()}
         _reshape(
             module,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 
@@ -45,10 +46,30 @@ class PruneCLI(LightningCLI):
 def main(args: ArgsType = None) -> None:
     """Run the command line; a wrong configuration is one line, not a traceback."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # of Lightning under torch 2.15
+    _log_above_progress_bars()
     try:
         PruneCLI(args)
     except MisconfigurationException as error:
         sys.exit(f"lightning-prune: {error}")
+
+
+class _Stderr:
+    """The standard error of the moment: a progress bar replaces it for as long as it shows."""
+
+    def write(self, text: str) -> None:
+        sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def _log_above_progress_bars() -> None:
+    """Lightning's log handlers keep the standard error of the import, and progress bars paint over what goes there."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        for handler in logging.getLogger(name).handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(_Stderr())
 
 
 if __name__ == "__main__":

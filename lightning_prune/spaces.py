@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import floor, gcd, prod
@@ -10,7 +10,7 @@ from math import floor, gcd, prod
 import torch
 from torch import Tensor
 
-from lightning_prune.coupling import Coupling, LinearDim
+from lightning_prune.coupling import Coupling
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Original:
     Attributes:
         params: Its parameters.
         macs: Its multiply-accumulates for one example.
-        units: Group name -> units.
+        units: Group name -> units, of the groups that may be pruned.
     """
 
     params: float
@@ -28,9 +28,9 @@ class Original:
     units: Mapping[str, int]
 
     @classmethod
-    def of(cls, coupling: Coupling) -> Original:
-        """Take the network as it is now for the original."""
-        units = {name: group.size for name, group in coupling.groups.items()}
+    def of(cls, coupling: Coupling, groups: Iterable[str] | None = None) -> Original:
+        """Take the network as it is now for the original; of all its groups, or of those named."""
+        units = {name: coupling.groups[name].size for name in (coupling.groups if groups is None else groups)}
         return cls(_params(coupling, {}), _macs(coupling, {}), units)
 
 
@@ -94,7 +94,10 @@ class ChannelSpace:
 
     def keep_share(self, removed: float) -> dict[str, int]:
         """Units left where every group gives the share ``removed`` of its original."""
-        return {name: self.rounded(name, original * (1 - removed)) for name, original in self.original.items()}
+        wanted = {name: original * (1 - removed) for name, original in self.original.items()}
+        return {
+            name: now if wanted[name] >= now else self.rounded(name, wanted[name]) for name, now in self.now.items()
+        }
 
     def keep_after(self, count: int) -> dict[str, int]:
         """Units left after the ``count`` lowest-ranked of all are removed."""
@@ -152,13 +155,9 @@ class WeightSpace:
         return sum(self.sizes.values()) - len(self.sizes)
 
 
-def _extent(dim: LinearDim, removed: Mapping[str, int]) -> float:
-    return dim.size - sum(per_unit * removed.get(name, 0) for name, per_unit in dim.per_unit.items())
-
-
 def _params(coupling: Coupling, removed: Mapping[str, int]) -> float:
-    return sum(prod(_extent(dim, removed) for dim in dims) for dims in coupling.param_dims.values())
+    return sum(prod(dim.after(removed) for dim in dims) for dims in coupling.param_dims.values())
 
 
 def _macs(coupling: Coupling, removed: Mapping[str, int]) -> float:
-    return sum(constant * prod(_extent(dim, removed) for dim in dims) for constant, dims in coupling.mac_terms)
+    return sum(constant * prod(dim.after(removed) for dim in dims) for constant, dims in coupling.mac_terms)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune.coupling import Coupling, Example, run_on_copy
+from lightning_prune.coupling.rules_shape import is_reshape
 from lightning_prune.coupling.trace import tensors_in
 from lightning_prune.plan import Plan, plan_removal
 from lightning_prune.surgery import apply_plan
@@ -18,7 +20,9 @@ def failing_groups(
 ) -> dict[str, str]:
     """Which groups cannot be pruned as planned, and the error that the forward pass then raises.
 
-    The exact plan runs on a copy, in eval and in train mode; on failure the groups at fault are found by bisection.
+    The exact plan runs on a copy, in eval and in train mode. The outputs must keep their shapes, and every reshape must
+    give the shape that the analysis foresees: a ``-1`` beside a number written in the code takes what is left, which
+    would run, with channels in the wrong places. On failure the groups at fault are found by bisection.
 
     Args:
         model: The network; it is not touched.
@@ -26,15 +30,17 @@ def failing_groups(
         coupling: Its analysis.
         removed: Group name -> bool tensor (units,), True where the unit goes.
     """
-    expected = _shapes(model, example, coupling, Plan())
+    expected, _ = _shapes(model, example, coupling, Plan())
 
     def failure(names: list[str]) -> str | None:
         plan = plan_removal({name: removed[name] for name in names}, coupling.groups, coupling.shapes)
         try:
-            found = _shapes(model, example, coupling, plan)
+            found, reshapes = _shapes(model, example, coupling, plan)
         except Exception as error:
             return f"without it the forward pass fails: {str(error).splitlines()[0] if str(error) else error!r}"
-        return None if found == expected else "without it the shapes of the outputs change"
+        if found != expected:
+            return "without it the shapes of the outputs change"
+        return _wrong_reshape(coupling, {name: int(removed[name].sum()) for name in names}, reshapes)
 
     return _culprits([name for name, units in removed.items() if units.any()], failure)
 
@@ -58,13 +64,42 @@ def _culprits(names: list[str], failure: Callable[[list[str]], str | None]) -> d
     return blamed
 
 
-def _shapes(model: nn.Module, example: Example, coupling: Coupling, plan: Plan) -> list[Any]:
-    def use(copy: nn.Module, inputs: Example) -> list[Any]:
-        apply_plan(copy, plan)
-        shapes: list[Any] = [[tuple(t.shape) for t in tensors_in(inputs.run(copy.eval()))]]
-        if coupling.trains:
-            shapes.append([tuple(t.shape) for t in tensors_in(inputs.run(copy.train()))])
-        return shapes
+class _Reshapes(TorchDispatchMode):
+    """Notes the shape that every reshape gives."""
 
-    shapes: list[Any] = run_on_copy(model, example, use, coupling.on_meta)
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if is_reshape(func):
+            self.shapes.append(tuple(out.shape))
+        return out
+
+
+def _wrong_reshape(coupling: Coupling, gone: Mapping[str, int], found: list[tuple[int, ...]]) -> str | None:
+    if len(found) != len(coupling.reshapes):  # control flow that reads values went another way
+        return None
+    for dims, shape in zip(coupling.reshapes, found, strict=True):
+        due = tuple(round(dim.after(gone)) for dim in dims)
+        if dims and due != shape:
+            return f"without it a reshape gives {shape} instead of {due}: is a number written in the code?"
+    return None
+
+
+def _shapes(
+    model: nn.Module, example: Example, coupling: Coupling, plan: Plan
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Shapes of the outputs, and of what every reshape gives, in eval and in train mode."""
+
+    def use(copy: nn.Module, inputs: Example) -> Any:
+        apply_plan(copy, plan)
+        with _Reshapes() as reshapes:
+            outputs = [inputs.run(copy.eval())]
+            if coupling.trains:
+                outputs.append(inputs.run(copy.train()))
+        return [tuple(tensor.shape) for tensor in tensors_in(outputs)], reshapes.shapes
+
+    shapes: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] = run_on_copy(model, example, use, coupling.on_meta)
     return shapes

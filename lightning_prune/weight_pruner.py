@@ -74,8 +74,11 @@ class WeightPruner(Pruner):
         return MaskKeeper(dict(model.named_parameters()), self.masks)
 
     def follow(self, plan: Plan) -> None:
-        """Slice the masks after channels were removed by ``plan``."""
+        """Slice the masks after channels were removed by ``plan``; the sparsity is that of the weights left."""
         self.masks = Plan(masks=self.masks).slice_masks(plan)
+        if self.masks:
+            kept, left = nonzero_in(self.masks.values()), sum(mask.numel() for mask in self.masks.values())
+            self.sparsity = 1 - kept / left
 
     def state_dict(self) -> dict[str, Any]:
         """The common state and the masks."""

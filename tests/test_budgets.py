@@ -155,7 +155,7 @@ def test_one_removal_fewer_would_miss_the_target(scores, kind: type[Budget], sha
     cost = macs if kind is MACs else params
     full = cost(len(scores[A]), len(scores[B]))
     removed = share if kind is Sparsity else 1 - share
-    target = full * (1 - removed * fraction) + 1e-6
+    target = full * (1 - removed * fraction) * (1 + 1e-9)
     ranked = sorted((v, name) for name in (A, B) for v in sorted(scores[name].tolist())[:-1])
     widths = {name: len(scores[name]) for name in (A, B)}
     steps = [dict(widths)]
@@ -308,7 +308,7 @@ def test_a_ratio_that_rounding_turns_into_nothing_is_refused() -> None:
         Ratio(0.5).check_units(make_space(round_to=8), None)
     assert str(error.value) == (
         "Ratio(share=0.5, per_layer=True) removes nothing here: groups of at most 6 units, kept in multiples of "
-        "8 channels. Lower round_to or raise the share."
+        "8 channels. Lower round_to or remove more."
     )
     Ratio(0.5).check_units(make_space(round_to=4), None)
     Ratio(0).check_units(make_space(), None)
@@ -413,3 +413,8 @@ def test_budgets_are_frozen_values(budget: Budget) -> None:
 
 def test_a_budget_error_is_a_value_error() -> None:
     assert issubclass(BudgetError, ValueError)
+
+
+def test_a_count_that_rounding_turns_into_nothing_is_refused() -> None:
+    with pytest.raises(BudgetError, match=r"Count\(count=1, per_layer=False\) removes nothing here.*Lower round_to"):
+        Count(1).check_units(make_space({A: torch.zeros(8), B: torch.zeros(8)}, round_to=4), events=None)

@@ -198,7 +198,7 @@ def test_rounding_that_removes_nothing_is_an_error() -> None:
     before = state(model)
     message = (
         r"^Ratio\(share=0.5, per_layer=True\) removes nothing here: groups of at most 8 units, kept in multiples of 8 "
-        r"channels. Lower round_to or raise the share.$"
+        r"channels. Lower round_to or remove more.$"
     )
     with pytest.raises(BudgetError, match=message):
         prune_once(model, IMAGE, granularity=Channels(round_to=8))
@@ -315,7 +315,9 @@ def test_a_network_whose_every_channel_is_pinned_by_its_code_says_so() -> None:
 
     model = Pinned()
     before = state(model)
-    with pytest.raises(ValueError, match=r"^no channel of the network can be removed: .*'conv.weight': .without it the"):
+    with pytest.raises(
+        ValueError, match=r"^no channel of the network can be removed: .*'conv.weight': .without it the"
+    ):
         prune_once(model, IMAGE)
     assert_untouched(model, before)
 

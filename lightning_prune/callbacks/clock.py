@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_prune.schedules import Schedule
@@ -39,9 +40,22 @@ def end_of(trainer: pl.Trainer, schedule: Schedule) -> float:
     return min(epochs, steps / per_epoch if math.isfinite(per_epoch) else math.inf)
 
 
+def warn_if_cut_short(trainer: pl.Trainer, schedule: Schedule) -> None:
+    """Say so if the training ends before ``schedule`` does; ``fast_dev_run`` is meant to."""
+    end = end_of(trainer, schedule)
+    if schedule.last >= end and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        rank_zero_warn(
+            f"{schedule} has its last event at {schedule.unit} {schedule.last:g}, but the training ends at {end:g}: "
+            "the budget will not be reached. End it earlier or train longer."
+        )
+
+
 def _steps_per_epoch(trainer: pl.Trainer) -> float:
+    """Optimizer steps in an epoch; infinity where that is not known."""
     batches = trainer.num_training_batches
-    return math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else math.inf
+    if not math.isfinite(batches) or not trainer.lightning_module.automatic_optimization:
+        return math.inf
+    return math.ceil(batches / trainer.accumulate_grad_batches)
 
 
 def _limit(limit: int | None) -> float:

@@ -31,7 +31,7 @@ class SparsityLogger(Callback):
 
     Every logger gets the curves ``pruning/...``, ``sparsity/<layer>`` and ``width/<layer>``, on the step axis of
     Lightning's own metrics. ``TensorBoardLogger`` also gets a layout for CUSTOM SCALARS, histograms at every event
-    (``scores/...``, for masks ``surviving_weights/...``), a figure of the metric against the parameters, and a row in
+    (``scores/...``, for masks ``weights/...``), a figure of the metric against the parameters, and a row in
     HPARAMS with the final figures.
 
     Args:
@@ -66,9 +66,9 @@ class SparsityLogger(Callback):
         """Name the hyperparameters, and the final figures to come."""
         if not trainer.loggers:
             rank_zero_warn("SparsityLogger has no logger to write to; give the Trainer one, such as TensorBoardLogger")
-        sparsities = [f"hp/sparsity{suffix}" for suffix in _pruners(trainer)]
-        metrics = [] if self._metric is None else [f"hp/{self._metric}"]
-        names = [*metrics, *sparsities, "hp/parameters", "hp/nonzero_parameters", "hp/macs"]
+        sparsities = [f"result/sparsity{suffix}" for suffix in _pruners(trainer)]
+        metrics = [] if self._metric is None else [f"result/{self._metric}"]
+        names = [*metrics, *sparsities, "result/parameters", "result/nonzero_parameters", "result/macs"]
         for logger in _tensorboards(trainer):
             announce(logger, self._hyperparameters(trainer, pl_module), names)
 
@@ -102,7 +102,7 @@ class SparsityLogger(Callback):
         if self.histograms:
             for logger in _tensorboards(trainer):
                 add_histograms(logger.experiment, "scores", self._acting, report.scores, step)
-                add_histograms(logger.experiment, "surviving_weights", self._acting, _survivors(pl_module, plan), step)
+                add_histograms(logger.experiment, "weights", self._acting, _survivors(pl_module, plan), step)
         if self.points and self.points[-1].event == _events(trainer) - 1:
             self._draw(trainer)
 
@@ -131,10 +131,10 @@ class SparsityLogger(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close with the figure and the final figures."""
         self._draw(trainer)
-        final = {f"hp/{self._metric}": point.value for point in self.points[-1:]}
+        final = {f"result/{self._metric}": point.value for point in self.points[-1:]}
         for name, value in self._figures(trainer, pl_module).items():
             if name.startswith("pruning/") and "fraction" not in name:
-                final[name.replace("pruning", "hp", 1)] = value
+                final[name.replace("pruning", "result", 1)] = value
         for logger in _tensorboards(trainer):
             logger.log_hyperparams(self._hyperparameters(trainer, pl_module), final, _step(trainer))
 

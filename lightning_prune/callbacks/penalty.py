@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.support import as_misconfiguration
+from lightning_prune.criteria.batchnorm import batch_norm_scales
 from lightning_prune.penalties import add_l1_subgradient, slimming_gammas
 
 
@@ -41,5 +42,5 @@ class SlimmingPenalty(Callback):
     ) -> None:
         """Add the subgradient to the γ that this optimizer is about to step."""
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        gammas = [gamma for gamma in slimming_gammas(pl_module).values() if id(gamma) in stepped]
+        gammas = [gamma for gamma in batch_norm_scales(pl_module).values() if id(gamma) in stepped]
         add_l1_subgradient(gammas, self.strength)

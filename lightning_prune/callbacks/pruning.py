@@ -10,7 +10,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_prune.budgets import Budget, BudgetError
-from lightning_prune.callbacks.clock import end_of, time_of, window_is_open
+from lightning_prune.callbacks.checks import check_disjoint, check_gradients, check_kinds, check_start
+from lightning_prune.callbacks.clock import time_of, warn_if_cut_short, window_is_open
 from lightning_prune.callbacks.example import declared_example, example_from_batch
 from lightning_prune.callbacks.rebuild import check_strategy, unwrapped
 from lightning_prune.callbacks.support import as_misconfiguration, forget_best, tell
@@ -60,15 +61,16 @@ class IterativePruning(Callback):
         granularity: Granularity | None = None,
         scope: Scope | None = None,
     ) -> None:
-        self.granularity = granularity or Channels()
+        self.granularity = Channels() if granularity is None else granularity
+        scope = Scope() if scope is None else scope
         with as_misconfiguration():
-            criterion = criterion_named(criterion) if isinstance(criterion, str) else criterion or Magnitude()
-            self.pruner = make_pruner(self.granularity, criterion, budget, scope or Scope())
-        if self.pruner.statistics is not None and schedule.start <= 0:
-            raise MisconfigurationException(
-                f"{criterion} needs gradients of at least one training step before the first event, but {schedule} "
-                "starts at 0; let it start later"
+            named = criterion_named(criterion) if isinstance(criterion, str) else criterion
+            criterion = Magnitude() if named is None else named
+            check_kinds(
+                schedule=schedule, budget=budget, criterion=criterion, granularity=self.granularity, scope=scope
             )
+            self.pruner = make_pruner(self.granularity, criterion, budget, scope)
+        check_start(self.pruner, schedule)
         self.schedule = schedule
         self._example: Example | None = None
         self._prepared = self._observed = False
@@ -104,29 +106,19 @@ class IterativePruning(Callback):
             self._example, self._prepared, self._observed = None, False, False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check what the network alone can tell."""
+        """Check what the network alone can tell; it may have been built since ``setup``."""
+        track_shapes(pl_module)
+        pruners = [c for c in trainer.callbacks if isinstance(c, IterativePruning)]  # type: ignore[attr-defined]
+        others = [p.pruner.scope for p in pruners if p is not self and type(p.granularity) is type(self.granularity)]
         with as_misconfiguration():
-            own = self.pruner.scope.parameters(pl_module)
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(other, IterativePruning) and other is not self and _same_kind(self, other):
-                shared = own.keys() & other.pruner.scope.parameters(pl_module).keys()
-                if shared:
-                    raise MisconfigurationException(
-                        f"two IterativePruning callbacks both prune {sorted(shared)[0]!r} (and {len(shared) - 1} "
-                        "more); give them disjoint scopes"
-                    )
+            check_disjoint(self.pruner.scope, others, pl_module)
         example = declared_example(pl_module)
         if example is not None:
             self._prepare(pl_module, example)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check the schedule against the training, and put masks in force."""
-        end = end_of(trainer, self.schedule)
-        if self.schedule.last >= end and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            rank_zero_warn(
-                f"{self.schedule} has its last event at {self.schedule.unit} {self.schedule.last:g}, but the training "
-                f"ends at {end:g}: the budget will not be reached. End it earlier or train longer."
-            )
+        warn_if_cut_short(trainer, self.schedule)
         self._hold_masks(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -147,6 +139,11 @@ class IterativePruning(Callback):
             self.pruner.statistics.begin_step(batch_idx)
         pl_module.log("sparsity", self.sparsity, prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
+    def on_before_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruning: IterativePruning) -> None:
+        """Get to know the network before another pruner changes it: shares refer to the original."""
+        if not self._prepared and pruning.example is not None:
+            self._prepare(pl_module, pruning.example)
+
     def on_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan, report: Report) -> None:
         """Let masks follow when another pruner has removed channels."""
         if plan.keep and isinstance(self.pruner, WeightPruner):
@@ -160,17 +157,15 @@ class IterativePruning(Callback):
             self.pruner.statistics.commit(scaler.get_scale() if scaler is not None else 1.0)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """After the first observed batch, say if gradients do not reach what has to be ranked."""
+        """After the first observed batch, say if gradients do not reach what has to be ranked.
+
+        Under manual optimization networks may take turns: there the first epoch has to end before it is certain.
+        """
         statistics = self.pruner.statistics
-        if statistics is None or self._observed or statistics.steps == 0:
-            return
-        self._observed = True
-        unseen = statistics.unseen()
-        if unseen:
-            raise MisconfigurationException(
-                f"{self.pruner.criterion} needs gradients of {unseen[0]!r}; none reached it in the first training step "
-                f"({len(unseen)} such layers). Is it frozen or unused? Exclude it: Scope(exclude=[{unseen[0]!r}])."
-            )
+        certain = pl_module.automatic_optimization or trainer.is_last_batch
+        if statistics is not None and statistics.steps > 0 and certain and not self._observed:
+            self._observed = True
+            check_gradients(self.pruner)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take all hooks off the network and the optimizers; pruned shapes still go into later checkpoints."""
@@ -196,8 +191,9 @@ class IterativePruning(Callback):
             return None  # masks need no forward pass; their reports then say nothing about MACs
 
     def _prepare(self, pl_module: pl.LightningModule, example: Example | None) -> None:
-        with as_misconfiguration():
-            self.pruner.prepare(pl_module, example, self.schedule.events)
+        if self.pruner.fraction < 1:  # else nothing is left to do, in a second fit for example
+            with as_misconfiguration():
+                self.pruner.prepare(pl_module, example, self.schedule.events)
         self._example, self._prepared = example, True
 
     def _act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int) -> None:
@@ -223,6 +219,8 @@ class IterativePruning(Callback):
             return
         with unwrapped(trainer):
             self.pruner.apply(pl_module, report, trainer.strategy.optimizers)
+        if self.pruner.statistics is not None and fraction >= 1:
+            self.pruner.statistics.detach()  # observing costs memory and time
         self._hold_masks(trainer, pl_module)
         rank_zero_info(f"Pruning event {self.pruner.event} at epoch {trainer.current_epoch}: {report}")
         forget_best(trainer)
@@ -250,7 +248,3 @@ class IterativePruning(Callback):
         if isinstance(self.pruner, WeightPruner):
             self._masks = self.pruner.keeper(pl_module)
             self._masks.hold(trainer.strategy.optimizers)
-
-
-def _same_kind(a: IterativePruning, b: IterativePruning) -> bool:
-    return type(a.granularity) is type(b.granularity)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 _Position = tuple[float, float]
 
-_LABEL = (0.13, 0.05)  # width and height of a label, in shares of the axes
+_LABEL = (0.14, 0.09)  # width and height of a label, in shares of the axes
 _LOG_FROM = 5.0  # ratio of the largest to the smallest size
 
 
@@ -53,16 +53,16 @@ def scatter(points: Sequence[Point], monitor: str, nonzero: bool) -> Figure:
     axes.scatter(sizes, values, s=36, zorder=2, color=["tab:orange" if p.event == 0 else "tab:blue" for p in points])
     if max(sizes) > _LOG_FROM * min(sizes) > 0:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(EngFormatter())
-    axes.margins(0.12)
+    axes.margins(x=0.17, y=0.12)  # a label stands to the upper left of its point, off the usual curve
     to_axes = axes.transLimits.transform
     placed = [tuple(to_axes(axes.transScale.transform(xy))) for xy in zip(sizes, values, strict=True)]
     for index in _apart(placed):
         point = points[index]
         text = f"dense, epoch {point.epoch}" if point.event == 0 else f"epoch {point.epoch}"
-        axes.annotate(text, (sizes[index], point.value), (0, 6), textcoords="offset points", ha="center", fontsize=9)
+        axes.annotate(text, (sizes[index], point.value), (-5, 4), textcoords="offset points", ha="right", fontsize=9)
     axes.set_xlabel("nonzero parameters" if nonzero else "parameters")
     axes.set_ylabel(monitor)
     axes.set_title(f"{monitor} at the last validation of each size", fontsize=11)

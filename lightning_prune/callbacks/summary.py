@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -68,11 +71,11 @@ class PruningSummary(Callback):
             self.monitor = watchers[0].monitor
 
     def on_before_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruning: IterativePruning) -> None:
-        """Begin with the dense network."""
-        if not self.rounds:
-            self.rounds.append(Round(0, measure(pl_module, pruning.example), 0.0, verdict=self._verdict))
+        """Begin with the dense network; anew as long as a guard holds the first event back."""
+        if len(self.rounds) < 2:
+            self.rounds = [Round(0, measure(pl_module, pruning.example), 0.0, verdict=self._verdict)]
             self._note_metric(trainer)
-            self.dense_path = str(Path(_folder(trainer)) / "dense.ckpt")
+            self.dense_path = str(Path(_folder(trainer)).absolute() / "dense.ckpt")
             trainer.save_checkpoint(self.dense_path, weights_only=True)
 
     def on_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan, report: Report) -> None:
@@ -81,7 +84,7 @@ class PruningSummary(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bring the row up to date."""
-        if self.rounds and not trainer.sanity_checking:
+        if self.rounds and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._note_metric(trainer)
 
     def on_verdict(self, trainer: pl.Trainer, verdict: Verdict) -> None:
@@ -104,7 +107,7 @@ class PruningSummary(Callback):
         """Test the dense and the final network, compare their speed, and print everything. Call it after ``fit``.
 
         The final network is the best checkpoint at the final size where ``ModelCheckpoint`` monitors a metric, else
-        the network as training left it; ``model`` holds it afterwards.
+        the network as training left it; ``model`` holds it afterwards. Without test data nothing is tested.
 
         Args:
             trainer: The Trainer that ran ``fit``.
@@ -113,12 +116,18 @@ class PruningSummary(Callback):
         """
         rounds, dense = list(self.rounds), self.dense_path  # testing a checkpoint restores callbacks from it
         final = _best(trainer) or _save_last(trainer)
-        tested: dict[str, Mapping[str, float]] = {}
+        testable = is_overridden("test_step", model) and is_overridden("test_dataloader", datamodule or model)
+        tested: dict[str, dict[str, float]] = {}
         networks: dict[str, nn.Module] = {}
         for name, path in (("dense", dense), ("final", final)):
-            if path is not None:
-                (tested[name],) = trainer.test(model, datamodule=datamodule, ckpt_path=path, verbose=False)
-                networks[name] = copy.deepcopy(model)
+            if path is None or not Path(path).is_file():  # the dense network of a resumed training may be elsewhere
+                continue
+            if testable:
+                results = trainer.test(model, datamodule=datamodule, ckpt_path=path, verbose=False)
+                tested[name] = {metric: value for result in results for metric, value in result.items()}
+            else:
+                model.load_state_dict(torch.load(path, map_location=model.device, weights_only=True)["state_dict"])
+            networks[name] = copy.deepcopy(model)
         self.rounds, self.dense_path = rounds, dense
         self._print(trainer, tested, _speeds(trainer, networks), final)
 
@@ -128,34 +137,40 @@ class PruningSummary(Callback):
 
     @rank_zero_only
     def _print(
-        self, trainer: pl.Trainer, tested: dict[str, Mapping[str, float]], speeds: dict[str, float], final: str
+        self, trainer: pl.Trainer, tested: dict[str, dict[str, float]], speeds: dict[str, float], final: str
     ) -> None:
-        console = Console()
-        console.print(rounds_table(self.rounds, self.monitor))
-        for metric in tested["final"]:
+        console = Console(highlight=False, soft_wrap=True)
+        if self.rounds:
+            console.print(rounds_table(self.rounds, self.monitor), soft_wrap=False)
+        else:
+            console.print("nothing was pruned: the training ended before the first event")
+        for metric in tested.get("final", {}):
             values = ", ".join(f"{name} {result[metric]:.4f}" for name, result in tested.items())
-            console.print(f"{metric}: {values}", highlight=False)
+            console.print(f"{metric}: {values}")
+        if not tested:
+            console.print("not tested: there is no test_step or no test_dataloader")
         if len(speeds) == 2:
             dense, pruned = (1000 * speeds[name] for name in ("dense", "final"))
             console.print(
                 f"speed-up: {dense / pruned:.2f} x on this machine "
-                f"(batch of {LATENCY_BATCH}: {dense:.2f} ms -> {pruned:.2f} ms)",
-                highlight=False,
+                f"(batch of {LATENCY_BATCH}: {dense:.2f} ms -> {pruned:.2f} ms)"
             )
-        console.print(f"checkpoint: {_shown(final)}", highlight=False, soft_wrap=True)
+        console.print(f"checkpoint: {_shown(final)}")
         if self.dense_path is not None:
-            console.print(f"dense network: {_shown(self.dense_path)}", highlight=False, soft_wrap=True)
+            console.print(f"dense network: {_shown(self.dense_path)}")
         if trainer.log_dir is not None:
-            console.print(f"logs: tensorboard --logdir {_shown(trainer.log_dir)}", highlight=False, soft_wrap=True)
+            console.print(f"logs: tensorboard --logdir {_shown(trainer.log_dir)}")
 
 
 def rounds_table(rounds: list[Round], monitor: str | None) -> Table:
-    """The rows as a table for a terminal."""
-    table = Table(title="Pruning, round by round")
+    """The rows as a table for a terminal of 80 columns; names and verdicts are folded before numbers are cut."""
+    table = Table(title="Pruning, round by round", box=box.SIMPLE_HEAD, pad_edge=False)
     masked = any(row.size.nonzero < 0.99 * row.size.params for row in rounds)
-    for column in ("round", "epoch", "nonzero" if masked else "parameters", "MACs", "sparsity", monitor or "metric"):
-        table.add_column(column, justify="right")
-    table.add_column("guard", no_wrap=True)
+    for column in ("round", "epoch", "nonzero" if masked else "parameters", "MACs", "sparsity"):
+        table.add_column(column, justify="right", no_wrap=True)
+    metrics = ["" if row.metric is None else f"{row.metric:.4f}" for row in rounds]
+    table.add_column(monitor or "metric", justify="right", overflow="fold", min_width=max(map(len, metrics), default=0))
+    table.add_column("guard", overflow="fold", min_width=9)
     for number, row in enumerate(rounds):
         table.add_row(
             "dense" if number == 0 else str(number),
@@ -163,7 +178,7 @@ def rounds_table(rounds: list[Round], monitor: str | None) -> Table:
             f"{row.size.nonzero if masked else row.size.params:,}",
             "" if row.size.macs is None else f"{row.size.macs:,}",
             f"{row.sparsity:.3f}",
-            "" if row.metric is None else f"{row.metric:.4f}",
+            metrics[number],
             row.verdict,
         )
     return table

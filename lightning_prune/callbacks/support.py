@@ -21,12 +21,17 @@ def tell(trainer: pl.Trainer, event: str, *args: Any) -> None:
 
 
 def forget_best(trainer: pl.Trainer) -> None:
-    """Let every ``ModelCheckpoint`` look for the best network of the new size; the next one saved replaces the old."""
+    """Let every ``ModelCheckpoint`` look for the best network of the new size; the next one saved replaces the old.
+
+    Until it is measured again its metric is not a number: a checkpoint saved before that has nothing to show.
+    """
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
             worst = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
             callback.best_k_models = {path: worst for path in callback.best_k_models}
             callback.kth_value, callback.best_model_score = worst, None
+            if callback.monitor in trainer.callback_metrics:
+                trainer.callback_metrics[callback.monitor] = torch.tensor(torch.nan)
 
 
 @contextmanager

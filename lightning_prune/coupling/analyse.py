@@ -41,12 +41,13 @@ def _analyse_copy(copy: nn.Module, example: Example) -> Coupling:
     trace = Trace()
     trace.register(copy)
     _pass(trace, copy.eval(), example)
-    macs = list(trace.macs)
+    macs, reshapes = list(trace.macs), list(trace.reshapes)
     try:
         _pass(trace, copy.train(), example)
         trains = True
     except Exception:  # some networks want targets in train mode: then the eval pass has to be enough
         trains = False
+        trace.reshapes = reshapes
     trace.macs = [type(term)(term.constant / example.batch, term.dims) for term in macs]
     return build_coupling(trace, copy, trains)
 

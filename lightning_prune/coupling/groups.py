@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling.slots import FIXED, Ids
-from lightning_prune.coupling.trace import KERNEL, Trace, named_tensors
+from lightning_prune.coupling.trace import KERNEL, Labels, Trace, named_tensors
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Group:
     """Units that live in the same dimensions of the same tensors; each is removed as a whole.
 
     Attributes:
-        name: The first tensor of the group, with ``#2``, ``#3``, ... where several groups begin in one tensor.
+        name: The first tensor with a dimension that is all the group's, else its first tensor; with ``#2``, ``#3``, ...
+            where several groups would have the same name.
         members: Every (tensor, dimension) the units live in.
         activations: Where the activations of the units can be seen; may be empty.
         inexact: Why removing a unit is not equal to masking it, None where it is equal.
@@ -80,6 +81,10 @@ class LinearDim:
     size: int
     per_unit: Mapping[str, float]
 
+    def after(self, removed: Mapping[str, int]) -> float:
+        """The size once so many units of each group are removed."""
+        return self.size - sum(per_unit * removed.get(name, 0) for name, per_unit in self.per_unit.items())
+
 
 @dataclass(frozen=True)
 class Coupling:
@@ -87,12 +92,14 @@ class Coupling:
 
     Attributes:
         groups: Removable groups by name.
-        frozen: Group or tensor name -> why nothing in it can be removed.
+        frozen: Group name -> why nothing in it can be removed. Kernel positions and what layers read from the
+            network's input go without saying.
         shapes: Shape of every parameter and buffer when it was analysed.
         param_dims: For every parameter, its dimensions.
         mac_terms: (constant, dimensions) of every convolution and matrix product of one example's forward pass.
         on_meta: Whether the network runs on the meta device, where a forward pass costs nothing.
         trains: Whether its forward pass also runs in train mode on the example input alone.
+        reshapes: What every reshape of the passes in eval and in train mode gives; empty where it has no channels.
     """
 
     groups: Mapping[str, Group]
@@ -102,6 +109,7 @@ class Coupling:
     mac_terms: tuple[tuple[float, tuple[LinearDim, ...]], ...]
     on_meta: bool
     trains: bool
+    reshapes: tuple[tuple[LinearDim, ...], ...] = ()
 
 
 def build_coupling(trace: Trace, module: nn.Module, trains: bool) -> Coupling:
@@ -121,20 +129,24 @@ def build_coupling(trace: Trace, module: nn.Module, trains: bool) -> Coupling:
     frozen: dict[str, str] = {}
     group_of = np.full(trace.slots.count, -1, dtype=np.int64)
     inexact = trace.slots.inexact_units(units)
+    used: Counter[str] = Counter()
     for signature, members in signatures.items():
-        first = places[signature[0][0]][0]
-        stuck = [unit for unit in members if unit in frozen_units]
+        place = places[signature[0][0]]
         free = [unit for unit in members if unit not in frozen_units]
-        if stuck and not free:
-            frozen.setdefault(first, frozen_units[stuck[0]])
-        elif len(free) == 1 and not stuck:
-            frozen.setdefault(first, "all of its channels can only go together")
-        elif free:
-            name = _unused_name(first, groups)
+        if not free:
+            reason = frozen_units[members[0]]
+            if reason != KERNEL and place not in trace.consumed:
+                frozen.setdefault(place[0], reason)
+            continue
+        own = next((places[p] for p, n in signature if n * len(members) == shapes[places[p][0]][places[p][1]]), place)
+        used[own[0]] += 1
+        name = own[0] if used[own[0]] == 1 else f"{own[0]}#{used[own[0]]}"
+        if len(members) == 1:
+            frozen[name] = "all of its channels can only go together"
+        else:
             group_of[free] = len(groups)
             groups[name] = _group(name, trace, units, places, signature, np.array(free), inexact)
 
-    shrinking = {member.tensor for group in groups.values() for member in group.members if not member.reads}
     names = list(groups)
     sizes = np.array([group.size for group in groups.values()] or [1])
 
@@ -143,20 +155,22 @@ def build_coupling(trace: Trace, module: nn.Module, trains: bool) -> Coupling:
         counts = np.bincount(owners[owners >= 0], minlength=len(sizes)) / sizes
         return LinearDim(len(ids), {names[g]: float(counts[g]) for g in np.flatnonzero(counts)})
 
-    def dims_of(name: str) -> tuple[LinearDim, ...]:
-        labels = trace.labels[name]
+    def dims(shape: tuple[int, ...], labels: Labels) -> tuple[LinearDim, ...]:
         return tuple(
-            LinearDim(size, {}) if ids is None else linear(ids) for ids, size in zip(labels, shapes[name], strict=True)
+            LinearDim(size, {}) if ids is None else linear(ids) for ids, size in zip(labels, shape, strict=True)
         )
 
     return Coupling(
         groups=groups,
-        frozen={name: why for name, why in frozen.items() if name not in shrinking and why != KERNEL},
+        frozen={name: reason for name, reason in frozen.items() if name not in groups},
         shapes=shapes,
-        param_dims={name: dims_of(name) for name, _ in module.named_parameters()},
+        param_dims={name: dims(shapes[name], trace.labels[name]) for name, _ in module.named_parameters()},
         mac_terms=tuple((term.constant, tuple(linear(ids) for ids in term.dims)) for term in trace.macs),
         on_meta=all(tensor.is_meta for _, tensor in named_tensors(module)),
         trains=trains,
+        reshapes=tuple(
+            dims(shape, labels) if any(ids is not None for ids in labels) else () for shape, labels in trace.reshapes
+        ),
     )
 
 
@@ -164,7 +178,7 @@ Signature = tuple[tuple[int, int], ...]  # (place, how many indices a unit owns 
 
 
 def _signatures(trace: Trace, units: Ids, places: list[tuple[str, int]]) -> dict[Signature, list[int]]:
-    """Signature -> its units, both in the order of the network's tensors."""
+    """Signature -> its units; in the order of the network's tensors, which no removal changes."""
     labels = [trace.labels[name][dim] for name, dim in places]
     owner = np.concatenate([units[ids] for ids in labels]) if labels else np.empty(0, np.int64)  # type: ignore[index]
     place = np.repeat(np.arange(len(places)), [len(ids) for ids in labels])  # type: ignore[arg-type]
@@ -175,7 +189,7 @@ def _signatures(trace: Trace, units: Ids, places: list[tuple[str, int]]) -> dict
     for start, stop in zip(starts, [*starts[1:], owner.size], strict=True):
         signature = tuple(zip(place[start:stop].tolist(), counts[start:stop].tolist(), strict=True))
         found[signature].append(int(owner[start]))
-    return dict(sorted(found.items(), key=lambda item: (item[0][0][0], item[1][0])))
+    return dict(sorted(found.items()))
 
 
 def _group(
@@ -209,9 +223,3 @@ def _group(
         activations=tuple(activations),
         inexact=next((inexact[u] for u in members.tolist() if u in inexact), None),
     )
-
-
-def _unused_name(first: str, taken: Mapping[str, Group]) -> str:
-    if first not in taken:
-        return first
-    return next(name for n in range(2, len(taken) + 3) if (name := f"{first}#{n}") not in taken)

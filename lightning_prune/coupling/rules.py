@@ -198,7 +198,7 @@ def _along_dim(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
     source = args[0]
     name = func._schema.name.removeprefix("aten::").strip("_")
     position = 2 if name in ("roll", "topk") else 1
-    unsaid = [] if name == "roll" else -1  # `roll` without dimensions shifts the flattened tensor
+    unsaid: int | list[int] = [] if name == "roll" else -1  # `roll` without dimensions shifts the flattened tensor
     dims = args[position] if len(args) > position else kwargs.get("dim", kwargs.get("dims", unsaid))
     dims = [dims] if isinstance(dims, int) else (list(dims) or list(range(source.dim())))
     mixed = {dim % source.dim() for dim in dims}

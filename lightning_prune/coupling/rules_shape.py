@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_prune.coupling.rules import rule_for
+from lightning_prune.coupling.rules import rule_for, rule_of
 from lightning_prune.coupling.slots import FIXED, Ids
 from lightning_prune.coupling.trace import Labels, Tracer, tensors_in
 
@@ -17,9 +17,15 @@ def _reshape(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     source = args[0]
     if source.numel() == 0 and source.shape != out.shape:
         tracer.freeze(source, "a reshape while it is empty")
-        return
-    tracer.set_labels(out, reshaped(tracer, tracer.labels(source), source.shape, out.shape))
-    tracer.same_parameter(source, out)
+    else:
+        tracer.set_labels(out, reshaped(tracer, tracer.labels(source), source.shape, out.shape))
+        tracer.same_parameter(source, out)
+    tracer.trace.reshapes.append((tuple(out.shape), tracer.labels(out)))
+
+
+def is_reshape(func: Any) -> bool:
+    """Whether ``Trace.reshapes`` has an entry for each call of this ATen overload."""
+    return rule_of(func) is _reshape
 
 
 def reshaped(tracer: Tracer, labels: Labels, before: Sequence[int], after: Sequence[int]) -> Labels:

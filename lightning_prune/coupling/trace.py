@@ -52,6 +52,7 @@ class Trace:
     consumed: set[tuple[str, int]] = field(default_factory=set)
     taps: dict[str, Tap] = field(default_factory=dict)
     macs: list[MacTerm] = field(default_factory=list)
+    reshapes: list[tuple[tuple[int, ...], Labels]] = field(default_factory=list)
 
     def register(self, module: nn.Module) -> None:
         """Give fresh slots to every dimension of every parameter and buffer of ``module``."""

@@ -486,10 +486,10 @@ def test_an_unknown_metric_is_found_as_soon_as_possible(tmp_path: Path, sanity_s
         enable_checkpointing=False,
         num_sanity_val_steps=sanity_steps,
     )
-    message = "AccuracyGuard monitor='val_akk' is not logged by validation; it logs score"
-    with pytest.raises(MisconfigurationException) as caught:
+    with pytest.raises(
+        MisconfigurationException, match="AccuracyGuard monitor='val_akk' is not logged by validation; it logs score"
+    ):
         trainer.fit(module, loader(), loader())
-    assert str(caught.value) == message
     assert trainer.global_step == (0 if sanity_steps else BATCHES)
 
 

@@ -210,3 +210,41 @@ def test_a_wrong_example_says_what_to_pass() -> None:
 def test_reshaping_an_empty_tensor_is_harmless() -> None:
     net = Net(lambda net, x: net.b(net.a(x)) + x.new_zeros(2, 0).view(-1).sum(), a=conv(3, 6), b=conv(6, 2))
     assert list(analyse(net, Example.of(image())).groups) == ["a.weight"]
+
+
+def attention(net: Any, x: Tensor) -> Tensor:
+    q, k, v = (layer(x).view(len(x), 8, -1) for layer in (net.q, net.k, net.v))
+    mixed = (v @ (q.transpose(1, 2) @ k).softmax(-2)).relu()
+    return net.head(pooled(mixed.view(len(x), -1, 8, 8)))
+
+
+def shuffle_by_factor(net: Any, x: Tensor) -> Tensor:
+    y = net.q(x)
+    y = y.view(len(x), -1, 2, 8, 8).transpose(1, 2).reshape(len(x), -1, 8, 8)
+    return net.head(pooled((y * net.k(x)).relu()))
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"), [(attention, "the forward pass fails"), (shuffle_by_factor, "a reshape gives .* instead of")]
+)
+def test_a_reshape_that_would_run_with_channels_in_wrong_places_is_found(
+    run: Callable[[Any, Tensor], Tensor], reason: str
+) -> None:
+    # Nothing fails and no output changes its shape: `-1` takes what the written number leaves.
+    layers = {name: conv(3, 8) for name in "qkv"}
+    net = Net(run, before=conv(3, 3), **layers, head=nn.Linear(8, 3))
+    net.run = lambda net, x: run(net, net.before(x))
+    inputs = image()
+    report = prune_once(net, inputs)
+    assert report.widths == {"before.weight": (3, 2)}
+    assert re.match(f"without it {reason}", report.frozen["q.weight"])
+
+
+def test_removals_that_change_the_shape_of_an_output_are_found() -> None:
+    net = Net(
+        lambda net, x: (net.c(net.b(net.a(x))), torch.zeros(len(x), net.b.out_channels, device=x.device)),
+        a=conv(3, 6), b=conv(6, 4), c=conv(4, 2),
+    )  # fmt: skip
+    report = prune_once(net, image())
+    assert report.widths == {"a.weight": (6, 3)}
+    assert report.frozen["b.weight"] == "without it the shapes of the outputs change"

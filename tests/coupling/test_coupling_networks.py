@@ -288,16 +288,28 @@ def test_tied_weights_are_one_tensor() -> None:
     assert net.b.in_features == net.a.embedding_dim < 6
 
 
-def test_two_groups_that_begin_in_one_tensor_get_two_names() -> None:
+def test_groups_that_begin_in_one_tensor_are_named_by_what_is_their_own() -> None:
     net = Net(
         lambda net, x: (lambda y: net.head(pooled(y + torch.cat([net.b(x), net.c(x)], 1))))(net.a(x)),
         a=conv(3, 6), b=conv(3, 2), c=conv(3, 4), head=nn.Linear(6, 3),
     )  # fmt: skip
     assert groups_of(analyse(net, Example.of(image()))) == {
-        "a.weight": (2, {**made("a"), **made("b"), **read("head")}),
-        "a.weight#2": (4, {**made("a"), **made("c"), **read("head")}),
+        "b.weight": (2, {**made("a"), **made("b"), **read("head")}),
+        "c.weight": (4, {**made("a"), **made("c"), **read("head")}),
     }
     assert removal_error(net, image()) <= 1e-5
+
+
+def test_a_group_with_one_unit_left_keeps_its_name() -> None:
+    def run(net: Any, x: Tensor) -> Any:
+        b = net.b(x)
+        left, right = b.chunk(2, 1)
+        return net.head(pooled(net.a(x) + torch.cat([b, net.c(x)], 1))), left * right
+
+    net = Net(run, a=conv(3, 6), b=conv(3, 2), c=conv(3, 4), head=nn.Linear(6, 3))
+    coupling = analyse(net, Example.of(image()))
+    assert list(coupling.groups) == ["c.weight"]
+    assert coupling.frozen["b.weight"] == "all of its channels can only go together"
 
 
 def test_auxiliary_head_of_the_train_mode_is_followed() -> None:

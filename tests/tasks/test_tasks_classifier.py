@@ -29,9 +29,7 @@ def make_trainer(root: Path, **arguments: Any) -> Trainer:
     )
 
 
-def make_images(
-    count: int, channels: int = 1, size: int = 8, classes: int = 10
-) -> tuple[torch.Tensor, torch.Tensor]:
+def make_images(count: int, channels: int = 1, size: int = 8, classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(count)
     images = torch.randn(count, channels, size, size, generator=generator)
     return images, torch.randint(classes, (count,), generator=generator)
@@ -74,9 +72,7 @@ def test_logged_figures_equal_those_computed_by_hand(tmp_path: Path, split: str)
 
 
 def test_auxiliary_classifiers_add_three_tenths_of_their_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    classifier = ImageClassifier(
-        "googlenet", num_classes=3, in_channels=1, model_args={"init_weights": False}
-    )
+    classifier = ImageClassifier("googlenet", num_classes=3, in_channels=1, model_args={"init_weights": False})
     logged: dict[str, torch.Tensor] = {}
     monkeypatch.setattr(classifier, "log", lambda name, value, **_: logged.update({name: value}))
     images, labels = make_images(2, size=64, classes=3)
@@ -85,9 +81,7 @@ def test_auxiliary_classifiers_add_three_tenths_of_their_loss(monkeypatch: pytes
     torch.manual_seed(1)  # dropout
     logits, second, first = classifier(images)
     expected = (
-        F.cross_entropy(logits, labels)
-        + 0.3 * F.cross_entropy(second, labels)
-        + 0.3 * F.cross_entropy(first, labels)
+        F.cross_entropy(logits, labels) + 0.3 * F.cross_entropy(second, labels) + 0.3 * F.cross_entropy(first, labels)
     )
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
     assert logged["train_loss"] is loss
@@ -123,9 +117,7 @@ def test_the_optimizer_has_every_parameter_and_its_arguments() -> None:
     ],
 )
 def test_schedulers_step_when_they_should(scheduler: Any, interval: str, monitor: str | None) -> None:
-    classifier = ImageClassifier(
-        model_args=SMALL, optimizer=partial(SGD, lr=0.1, momentum=0.9), lr_scheduler=scheduler
-    )
+    classifier = ImageClassifier(model_args=SMALL, optimizer=partial(SGD, lr=0.1, momentum=0.9), lr_scheduler=scheduler)
     config = classifier.configure_optimizers()
     assert isinstance(config["lr_scheduler"]["scheduler"], scheduler.func)
     assert config["lr_scheduler"]["scheduler"].optimizer is config["optimizer"]
@@ -158,9 +150,7 @@ def test_a_plateau_without_a_metric_is_refused() -> None:
         ),
     ],
 )
-def test_schedulers_change_the_learning_rate_in_a_trainer(
-    tmp_path: Path, scheduler: Any, expected: float
-) -> None:
+def test_schedulers_change_the_learning_rate_in_a_trainer(tmp_path: Path, scheduler: Any, expected: float) -> None:
     trainer = make_trainer(
         tmp_path, max_epochs=2, limit_train_batches=1, limit_val_batches=1, enable_checkpointing=False
     )

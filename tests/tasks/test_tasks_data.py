@@ -153,9 +153,7 @@ def test_missing_images_name_the_folder_and_the_cure(kind: Any, name: str, tmp_p
 
 
 @pytest.mark.parametrize(("kind", "name"), [(MNISTData, "MNIST"), (CIFAR10Data, "CIFAR10")])
-def test_only_prepare_data_downloads(
-    kind: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_prepare_data_downloads(kind: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(datasets, name, lambda root, **arguments: calls.append(arguments))
     kind(root=str(tmp_path), download=False).prepare_data()
@@ -269,9 +267,7 @@ def test_folder_without_augmentation_trains_on_the_images_as_they_are(tmp_path: 
 
 def test_missing_folder_names_the_path_and_the_cure(tmp_path: Path) -> None:
     data = ImageFolderData(str(tmp_path / "nowhere"))
-    with pytest.raises(
-        FileNotFoundError, match=r"nowhere/train\. Point root to the folder with train/<class>"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"nowhere/train\. Point root to the folder with train/<class>"):
         data.setup("fit")
 
 
@@ -279,9 +275,7 @@ def test_splits_with_other_classes_are_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, {"train": 2})
     write_folder(tmp_path, {"test": 2}, classes=["cat", "dog"])
     data = ImageFolderData(str(tmp_path), val_fraction=0.5)
-    with pytest.raises(
-        ValueError, match=r"test has the classes \['cat', 'dog'\], train/ has \['cat', 'dog', 'owl'\]"
-    ):
+    with pytest.raises(ValueError, match=r"test has the classes \['cat', 'dog'\], train/ has \['cat', 'dog', 'owl'\]"):
         data.setup("fit")
 
 
@@ -312,9 +306,7 @@ def test_real_images_in_folders_train(real_data: Path, tmp_path: Path) -> None:
         with zipfile.ZipFile(real_data / "cifar10-jpeg" / f"{split}.zip") as archive:
             names = archive.namelist()
             for label in ("airplane", "bird", "truck"):
-                members = sorted(
-                    name for name in names if name.startswith(f"{split}/{label}/") and name[-1] != "/"
-                )
+                members = sorted(name for name in names if name.startswith(f"{split}/{label}/") and name[-1] != "/")
                 archive.extractall(tmp_path, members[:count])
     data = ImageFolderData(str(tmp_path), image_size=32, batch_size=4, val_fraction=1 / 3)
     data.setup("fit")

@@ -119,17 +119,13 @@ def test_pretrained_weights_are_kept_but_for_a_classifier_of_another_size() -> N
 
 @pytest.mark.usefixtures("no_download")
 def test_pretrained_googlenet_takes_grey_images() -> None:
-    network = build_network(
-        "googlenet", num_classes=4, in_channels=1, arguments={"weights": "DEFAULT"}
-    ).eval()
+    network = build_network("googlenet", num_classes=4, in_channels=1, arguments={"weights": "DEFAULT"}).eval()
     assert torch.all(network.conv1.conv.weight == 1.5)
     assert network(torch.zeros(1, 1, 64, 64)).shape == (1, 4)
 
 
 def test_unknown_weights_list_the_known_ones() -> None:
-    with pytest.raises(
-        ValueError, match=r"weights='V9'; 'resnet50' has IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT"
-    ):
+    with pytest.raises(ValueError, match=r"weights='V9'; 'resnet50' has IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT"):
         build_network("resnet50", num_classes=10, in_channels=3, arguments={"weights": "V9"})
 
 
@@ -138,16 +134,12 @@ def test_unknown_weights_list_the_known_ones() -> None:
     [("resnet19", "'resnet18'"), ("smal_resnet", "'small_resnet'"), ("MobileNetV2", "'mobilenet_v2'")],
 )
 def test_unknown_network_names_the_closest(name: str, closest: str) -> None:
-    with pytest.raises(
-        ValueError, match=rf"model='{name}' is no known network\. Did you mean .*{closest}.*\?"
-    ):
+    with pytest.raises(ValueError, match=rf"model='{name}' is no known network\. Did you mean .*{closest}.*\?"):
         ImageClassifier(name)
 
 
 def test_unknown_network_without_a_close_name_says_where_the_names_are() -> None:
-    with pytest.raises(
-        ValueError, match=r"no known network\. Known are 'small_resnet' and the names in torchvision"
-    ):
+    with pytest.raises(ValueError, match=r"no known network\. Known are 'small_resnet' and the names in torchvision"):
         ImageClassifier("zzzz")
 
 

@@ -13,9 +13,7 @@ from lightning_prune.tasks.splits import evaluation_loader, stratified_split, tr
     fraction=st.floats(0.2, 0.8),
     seed=st.integers(0, 5),
 )
-def test_split_is_a_partition_with_the_share_of_each_class(
-    labels: list[int], fraction: float, seed: int
-) -> None:
+def test_split_is_a_partition_with_the_share_of_each_class(labels: list[int], fraction: float, seed: int) -> None:
     rest, part = stratified_split(labels, fraction, seed)
     assert sorted(rest + part) == list(range(len(labels)))
     assert rest == sorted(rest)
