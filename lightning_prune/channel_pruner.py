@@ -40,6 +40,7 @@ class ChannelPruner(Pruner):
         self.granularity = granularity
         self.origin: Original | None = None
         self.blocked: dict[str, str] = {}
+        self.groups: frozenset[str] = frozenset()  # what is ranked, known from `prepare` on
         self._coupling: Coupling | None = None
 
     def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
@@ -47,6 +48,7 @@ class ChannelPruner(Pruner):
         coupling = self.coupling(model, example)
         groups, reasons = self._candidates(model, coupling)
         scored = {name: torch.zeros(group.size) for name, group in groups.items() if name not in reasons}
+        self.groups = frozenset(scored)
         if self.origin is None:
             self.origin = Original.of(coupling, scored)
         self._choose(model, example, scored, 1.0)

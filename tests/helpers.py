@@ -78,10 +78,10 @@ class Lit(LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)]
 
     def train_dataloader(self) -> Any:
-        return DataLoader(images(), BATCH)
+        return DataLoader(images(), batch_size=BATCH)
 
     def val_dataloader(self) -> Any:
-        return DataLoader(images(24, seed=1), BATCH)
+        return DataLoader(images(24, seed=1), batch_size=BATCH)
 
     test_dataloader = val_dataloader
 
@@ -122,7 +122,7 @@ class Adversaries(LightningModule):
         )
 
     def train_dataloader(self) -> Any:
-        return DataLoader(images(), BATCH)
+        return DataLoader(images(), batch_size=BATCH)
 
 
 def zero_share(module: nn.Module) -> float:

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_prune.budgets import Budget
+from lightning_prune.channel_pruner import ChannelPruner
 from lightning_prune.criteria import Criterion
 from lightning_prune.granularity import Granularity
 from lightning_prune.pruner import Pruner
@@ -46,15 +47,25 @@ def check_start(pruner: Pruner, schedule: Schedule) -> None:
         )
 
 
-def check_disjoint(scope: Scope, others: Iterable[Scope], pl_module: pl.LightningModule) -> None:
+def check_scopes(pruner: Pruner, others: Iterable[Pruner], pl_module: pl.LightningModule) -> None:
     """Two pruners of one kind must not share parameters."""
-    own = scope.parameters(pl_module)
+    own = pruner.scope.parameters(pl_module)
     for other in others:
-        shared = sorted(own.keys() & other.parameters(pl_module).keys())
+        shared = sorted(own.keys() & other.scope.parameters(pl_module).keys())
         if shared:
             raise MisconfigurationException(
                 f"two IterativePruning callbacks both prune {shared[0]!r} (and {len(shared) - 1} more); give them "
                 "disjoint scopes"
+            )
+
+
+def check_groups(pruner: Pruner, others: Iterable[Pruner]) -> None:
+    """Two pruners must not rank the same channels, which layers in both of their scopes may write to."""
+    for other in others:
+        if isinstance(pruner, ChannelPruner) and isinstance(other, ChannelPruner) and pruner.groups & other.groups:
+            raise MisconfigurationException(
+                f"two IterativePruning callbacks both prune the channels of {min(pruner.groups & other.groups)!r}; "
+                "give them disjoint scopes"
             )
 
 

@@ -14,9 +14,23 @@ from lightning_prune.coupling import Example, run_on_copy
 
 
 def declared_example(pl_module: pl.LightningModule) -> Example | None:
-    """The module's ``example_input_array``, None where it has none."""
+    """The module's ``example_input_array``, None where it has none.
+
+    Raises:
+        MisconfigurationException: If the forward does not run on it.
+    """
     inputs = pl_module.example_input_array
-    return None if inputs is None else Example.of(inputs).to(pl_module.device)
+    if inputs is None:
+        return None
+    example = Example.of(inputs).to(pl_module.device)
+    try:
+        _run(pl_module, example)
+    except Exception as error:
+        raise MisconfigurationException(
+            f"the forward of {type(pl_module).__name__} fails on its `example_input_array`: {error}. A tuple is "
+            "positional, a dict is keyword, anything else is the one argument."
+        ) from error
+    return example
 
 
 def example_from_batch(pl_module: pl.LightningModule, batch: Any) -> Example:
@@ -29,7 +43,7 @@ def example_from_batch(pl_module: pl.LightningModule, batch: Any) -> Example:
     for inputs in _candidates(pl_module, batch):
         example = Example.of(inputs)
         try:
-            run_on_copy(pl_module, example, lambda copy, arguments: arguments.run(copy.eval()))
+            _run(pl_module, example)
         except Exception as error:
             errors.append(str(error))
         else:
@@ -39,6 +53,10 @@ def example_from_batch(pl_module: pl.LightningModule, batch: Any) -> Example:
         f"({type(batch).__name__}): {errors[0] if errors else 'it holds no tensors'}. Set `example_input_array` on the "
         "LightningModule to what its forward receives."
     )
+
+
+def _run(pl_module: pl.LightningModule, example: Example) -> None:
+    run_on_copy(pl_module, example, lambda copy, arguments: arguments.run(copy.eval()))
 
 
 def _candidates(pl_module: pl.LightningModule, batch: Any) -> Iterator[Any]:

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_prune.budgets import Budget, BudgetError
-from lightning_prune.callbacks.checks import check_disjoint, check_gradients, check_kinds, check_start
+from lightning_prune.callbacks.checks import check_gradients, check_groups, check_kinds, check_scopes, check_start
 from lightning_prune.callbacks.clock import time_of, warn_if_cut_short, window_is_open
 from lightning_prune.callbacks.example import declared_example, example_from_batch
 from lightning_prune.callbacks.rebuild import check_strategy, unwrapped
@@ -22,6 +22,7 @@ from lightning_prune.functional import make_pruner
 from lightning_prune.granularity import Channels, Granularity
 from lightning_prune.masks import MaskKeeper
 from lightning_prune.plan import Plan
+from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report
 from lightning_prune.schedules import Schedule
 from lightning_prune.scope import Scope
@@ -108,10 +109,8 @@ class IterativePruning(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check what the network alone can tell; it may have been built since ``setup``."""
         track_shapes(pl_module)
-        pruners = [c for c in trainer.callbacks if isinstance(c, IterativePruning)]  # type: ignore[attr-defined]
-        others = [p.pruner.scope for p in pruners if p is not self and type(p.granularity) is type(self.granularity)]
         with as_misconfiguration():
-            check_disjoint(self.pruner.scope, others, pl_module)
+            check_scopes(self.pruner, self._others(trainer), pl_module)
         example = declared_example(pl_module)
         if example is not None:
             self._prepare(pl_module, example)
@@ -194,7 +193,13 @@ class IterativePruning(Callback):
         if self.pruner.fraction < 1:  # else nothing is left to do, in a second fit for example
             with as_misconfiguration():
                 self.pruner.prepare(pl_module, example, self.schedule.events)
+            check_groups(self.pruner, self._others(pl_module.trainer))
         self._example, self._prepared = example, True
+
+    def _others(self, trainer: pl.Trainer) -> list[Pruner]:
+        """The other pruners of the same kind."""
+        pruning = [c for c in trainer.callbacks if isinstance(c, IterativePruning) and c is not self]  # type: ignore[attr-defined]
+        return [other.pruner for other in pruning if type(other.pruner) is type(self.pruner)]
 
     def _act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int) -> None:
         now = time_of(trainer, self.schedule, batch_idx)

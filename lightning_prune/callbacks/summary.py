@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -64,7 +65,7 @@ class PruningSummary(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find out which metric the rows show."""
-        if stage == "fit" and not any(isinstance(c, IterativePruning) for c in trainer.callbacks):  # type: ignore[attr-defined]
+        if stage == "fit" and not _pruners(trainer):
             raise MisconfigurationException("PruningSummary has no pruning to sum up; add IterativePruning(...)")
         watchers = [c for c in trainer.callbacks if isinstance(c, (AccuracyGuard, ModelCheckpoint)) and c.monitor]  # type: ignore[attr-defined]
         if self.monitor is None and watchers:
@@ -115,11 +116,11 @@ class PruningSummary(Callback):
             datamodule: Where the test data come from; without it, from the module itself.
         """
         rounds, dense = list(self.rounds), self.dense_path  # testing a checkpoint restores callbacks from it
-        final = _best(trainer) or _save_last(trainer)
+        files = {"dense": dense, "final": _best(trainer) or _save_last(trainer)}
         testable = is_overridden("test_step", model) and is_overridden("test_dataloader", datamodule or model)
         tested: dict[str, dict[str, float]] = {}
         networks: dict[str, nn.Module] = {}
-        for name, path in (("dense", dense), ("final", final)):
+        for name, path in files.items():
             if path is None or not Path(path).is_file():  # the dense network of a resumed training may be elsewhere
                 continue
             if testable:
@@ -129,7 +130,7 @@ class PruningSummary(Callback):
                 model.load_state_dict(torch.load(path, map_location=model.device, weights_only=True)["state_dict"])
             networks[name] = copy.deepcopy(model)
         self.rounds, self.dense_path = rounds, dense
-        self._print(trainer, tested, _speeds(trainer, networks), final)
+        self._print(trainer, {name: str(files[name]) for name in networks}, tested, _speeds(trainer, networks))
 
     def _note_metric(self, trainer: pl.Trainer) -> None:
         if self.monitor in trainer.callback_metrics:
@@ -137,13 +138,21 @@ class PruningSummary(Callback):
 
     @rank_zero_only
     def _print(
-        self, trainer: pl.Trainer, tested: dict[str, dict[str, float]], speeds: dict[str, float], final: str
+        self,
+        trainer: pl.Trainer,
+        files: dict[str, str],
+        tested: dict[str, dict[str, float]],
+        speeds: dict[str, float],
     ) -> None:
         console = Console(highlight=False, soft_wrap=True)
         if self.rounds:
             console.print(rounds_table(self.rounds, self.monitor), soft_wrap=False)
-        else:
-            console.print("nothing was pruned: the training ended before the first event")
+        for pruning in _pruners(trainer):
+            if pruning.pruner.fraction < 1:
+                console.print(
+                    f"{pruning.pruner.budget} is not reached: the training ended at {pruning.pruner.fraction:.2f} of "
+                    f"the way, at sparsity {pruning.sparsity:.3f}"
+                )
         for metric in tested.get("final", {}):
             values = ", ".join(f"{name} {result[metric]:.4f}" for name, result in tested.items())
             console.print(f"{metric}: {values}")
@@ -155,11 +164,11 @@ class PruningSummary(Callback):
                 f"speed-up: {dense / pruned:.2f} x on this machine "
                 f"(batch of {LATENCY_BATCH}: {dense:.2f} ms -> {pruned:.2f} ms)"
             )
-        console.print(f"checkpoint: {_shown(final)}")
-        if self.dense_path is not None:
-            console.print(f"dense network: {_shown(self.dense_path)}")
-        if trainer.log_dir is not None:
-            console.print(f"logs: tensorboard --logdir {_shown(trainer.log_dir)}")
+        for name, path in reversed(files.items()):
+            console.print(f"{'checkpoint' if name == 'final' else 'dense network'}: {_shown(path)}")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                console.print(f"logs: tensorboard --logdir {_shown(logger.log_dir)}")
 
 
 def rounds_table(rounds: list[Round], monitor: str | None) -> Table:
@@ -185,12 +194,16 @@ def rounds_table(rounds: list[Round], monitor: str | None) -> Table:
 
 
 def _speeds(trainer: pl.Trainer, networks: dict[str, nn.Module]) -> dict[str, float]:
-    pruning = next((c for c in trainer.callbacks if isinstance(c, IterativePruning)), None)  # type: ignore[attr-defined]
-    if pruning is None or pruning.example is None or len(networks) < 2:
+    example = next((pruning.example for pruning in _pruners(trainer) if pruning.example is not None), None)
+    if example is None or len(networks) < 2:
         return {}
     device = next(networks["final"].parameters()).device
-    example = pruning.example.repeated(LATENCY_BATCH).to(device)
+    example = example.repeated(LATENCY_BATCH).to(device)
     return compare_latency({name: net.to(device) for name, net in networks.items()}, example)
+
+
+def _pruners(trainer: pl.Trainer) -> list[IterativePruning]:
+    return [c for c in trainer.callbacks if isinstance(c, IterativePruning)]  # type: ignore[attr-defined]
 
 
 def _best(trainer: pl.Trainer) -> str | None:

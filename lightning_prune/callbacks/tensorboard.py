@@ -54,5 +54,5 @@ def _add_histogram(writer: SummaryWriter, tag: str, values: Tensor, step: int) -
     bins = BINS if high > low else 1
     limits = torch.linspace(low, high, bins + 1, dtype=torch.float64)[1:]
     counts = torch.histc(values, bins, low, high) if bins > 1 else torch.tensor([float(len(values))])
-    total, squares = float(values.double().sum()), float(values.double().square().sum())
+    total, squares = float(values.sum(dtype=torch.float64)), float(values.square().sum(dtype=torch.float64))
     writer.add_histogram_raw(tag, low, high, len(values), total, squares, limits.tolist(), counts.tolist(), step)

@@ -1,0 +1,252 @@
+"""Pruned shapes in checkpoints, and `load_pruned`."""
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from helpers import Lit, fit, images, small_net, trainer_for, widths, zero_share
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+
+from lightning_prune import IterativePruning, Weights, load_pruned, prune_once
+from lightning_prune.budgets import Ratio, Sparsity
+from lightning_prune.callbacks import PrunedCheckpoints
+from lightning_prune.checkpoint import reshape_to, track_shapes
+from lightning_prune.schedules import Constant, Rounds
+
+EXAMPLE = torch.zeros(2, 2, 3, 4)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Lit, str, str]:
+    """A pruned and trained module, its checkpoint, and one of the weights alone."""
+    folder = tmp_path_factory.mktemp("trained")
+    lit = Lit(width=12)
+    full = ModelCheckpoint(folder, "full")
+    bare = ModelCheckpoint(folder, "bare", save_weights_only=True, every_n_epochs=2)
+    masks = IterativePruning(Constant(2), Sparsity(0.5), granularity=Weights())
+    fit(folder, lit, IterativePruning(Rounds(1, 1, 2), Ratio(0.5), "taylor"), masks, full, bare, max_epochs=4)
+    return lit, full.best_model_path, bare.best_model_path
+
+
+def logits(module: nn.Module) -> Tensor:
+    inputs = torch.stack([images()[n][0] for n in range(8)])
+    with torch.no_grad():
+        return module.eval()(inputs)
+
+
+@pytest.mark.parametrize("which", [1, 2], ids=["full", "weights_only"])
+def test_a_class_and_a_checkpoint(trained, which) -> None:
+    lit, path = trained[0], trained[which]
+    loaded = load_pruned(Lit, path)
+    assert type(loaded) is Lit
+    assert loaded.hparams.width == 12
+    assert widths(loaded.net) == [6, 6, 3]
+    assert loaded.net[0].out_channels == loaded.net[1].num_features == loaded.net[8].in_features == 6
+    assert all(torch.equal(value, lit.state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert torch.equal(logits(loaded), logits(lit))
+    assert zero_share(loaded) == zero_share(lit) > 0.4
+    assert not loaded._state_dict_hooks
+    assert not loaded._load_state_dict_pre_hooks
+
+
+def test_keywords_go_to_load_from_checkpoint(trained) -> None:
+    loaded = load_pruned(Lit, trained[1], lr=0.125, map_location="cpu", strict=True)
+    assert loaded.hparams.lr == 0.125
+    assert widths(loaded.net) == [6, 6, 3]
+
+
+@pytest.mark.parametrize("which", [1, 2], ids=["full", "weights_only"])
+def test_an_instance_is_changed_in_place(trained, which) -> None:
+    lit, path = trained[0], trained[which]
+    module = Lit(width=12)
+    parameters = [id(p) for p in module.parameters()]
+    assert load_pruned(module, path) is module
+    assert [id(p) for p in module.parameters()] == parameters
+    assert torch.equal(logits(module), logits(lit))
+
+
+@pytest.mark.parametrize("which", [1, 2], ids=["full", "weights_only"])
+def test_the_network_inside_the_module(trained, which) -> None:
+    lit, path = trained[0], trained[which]
+    net = load_pruned(small_net(12), path)
+    assert type(net) is nn.Sequential
+    assert torch.equal(logits(net), logits(lit))
+
+
+def test_a_file_with_a_bare_state_dict(tmp_path) -> None:
+    torch.manual_seed(0)
+    net = small_net()
+    prune_once(net, EXAMPLE, budget=Ratio(0.5))
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    loaded = load_pruned(small_net(), tmp_path / "net.pt")
+    assert widths(loaded) == [4, 4, 3]
+    assert torch.equal(logits(loaded), logits(net))
+
+
+def test_a_dense_file_loads_too(tmp_path) -> None:
+    net = small_net()
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    assert torch.equal(logits(load_pruned(small_net(), tmp_path / "net.pt")), logits(net))
+
+
+def test_a_loaded_network_trains_and_is_pruned_further(trained, tmp_path) -> None:
+    loaded = load_pruned(Lit, trained[1])
+    save = ModelCheckpoint(tmp_path, "again")
+    trainer = fit(tmp_path, loaded, IterativePruning(Constant(1), Ratio(0.5)), save, max_epochs=2)
+    assert widths(loaded.net) == [3, 3, 3]
+    assert torch.equal(logits(load_pruned(Lit, save.best_model_path)), logits(loaded))
+    trainer.test(loaded, ckpt_path=save.best_model_path, verbose=False)
+
+
+def test_parameters_keep_what_they_are(trained) -> None:
+    net = small_net(12).double().to(memory_format=torch.channels_last)
+    net[0].weight.requires_grad_(False)
+    load_pruned(net, trained[1])
+    assert net[0].weight.dtype == torch.float64
+    assert not net[0].weight.requires_grad
+    assert net[3].weight.requires_grad
+    assert net.training
+
+
+def test_a_file_of_another_network(trained, tmp_path) -> None:
+    message = (
+        r"'net.0.weight' is \(6, 2, 3, 3\) in the file and \(4, 2, 3, 3\) in Lit: the file was not pruned from this "
+        r"network. Build it with the arguments it was trained with."
+    )
+    with pytest.raises(ValueError, match=message):
+        load_pruned(Lit, trained[1], width=4)
+    with pytest.raises(ValueError, match=message):
+        load_pruned(Lit(width=4), trained[1])
+    torch.save({"0.weight": torch.zeros(4)}, tmp_path / "flat.pt")
+    with pytest.raises(ValueError, match=r"'0.weight' is \(4,\) in the file and \(8, 2, 3, 3\) in Sequential"):
+        load_pruned(small_net(), tmp_path / "flat.pt")
+
+
+def test_a_file_without_the_tensors_of_the_network(trained) -> None:
+    with pytest.raises(RuntimeError, match="Missing key"):
+        load_pruned(nn.ModuleDict({"other": nn.Linear(2, 2)}), trained[1])
+
+
+def test_a_failed_load_leaves_the_network_as_it_was(trained) -> None:
+    net = Lit(width=4)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match="was not pruned"):
+        load_pruned(net, trained[1])
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_class_that_is_no_lightning_module(trained) -> None:
+    message = "Sequential has no load_from_checkpoint; build it and pass the instance to load_pruned"
+    with pytest.raises(TypeError, match=message):
+        load_pruned(nn.Sequential, trained[1])
+
+
+def test_keywords_with_an_instance(trained) -> None:
+    message = r"load_pruned takes \['lr', 'strict'\] only with a LightningModule class, not with an instance"
+    with pytest.raises(TypeError, match=message):
+        load_pruned(Lit(), trained[1], strict=False, lr=0.1)
+
+
+class OwnLoader(Lit):
+    """Has a ``load_state_dict`` of its own."""
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+
+@pytest.mark.parametrize("cls", [Lit, OwnLoader])
+@pytest.mark.parametrize("arguments", [{}, {"width": 4}, {"width": "wide"}], ids=["loads", "fails", "does_not_build"])
+def test_the_class_is_restored(trained, cls, arguments) -> None:
+    own, inherited = cls.__dict__.get("load_state_dict"), LightningModule.load_state_dict
+    if arguments:
+        with pytest.raises((ValueError, TypeError)):
+            load_pruned(cls, trained[1], **arguments)
+    else:
+        assert widths(load_pruned(cls, trained[1]).net) == [6, 6, 3]
+    assert cls.__dict__.get("load_state_dict") is own
+    assert LightningModule.load_state_dict is inherited
+
+
+def test_only_tensors_are_unpickled(tmp_path) -> None:
+    torch.save({"state_dict": small_net().state_dict(), "code": print_something}, tmp_path / "evil.ckpt")
+    with pytest.raises(Exception, match="Weights only load failed"):
+        load_pruned(small_net(), tmp_path / "evil.ckpt")
+
+
+def print_something() -> None: ...
+
+
+@pytest.mark.parametrize("which", [1, 2], ids=["full", "weights_only"])
+def test_a_trainer_without_a_pruner(trained, which, tmp_path) -> None:
+    lit, path = trained[0], trained[which]
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        trainer_for(tmp_path).test(Lit(width=12), ckpt_path=path, verbose=False)
+    module = Lit(width=12)
+    (found,) = trainer_for(tmp_path, PrunedCheckpoints()).test(module, ckpt_path=path, verbose=False)
+    (expected,) = trainer_for(tmp_path).test(lit, verbose=False)
+    assert widths(module.net) == [6, 6, 3]
+    assert found == expected
+    predictions = trainer_for(tmp_path, PrunedCheckpoints()).predict(Predicting(width=12), ckpt_path=path)
+    assert torch.equal(torch.cat(predictions)[:8], logits(lit))
+
+
+class Predicting(Lit):
+    predict_dataloader = Lit.train_dataloader
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(batch[0])
+
+
+def test_shapes_travel_in_the_state_dict() -> None:
+    """Smaller, larger again, and in another order, without a Trainer."""
+    net, other = small_net(), small_net()
+    track_shapes(net)
+    track_shapes(other)
+    states = [copy.deepcopy(net.state_dict())]
+    for share in (0.25, 0.5):
+        prune_once(net, EXAMPLE, budget=Ratio(share))
+        buffer = io.BytesIO()
+        torch.save(net.state_dict(), buffer)
+        buffer.seek(0)
+        states.append(torch.load(buffer, weights_only=True))
+    assert states[1]._metadata["lightning_prune"]["dense_shapes"]["0.weight"] == [8, 2, 3, 3]
+    for n in (2, 0, 1, 2):
+        other.load_state_dict(states[n])
+        assert widths(other) == [[8, 8, 3], [6, 6, 3], [3, 3, 3]][n]
+        assert all(torch.equal(value, states[n][name]) for name, value in other.state_dict().items())
+        other(EXAMPLE).sum().backward()
+
+
+def test_only_what_was_pruned_may_differ() -> None:
+    net, other = small_net(8), small_net(6)
+    track_shapes(net)
+    track_shapes(other)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        other.load_state_dict(net.state_dict())
+    prune_once(net, EXAMPLE, budget=Ratio(0.5))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        other.load_state_dict(net.state_dict())
+
+
+def test_a_tracked_part_of_a_larger_network() -> None:
+    """Only the module that is saved and loaded itself carries a manifest."""
+    inner = small_net()
+    track_shapes(inner)
+    outer = nn.ModuleDict({"inner": inner})
+    state = outer.state_dict()
+    assert "lightning_prune" not in state._metadata
+    outer.load_state_dict(state)
+
+
+def test_reshape_to_keeps_devices_and_attributes() -> None:
+    net, pruned = small_net(), small_net()
+    prune_once(pruned, EXAMPLE, budget=Ratio(0.5))
+    net(EXAMPLE).sum().backward()
+    reshape_to(net, pruned.state_dict())
+    assert net[3].in_channels == net[3].out_channels == net[4].num_features == 4
+    assert all(p.grad is None for p in net[3].parameters())
+    net(EXAMPLE)
