@@ -53,7 +53,8 @@ def prune_once(
         budget: Until what.
         scope: Where.
         calibrate: Runs forward and backward passes over some data, for criteria that need gradients, such as
-            ``lambda model: [loss(model(x), y).backward() for x, y in batches]``. Gradients are dropped afterwards.
+            ``lambda model: [loss(model(x), y).backward() for x, y in batches]``. Gradients are dropped
+            afterwards; batch-norm statistics move if the model is in train mode.
         dry_run: Leave the model as it is and only report what would happen.
 
     Returns:
@@ -92,6 +93,8 @@ def _gather(pruner: Pruner, model: nn.Module, calibrate: Callable[[nn.Module], A
             "passes on the model, or use IterativePruning in a Trainer"
         )
     pruner.statistics.begin_step(0)
-    calibrate(model)
+    try:
+        calibrate(model)
+    finally:
+        model.zero_grad(set_to_none=True)
     pruner.statistics.commit()
-    model.zero_grad(set_to_none=True)

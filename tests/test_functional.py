@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_prune.budgets import BudgetError, Count, MACs, Params, Ratio, Sparsity
+from lightning_prune.coupling import Example
 from lightning_prune.criteria import BatchNormScale, Criterion, Magnitude, Taylor
 from lightning_prune.functional import make_pruner, prune_once
 from lightning_prune.granularity import Channels, Granularity, Weights
@@ -409,3 +410,11 @@ def test_the_same_call_gives_the_same_result(make: Callable[[], Granularity]) ->
     prune_once(model, IMAGE, granularity=make())
     prune_once(other, IMAGE, granularity=make())
     assert_untouched(model, state(other))
+
+
+def test_a_vector_beside_batched_inputs_shares_their_batch() -> None:
+    example = Example.of((torch.zeros(5, 7), torch.ones(5)))
+    assert example.batch == 2
+    assert [tuple(t.shape) for t in example.args] == [(2, 7), (2,)]
+    assert [tuple(t.shape) for t in example.repeated(3).args] == [(3, 7), (3,)]
+    assert Example.of(torch.zeros(5)).batch == 1

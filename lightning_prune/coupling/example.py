@@ -36,10 +36,10 @@ class Example:
         Batches are cut or repeated to two examples: the least that batch norm takes in train mode.
         """
         leaves = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
-        sizes = {leaf.shape[0] if leaf.dim() > 1 else None for leaf in leaves}
-        batched = len(sizes) == 1 and None not in sizes
+        sizes = {leaf.shape[0] for leaf in leaves if leaf.dim() > 0}
+        batched = len(sizes) == 1 and any(leaf.dim() > 1 for leaf in leaves)
         if batched:
-            inputs = tree_map(lambda leaf: _two(leaf) if isinstance(leaf, Tensor) else leaf, inputs)
+            inputs = tree_map(lambda leaf: _two(leaf) if isinstance(leaf, Tensor) and leaf.dim() > 0 else leaf, inputs)
         args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
         return cls(args, inputs if isinstance(inputs, dict) else {}, 2 if batched else 1)
 
@@ -56,7 +56,7 @@ class Example:
         times = -(-batch // self.batch)
 
         def repeat(leaf: Any) -> Any:
-            return torch.cat([leaf] * times)[:batch] if isinstance(leaf, Tensor) else leaf
+            return torch.cat([leaf] * times)[:batch] if isinstance(leaf, Tensor) and leaf.dim() > 0 else leaf
 
         if self.batch == 1:
             return self

@@ -173,7 +173,7 @@ def test_shares_wait_for_the_end_of_an_accumulation_window(tmp_path) -> None:
 
 
 def test_accumulated_gradients_see_all_batches_of_the_window(tmp_path) -> None:
-    """Without batch norm, four batches accumulated are one large batch; events between windows change nothing in that."""
+    """Without batch norm, four batches accumulated are one large batch, also with events between windows."""
     runs = []
     for batch, accumulate in ((32, 1), (8, 4)):
         torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """`IterativePruning` with `Weights`: masks that hold after every optimizer step, and plain checkpoints."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -115,7 +116,7 @@ def test_what_is_masked_is_never_revived(tmp_path) -> None:
             masks.append(torch.cat([p.flatten() == 0 for p in pl_module.parameters() if p.dim() > 1]))
 
     fit(tmp_path, lit, Zeros(), pruning(Rounds(1, 1, 3), Sparsity(0.6), criterion=Random()), max_epochs=4)
-    assert all(bool((later >= earlier).all()) for earlier, later in zip(masks, masks[1:], strict=False))
+    assert all(bool((later >= earlier).all()) for earlier, later in pairwise(masks))
     assert int(masks[-1].sum()) == round(0.6 * MATRICES)
 
 

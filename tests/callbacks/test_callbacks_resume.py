@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_prune import IterativePruning, Scope, SlimmingPenalty, Weights
-from lightning_prune.callbacks import PrunedCheckpoints
 from lightning_prune.budgets import Count, Params, Ratio, Sparsity
+from lightning_prune.callbacks import PrunedCheckpoints
 from lightning_prune.checkpoint import track_shapes
 from lightning_prune.criteria import BatchNormScale, Random, Taylor
 from lightning_prune.schedules import Constant, Cubic, Linear, Rounds
@@ -41,7 +41,10 @@ METHODS: dict[str, Make] = {
     "slimming": lambda: [SlimmingPenalty(0.01), channels(Constant(2), Ratio(0.5), criterion=BatchNormScale())],
     "masks": lambda: [weights(Cubic(0, 5), Sparsity(0.8))],
     "random_masks": lambda: [weights(Cubic(0.0, 0.8, every=0.1, unit="share"), Sparsity(0.8), criterion=Random())],
-    "both": lambda: [channels(Rounds(1, 2, 2), Ratio(0.5), criterion="taylor"), weights(Rounds(2, 1, 3), Sparsity(0.6))],
+    "both": lambda: [
+        channels(Rounds(1, 2, 2), Ratio(0.5), criterion="taylor"),
+        weights(Rounds(2, 1, 3), Sparsity(0.6)),
+    ],
     "two_scopes": lambda: [
         channels(Rounds(1, 2, 2), Ratio(0.5), criterion="taylor", scope=Scope(include=["net.0"])),
         channels(Rounds(2, 2, 2), Ratio(0.5), criterion="taylor", scope=Scope(include=["net.3"])),
@@ -83,7 +86,8 @@ def same(a: Any, b: Any) -> bool:
 def test_a_resumed_run_ends_bit_identical(tmp_path, method, optimizer) -> None:
     reference = everything(*run(tmp_path / "whole", METHODS[method], optimizer))
     for epoch in (0, 1, 2, 4):
-        resumed = run(tmp_path / f"part{epoch}", METHODS[method], optimizer, str(tmp_path / f"whole/epoch={epoch}.ckpt"))
+        ckpt_path = str(tmp_path / f"whole/epoch={epoch}.ckpt")
+        resumed = run(tmp_path / f"part{epoch}", METHODS[method], optimizer, ckpt_path)
         found = everything(*resumed)
         for part, expected in reference.items():
             assert same(found[part], expected), f"{part} after a resume from epoch {epoch}"

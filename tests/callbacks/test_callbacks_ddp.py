@@ -1,0 +1,193 @@
+"""Two ranks on the CPU: one decision, the same network everywhere, and a wrapper that goes on synchronising.
+
+The script runs as a user's would: Lightning starts it once more for the second rank. Every rank writes down what it
+has; the tests compare.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lightning_prune
+
+pytestmark = pytest.mark.slow
+
+TESTS = Path(__file__).parents[1]
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import torch
+from helpers import Events, Lit, fit, images
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch.utils.data import DataLoader
+
+from lightning_prune import IterativePruning, Scope, Weights
+from lightning_prune.budgets import Ratio, Sparsity
+from lightning_prune.criteria import Random
+from lightning_prune.schedules import Cubic, Rounds
+
+ranks, folder = int(sys.argv[1]), Path(sys.argv[2])
+torch.set_num_threads(1)
+
+
+class Synchronised(Callback):
+    def __init__(self):
+        self.gradients, self.widths = [], []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.gradients.append([p.grad.clone() for p in pl_module.parameters()])
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.widths.append([p.shape[0] for p in pl_module.parameters() if p.dim() > 1])
+
+
+class Half(Lit):
+    def train_dataloader(self):
+        return DataLoader(images(64), batch_size=16 // ranks)
+
+
+def main():
+    methods = {
+        "channels": lambda: [IterativePruning(Rounds(1, 1, 2), Ratio(0.5), "taylor")],
+        "steps": lambda: [IterativePruning(Rounds(5, 3, 2, unit="step"), Ratio(0.5), "taylor")],
+        "masks": lambda: [IterativePruning(Cubic(0, 2), Sparsity(0.5), Random(), granularity=Weights())],
+    }
+    for method, make in methods.items():
+        lit, events, seen = Half(norm=False), Events(), Synchronised()
+        save = ModelCheckpoint(folder / method, "{epoch}", save_top_k=-1)
+        strategy = "ddp" if ranks > 1 else "auto"
+        callbacks = [*make(), events, seen, save]
+        trainer = fit(folder, lit, *callbacks, max_epochs=4, strategy=strategy, devices=ranks, log_every_n_steps=1)
+        result = {
+            "weights": {name: p.detach().clone() for name, p in lit.named_parameters()},
+            "plans": [report.plan.to_dict() for report in events.reports],
+            "times": events.times,
+            "gradients": seen.gradients,
+            "widths": seen.widths,
+            "losses": lit.losses,
+            "optimizer": trainer.optimizers[0].state_dict()["state"],
+            "held": [id(p) for g in trainer.optimizers[0].param_groups for p in g["params"]]
+            == [id(p) for p in lit.parameters()],
+        }
+        torch.save(result, folder / f"{method}_{trainer.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launch(folder: Path, ranks: int) -> dict[str, list[dict[str, Any]]]:
+    """Run the script; method -> what each rank saved."""
+    script = folder / "train.py"
+    script.write_text(SCRIPT)
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PL_"))},
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(TESTS), str(Path(lightning_prune.__file__).parents[1])]),
+    }
+    command = [sys.executable, str(script), str(ranks), str(folder)]
+    with (folder / "log.txt").open("w") as log:
+        done = subprocess.run(command, env=environment, stdout=log, stderr=log, timeout=150, cwd=folder)
+    assert done.returncode == 0, (folder / "log.txt").read_text()[-4000:]
+    methods = ("channels", "steps", "masks")
+    return {
+        method: [torch.load(folder / f"{method}_{rank}.pt", weights_only=True) for rank in range(ranks)]
+        for method in methods
+    }
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    return launch(tmp_path_factory.mktemp("two"), 2)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    return launch(tmp_path_factory.mktemp("one"), 1)
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+METHODS = pytest.mark.parametrize("method", ["channels", "steps", "masks"])
+
+
+@METHODS
+def test_both_ranks_hold_the_same_network(two, method) -> None:
+    first, second = two[method]
+    for part in ("weights", "plans", "times", "widths", "optimizer"):
+        assert same(first[part], second[part]), part
+    assert first["held"]
+    assert second["held"]
+
+
+@pytest.mark.parametrize("method", ["channels", "steps"])
+def test_units_are_removed_on_both_ranks(two, method) -> None:
+    for rank in two[method]:
+        assert rank["times"] == ([(1, 4), (2, 8)] if method == "channels" else [(1, 5), (2, 8)])
+        assert rank["widths"][-1] == [4, 4, 3]
+        assert rank["weights"]["net.3.weight"].shape == (4, 4, 3, 3)
+
+
+@METHODS
+def test_the_ranks_see_different_data(two, method) -> None:
+    """Else the comparisons below would prove nothing."""
+    first, second = two[method]
+    assert all(a != b for a, b in zip(first["losses"], second["losses"], strict=True))
+
+
+@METHODS
+def test_gradients_are_averaged_in_every_step(two, method) -> None:
+    """Before, between and after the events."""
+    first, second = two[method]
+    assert len(first["gradients"]) == 16
+    for step, (a, b) in enumerate(zip(first["gradients"], second["gradients"], strict=True)):
+        assert same(a, b), f"gradients differ between the ranks in step {step}"
+        assert all(gradient.any() for gradient in a), step
+
+
+@METHODS
+def test_two_ranks_decide_as_one_process_with_the_same_samples(one, two, method) -> None:
+    alone, (first, _) = one[method][0], two[method]
+    assert alone["times"] == first["times"]
+    for mine, theirs in zip(alone["plans"], first["plans"], strict=True):
+        assert same(mine, theirs)
+    for name, value in alone["weights"].items():
+        assert torch.allclose(value, first["weights"][name], atol=1e-4), name
+
+
+def test_masks_are_identical_and_hold(two) -> None:
+    first, second = two["masks"]
+    assert same(first["plans"][-1]["masks"], second["plans"][-1]["masks"])
+    matrices = [value for value in first["weights"].values() if value.dim() > 1]
+    assert sum(int((value == 0).sum()) for value in matrices) == sum(v.numel() for v in matrices) // 2
+
+
+def test_the_log_is_free_of_complaints(tmp_path_factory, two) -> None:
+    (log,) = tmp_path_factory.getbasetemp().glob("two*/log.txt")
+    assert "Pruning event 2 at epoch 2" in log.read_text()
+    assert "has unused parameters" not in log.read_text()
