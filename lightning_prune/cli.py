@@ -36,6 +36,20 @@ class PruneCLI(LightningCLI):
         known = LightningCLI.subcommands()
         return {name: known[name] for name in ("fit", "validate", "test")}
 
+    def instantiate_classes(self) -> None:
+        """Build everything that the configuration names.
+
+        Raises:
+            MisconfigurationException: If a constructor refuses an argument; the message is the constructor's.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            refusal = error.__cause__ or error  # jsonargparse wraps it in pages about types
+            if not isinstance(refusal, (ValueError, MisconfigurationException)):
+                raise
+            raise MisconfigurationException(str(refusal)) from error
+
     def after_fit(self) -> None:
         """Print what pruning has brought."""
         summaries = [c for c in self.trainer.callbacks if isinstance(c, PruningSummary)]  # type: ignore[attr-defined]

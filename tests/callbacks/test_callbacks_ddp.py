@@ -28,9 +28,9 @@ from pathlib import Path
 import torch
 from helpers import Events, Lit, fit, images
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_prune import IterativePruning, Scope, Weights
+from lightning_prune import IterativePruning, Weights
 from lightning_prune.budgets import Ratio, Sparsity
 from lightning_prune.criteria import Random
 from lightning_prune.schedules import Cubic, Rounds
@@ -52,7 +52,8 @@ class Synchronised(Callback):
 
 class Half(Lit):
     def train_dataloader(self):
-        return DataLoader(images(64), batch_size=16 // ranks)
+        sampler = DistributedSampler(images(64), ranks, self.global_rank, shuffle=False)  # Lightning's own shuffles
+        return DataLoader(images(64), batch_size=16 // ranks, sampler=sampler)
 
 
 def main():
@@ -62,11 +63,13 @@ def main():
         "masks": lambda: [IterativePruning(Cubic(0, 2), Sparsity(0.5), Random(), granularity=Weights())],
     }
     for method, make in methods.items():
+        torch.manual_seed(0)
         lit, events, seen = Half(norm=False), Events(), Synchronised()
         save = ModelCheckpoint(folder / method, "{epoch}", save_top_k=-1)
         strategy = "ddp" if ranks > 1 else "auto"
         callbacks = [*make(), events, seen, save]
-        trainer = fit(folder, lit, *callbacks, max_epochs=4, strategy=strategy, devices=ranks, log_every_n_steps=1)
+        options = {"strategy": strategy, "devices": ranks, "use_distributed_sampler": False}
+        trainer = fit(folder, lit, *callbacks, max_epochs=4, **options)
         result = {
             "weights": {name: p.detach().clone() for name, p in lit.named_parameters()},
             "plans": [report.plan.to_dict() for report in events.reports],
@@ -187,7 +190,6 @@ def test_masks_are_identical_and_hold(two) -> None:
     assert sum(int((value == 0).sum()) for value in matrices) == sum(v.numel() for v in matrices) // 2
 
 
-def test_the_log_is_free_of_complaints(tmp_path_factory, two) -> None:
-    (log,) = tmp_path_factory.getbasetemp().glob("two*/log.txt")
-    assert "Pruning event 2 at epoch 2" in log.read_text()
-    assert "has unused parameters" not in log.read_text()
+def test_events_are_logged_once(two, tmp_path_factory) -> None:
+    log = next(tmp_path_factory.getbasetemp().glob("two*/log.txt")).read_text()
+    assert log.count("Pruning event 2 at epoch 2") == 3  # methods, not ranks

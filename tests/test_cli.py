@@ -1,0 +1,455 @@
+"""The command line and the recipes."""
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import yaml
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_prune import AccuracyGuard, Channels, IterativePruning, SlimmingPenalty, Weights, load_pruned
+from lightning_prune.callbacks import PrunedCheckpoints, PruningSummary
+from lightning_prune.cli import PruneCLI, main
+from lightning_prune.criteria import Magnitude, Taylor
+from lightning_prune.tasks import DigitsData, ImageClassifier
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
+
+each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+
+
+class Built(PruneCLI):
+    """Builds everything and trains nothing."""
+
+    def fit(self, **_: Any) -> None: ...
+
+    def after_fit(self) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def build(*args: str) -> Built:
+    return Built(args=["fit", *args])
+
+
+def pruning_of(cli: PruneCLI) -> IterativePruning:
+    (pruning,) = (c for c in cli.trainer.callbacks if isinstance(c, IterativePruning))
+    return pruning
+
+
+def variant(path: Path, **init_args: Any) -> str:
+    """The quickstart with other arguments of its pruner."""
+    content = yaml.safe_load(QUICKSTART.read_text())
+    content["trainer"]["callbacks"][0]["init_args"].update(init_args)
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+# --- recipes --------------------------------------------------------------------------------------------------------
+
+
+def test_there_are_recipes() -> None:
+    assert QUICKSTART in RECIPES
+    assert len(RECIPES) >= 4
+
+
+def held(owner: Any, name: str) -> Any:
+    """The argument ``name`` that ``owner`` was built with."""
+    if isinstance(owner, IterativePruning) and name in ("criterion", "budget", "scope"):
+        return getattr(owner.pruner, name)
+    return getattr(owner, name)
+
+
+def assert_is(built: Any, wanted: Any, where: str) -> None:
+    """``built`` is what the YAML ``wanted`` says, type by type and value by value."""
+    if not isinstance(wanted, dict) or "class_path" not in wanted:
+        assert built == wanted, where
+        return
+    assert type(built).__name__ == wanted["class_path"].rpartition(".")[2], where
+    for name, value in wanted.get("init_args", {}).items():
+        assert_is(held(built, name), value, f"{where}.{name}")
+
+
+@each_recipe
+def test_recipe_builds_what_it_names(recipe: Path) -> None:
+    wanted, cli = yaml.safe_load(recipe.read_text()), build("--config", str(recipe))
+    callbacks = wanted["trainer"]["callbacks"]
+    own = [c for c in cli.trainer.callbacks if type(c).__name__ in {w["class_path"] for w in callbacks}]
+    for built, callback in zip(own, callbacks, strict=True):
+        assert_is(built, callback, callback["class_path"])
+    assert_is(cli.datamodule, wanted["data"], "data")
+    assert cli.trainer.max_epochs == wanted["trainer"]["max_epochs"]
+    assert_is(cli.trainer.logger, {"class_path": wanted["trainer"]["logger"]["class_path"]}, "logger")
+    model = wanted["model"]["init_args"]
+    for name in ("model", "num_classes", "in_channels", "model_args"):
+        assert cli.model.hparams[name] == model.get(name), name
+    made = cli.model.configure_optimizers()
+    optimizer = made["optimizer"] if isinstance(made, dict) else made
+    assert f"torch.optim.{type(optimizer).__name__}" == model["optimizer"]["class_path"]
+    assert {n: optimizer.defaults[n] for n in model["optimizer"]["init_args"]} == model["optimizer"]["init_args"]
+    if "lr_scheduler" in model:
+        scheduler = made["lr_scheduler"]["scheduler"]
+        assert f"torch.optim.lr_scheduler.{type(scheduler).__name__}" == model["lr_scheduler"]["class_path"]
+        assert scheduler.T_max == wanted["trainer"]["max_epochs"]
+
+
+KINDS = {
+    "gradual_magnitude": ("Weights", "Magnitude", "Cubic", "Sparsity"),
+    "network_slimming": ("Channels", "BatchNormScale", "Constant", "Ratio"),
+    "quickstart": ("Channels", "Taylor", "Rounds", "MACs"),
+    "taylor_200_filters": ("Channels", "Taylor", "Rounds", "Count"),
+}
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_kinds(name: str) -> None:
+    pruning = pruning_of(build("--config", str(QUICKSTART.with_stem(name))))
+    parts = (pruning.granularity, pruning.pruner.criterion, pruning.schedule, pruning.pruner.budget)
+    assert tuple(type(part).__name__ for part in parts) == KINDS[name]
+
+
+@each_recipe
+def test_recipe_runs_one_batch(recipe: Path) -> None:
+    cli = PruneCLI(args=["fit", "--config", str(recipe), "--trainer.fast_dev_run=true"])
+    assert cli.trainer.global_step == 1
+    assert cli.trainer.state.finished
+    assert {"train_loss", "val_acc"} <= set(cli.trainer.callback_metrics)
+
+
+def described(value: Any) -> Any:
+    """Objects as types and values, so that two of them compare."""
+    if isinstance(value, IterativePruning):
+        names = ("granularity", "schedule", "criterion", "budget", "scope")
+        return type(value), {name: held(value, name) for name in names}
+    if is_dataclass(value):
+        return type(value), {field.name: getattr(value, field.name) for field in fields(value)}
+    public = {name: item for name, item in vars(value).items() if not name.startswith("_")}
+    return type(value), {n: v for n, v in public.items() if isinstance(v, (bool, int, float, str, type(None)))}
+
+
+def objects(cli: PruneCLI) -> dict[str, Any]:
+    made = cli.model.configure_optimizers()
+    optimizer = made["optimizer"] if isinstance(made, dict) else made
+    return {
+        "callbacks": [described(callback) for callback in cli.trainer.callbacks],
+        "data": described(cli.datamodule),
+        "model": dict(cli.model.hparams),
+        "optimizer": (type(optimizer), optimizer.defaults),
+        "scheduler": described(made["lr_scheduler"]["scheduler"]) if isinstance(made, dict) else None,
+        "epochs": cli.trainer.max_epochs,
+        "weights": float(sum(p.detach().double().sum() for p in cli.model.parameters())),  # the seed, too
+    }
+
+
+@each_recipe
+def test_yaml_to_objects_to_yaml_is_the_identity(recipe: Path, tmp_path: Path) -> None:
+    first = build("--config", str(recipe))
+    # as Lightning's SaveConfigCallback writes it beside the logs
+    dumped = first._parser("fit").dump(first.config["fit"], skip_none=False)
+    (tmp_path / "config.yaml").write_text(dumped)
+    second = build("--config", str(tmp_path / "config.yaml"))
+    assert second._parser("fit").dump(second.config["fit"], skip_none=False) == dumped
+    assert objects(second) == objects(first)
+
+
+@each_recipe
+def test_header(recipe: Path) -> None:
+    lines = recipe.read_text().splitlines()
+    header = [line for line in lines[: lines.index("seed_everything: 0")] if line]
+    assert all(line.startswith("#") for line in header)
+    text = "\n".join(header)
+    assert len(header[0]) > 40, "says what it does"
+    assert re.search(r"^# Paper: .+ '.+', .*(19|20)\d\d$", text, re.MULTILINE)
+    assert f"#   lightning-prune fit --config recipes/{recipe.name}" in header
+
+
+# --- arguments ------------------------------------------------------------------------------------------------------
+
+
+def test_callbacks_by_short_name() -> None:
+    cli = build(
+        "--config", str(QUICKSTART), "--trainer.callbacks+=SlimmingPenalty", "--trainer.callbacks.strength=1e-3"
+    )
+    (penalty,) = (c for c in cli.trainer.callbacks if isinstance(c, SlimmingPenalty))
+    assert penalty.strength == 1e-3
+    assert pruning_of(cli).pruner.criterion == Taylor()
+
+
+@pytest.mark.parametrize(
+    ("written", "criterion"),
+    [
+        ("Taylor", Taylor()),
+        ("taylor", Taylor()),
+        ("magnitude", Magnitude()),
+        (None, Magnitude()),
+        ({"class_path": "Taylor", "init_args": {"every_n_steps": 3}}, Taylor(every_n_steps=3)),
+        ({"class_path": "lightning_prune.criteria.Taylor"}, Taylor()),
+    ],
+)
+def test_criterion_as_a_word_or_an_object(tmp_path: Path, written: Any, criterion: Any) -> None:
+    assert pruning_of(build("--config", variant(tmp_path / "c.yaml", criterion=written))).pruner.criterion == criterion
+
+
+@pytest.mark.parametrize(
+    ("written", "granularity"),
+    [
+        ({"class_path": "Weights"}, Weights()),
+        ({"class_path": "lightning_prune.Weights"}, Weights()),
+        ({"class_path": "Channels", "init_args": {"round_to": 8}}, Channels(round_to=8)),
+        ("Weights", Weights()),
+        (None, Channels()),
+    ],
+)
+def test_granularity_is_the_class_that_is_named(tmp_path: Path, written: Any, granularity: Any) -> None:
+    budget = {"class_path": "Sparsity", "init_args": {"sparsity": 0.5}}
+    config = variant(tmp_path / "c.yaml", granularity=written, criterion="magnitude", budget=budget)
+    built = pruning_of(build("--config", config)).granularity
+    assert type(built) is type(granularity)
+    assert built == granularity
+
+
+USER_MODULE = '''
+import torch
+from lightning.pytorch import LightningModule
+
+
+class Mine(LightningModule):
+    """Not of this package."""
+
+    def __init__(self, hidden: int = 5) -> None:
+        super().__init__()
+        self.net = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(64, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, 10)
+        )
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_acc", (self(batch[0]).argmax(1) == batch[1]).float().mean())
+        self.log("val_loss", torch.nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+'''
+
+
+def test_a_module_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_own_task.py").write_text(USER_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    content = yaml.safe_load(QUICKSTART.read_text())
+    content["model"] = {"class_path": "my_own_task.Mine", "init_args": {"hidden": 12}}
+    content["trainer"].update({"max_epochs": 2, "limit_train_batches": 2, "log_every_n_steps": 1})
+    content["trainer"]["callbacks"][0]["init_args"]["schedule"]["init_args"] = {"start": 1, "every": 1, "count": 1}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        cli = PruneCLI(args=["fit", "--config", "c.yaml"])
+    assert cli.model.net[1].out_features < 12
+    assert "not tested: there is no test_step or no test_dataloader" in output.getvalue()
+
+
+def output_of(*args: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of the command, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(list(args))
+        except SystemExit as stop:
+            if isinstance(stop.code, str):
+                return 1, out.getvalue(), err.getvalue() + stop.code + "\n"
+            return stop.code or 0, out.getvalue(), err.getvalue()
+    return 0, out.getvalue(), err.getvalue()
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_help_of_a_command(command: str) -> None:
+    code, text, _ = output_of(command, "--help")
+    assert code == 0
+    assert text.startswith(f"usage: lightning-prune [options] {command}")
+    for name in ("lightning_prune.IterativePruning", "lightning_prune.AccuracyGuard", "lightning_prune.SparsityLogger"):
+        assert name in text
+    for name in ("lightning_prune.tasks.ImageClassifier", "lightning_prune.tasks.DigitsData"):
+        assert name in text
+
+
+@pytest.mark.parametrize(
+    ("topic", "words"),
+    [
+        (
+            "--trainer.callbacks.help=IterativePruning",
+            ["schedule", "lightning_prune.schedules.Rounds", "MACs", "Taylor"],
+        ),
+        (
+            "--trainer.callbacks.help=AccuracyGuard",
+            ["max_drop", "How much worse than the reference it may be", "pause"],
+        ),
+        ("--trainer.callbacks.help=SlimmingPenalty", ["strength", "1e-5 to 1e-3 as a rule"]),
+        ("--trainer.callbacks.help=SparsityLogger", ["histograms", "Whether to write histograms"]),
+        ("--trainer.callbacks.help=PruningSummary", ["monitor", "Metric of the rows"]),
+        ("--model.help=ImageClassifier", ["num_classes", "Number of classes, at least 1"]),
+        ("--data.help=DigitsData", ["val_fraction", "Share of all images for validation"]),
+    ],
+)
+def test_help_of_a_class(topic: str, words: list[str]) -> None:
+    code, text, _ = output_of("fit", topic)
+    assert code == 0
+    folded = " ".join(text.split())
+    assert all(word in folded for word in words)
+
+
+def test_predict_is_not_offered() -> None:
+    code, _, text = output_of("predict")
+    assert code == 2
+    assert "invalid choice: 'predict' (choose from 'fit', 'validate', 'test')" in text.replace('"', "'")
+
+
+# --- wrong configurations -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("init_args", "message"),
+    [
+        ({"criterion": "tayler"}, "criterion='tayler' is not known; did you mean 'Taylor'?"),
+        ({"budget": {"class_path": "Ratio", "init_args": {"share": 50}}}, "Ratio share=50.0 is outside [0, 1]"),
+        ({"granularity": {"class_path": "Weights"}}, "criterion Taylor(every_n_steps=1) does not score weights"),
+        ({"schedule": {"class_path": "Rounds", "init_args": {"start": 0, "every": 1, "count": 2}}}, "starts at 0"),
+        ({"scope": {"class_path": "Scope", "init_args": {"include": ["nowhere*"]}}}, "nowhere*"),
+    ],
+)
+def test_a_wrong_configuration_is_one_line(tmp_path: Path, init_args: dict[str, Any], message: str) -> None:
+    config = variant(tmp_path / "c.yaml", **init_args)
+    code, _, text = output_of("fit", "--config", config, "--trainer.fast_dev_run=true")
+    assert code == 1
+    last = text.splitlines()[-1]
+    assert last.startswith("lightning-prune: ")
+    assert message in last
+    assert "Traceback" not in text
+
+
+def test_what_the_model_refuses_is_one_line() -> None:
+    code, _, text = output_of("fit", "--config", str(QUICKSTART), "--model.model=resnt18")
+    assert code == 1
+    assert text.splitlines()[-1].startswith("lightning-prune: model='resnt18' is no known network. Did you mean")
+
+
+def test_other_errors_keep_their_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = USER_MODULE.replace("super().__init__()", "super().__init__(); 1 + 'one'")
+    (tmp_path / "my_broken_task.py").write_text(broken)
+    monkeypatch.syspath_prepend(tmp_path)
+    content = yaml.safe_load(QUICKSTART.read_text())
+    content["model"] = {"class_path": "my_broken_task.Mine"}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match="unsupported operand") as caught:
+        main(["fit", "--config", "c.yaml"])
+    assert not isinstance(caught.value, MisconfigurationException)
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+@pytest.mark.slow
+def test_the_command_fails_with_one_line(tmp_path: Path) -> None:
+    content = yaml.safe_load(QUICKSTART.read_text())
+    content["trainer"]["callbacks"] = [c for c in content["trainer"]["callbacks"] if c["class_path"] == "AccuracyGuard"]
+    content["trainer"]["enable_progress_bar"] = False
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "lightning_prune.cli", "fit", "--config", "c.yaml"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert result.returncode == 1
+    own = [line for line in result.stderr.splitlines() if line.startswith("lightning-prune: ")]
+    assert own == ["lightning-prune: AccuracyGuard has no pruning to guard; add IterativePruning(...)"]
+    assert "Traceback" not in result.stderr + result.stdout
+
+
+# --- train, then test from the file ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A shortened quickstart through ``main``: two rounds in four epochs, a narrow network."""
+    root = tmp_path_factory.mktemp("quickstart")
+    content = yaml.safe_load(QUICKSTART.read_text())
+    content["model"]["init_args"]["model_args"] = {"width": 8}
+    content["trainer"].update({"max_epochs": 4, "limit_train_batches": 6, "log_every_n_steps": 1})
+    content["trainer"]["callbacks"][0]["init_args"]["schedule"]["init_args"] = {"start": 2, "every": 1, "count": 2}
+    content["trainer"]["callbacks"][1]["init_args"]["max_drop"] = 1.0
+    (root / "short.yaml").write_text(yaml.safe_dump(content))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        code, text, log = output_of("fit", "--config", "short.yaml")
+    assert code == 0
+    said = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+    final = re.search(r"final ([\d.]+)", said["test_acc"])
+    assert final is not None
+    return SimpleNamespace(
+        root=root,
+        content=content,
+        text=text,
+        log=log,
+        said=said,
+        checkpoint=root / said["checkpoint"],
+        accuracy=final[1],
+    )
+
+
+def test_fit_ends_with_the_summary(trained: SimpleNamespace) -> None:
+    assert "Pruning, round by round" in trained.text
+    assert trained.checkpoint.is_file()
+    assert (trained.root / trained.said["dense network"]).is_file()
+    logs = trained.root / trained.said["logs"].removeprefix("tensorboard --logdir ")
+    assert list(logs.glob("events.out.tfevents.*"))
+    assert (logs / "config.yaml").is_file()
+
+
+def test_messages_go_to_the_standard_error_of_the_moment(trained: SimpleNamespace) -> None:
+    # which a progress bar replaces; it would paint over what is written past it
+    for message in ("val_acc ", "Pruning event 1 at epoch 2: parameters ", "Pruning event 2 at epoch 3: parameters "):
+        assert message in trained.log
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("pruner", [True, False], ids=["with pruner", "without pruner"])
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_the_pruned_file_loads(trained: SimpleNamespace, tmp_path: Path, command: str, pruner: bool) -> None:
+    content = dict(trained.content)
+    if not pruner:
+        content["trainer"] = {**content["trainer"], "callbacks": []}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    cli = PruneCLI(args=[command, "--config", "c.yaml", "--ckpt_path", str(trained.checkpoint)])
+    assert any(isinstance(c, PrunedCheckpoints) for c in cli.trainer.callbacks)
+    assert any(isinstance(c, IterativePruning) for c in cli.trainer.callbacks) == pruner
+    if command == "test":
+        assert f"{float(cli.trainer.callback_metrics['test_acc']):.4f}" == trained.accuracy
+    wanted = load_pruned(ImageClassifier, trained.checkpoint)
+    assert parameters(cli.model) == parameters(wanted) < parameters(ImageClassifier(model_args={"width": 8}))
+
+
+def test_the_saved_config_builds_the_same_run(trained: SimpleNamespace) -> None:
+    version = trained.root / trained.said["logs"].removeprefix("tensorboard --logdir ")
+    saved = build("--config", str(version / "config.yaml"))
+    assert objects(saved) == objects(build("--config", str(trained.root / "short.yaml")))
+
+
+def test_what_a_fit_needs_is_there_by_short_name() -> None:
+    cli = build("--model=ImageClassifier", "--data=DigitsData", "--trainer.logger=false", "--trainer.accelerator=cpu")
+    assert isinstance(cli.model, ImageClassifier)
+    assert isinstance(cli.datamodule, DigitsData)
+    assert not any(isinstance(c, (IterativePruning, AccuracyGuard, PruningSummary)) for c in cli.trainer.callbacks)
+    assert isinstance(cli.trainer, pl.Trainer)
