@@ -58,13 +58,13 @@ class PruneCLI(LightningCLI):
 
 
 def main(args: ArgsType = None) -> None:
-    """Run the command line; a wrong configuration is one line, not a traceback."""
+    """Run the command line; a wrong configuration or path is one line, not a traceback."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # of Lightning under torch 2.15
     _log_above_progress_bars()
     try:
         PruneCLI(args)
-    except MisconfigurationException as error:
+    except (MisconfigurationException, FileNotFoundError) as error:
         sys.exit(f"lightning-prune: {error}")
 
 

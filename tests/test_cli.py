@@ -348,6 +348,12 @@ def test_what_the_model_refuses_is_one_line() -> None:
     assert text.splitlines()[-1].startswith("lightning-prune: model='resnt18' is no known network. Did you mean")
 
 
+def test_a_checkpoint_that_is_not_there_is_one_line() -> None:
+    code, _, text = output_of("test", "--config", str(QUICKSTART), "--ckpt_path=nowhere.ckpt")
+    assert code == 1
+    assert text.splitlines()[-1] == "lightning-prune: Checkpoint file not found: nowhere.ckpt"
+
+
 def test_other_errors_keep_their_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = USER_MODULE.replace("super().__init__()", "super().__init__(); 1 + 'one'")
     (tmp_path / "my_broken_task.py").write_text(broken)

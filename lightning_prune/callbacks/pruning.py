@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_prune.budgets import Budget, BudgetError
 from lightning_prune.callbacks.checks import check_gradients, check_groups, check_kinds, check_scopes, check_start
 from lightning_prune.callbacks.clock import time_of, warn_if_cut_short, window_is_open
+from lightning_prune.callbacks.decision import decide, over_ranks
 from lightning_prune.callbacks.example import declared_example, example_from_batch
 from lightning_prune.callbacks.rebuild import check_strategy, unwrapped
 from lightning_prune.callbacks.support import as_misconfiguration, forget_best, tell
@@ -76,6 +77,7 @@ class IterativePruning(Callback):
         self._example: Example | None = None
         self._prepared = self._observed = False
         self._paused: str | None = None
+        self._waiting = False  # for a validation or an epoch, before a held event is tried again
         self._held_since: float | None = None
         self._delay = 0.0
         self._masks = MaskKeeper({}, {})
@@ -96,7 +98,7 @@ class IterativePruning(Callback):
         return self._example
 
     def pause(self, reason: str) -> None:
-        """Hold back the event that is due; it is tried again, and the schedule waits for it."""
+        """Hold back the event that is due; it is tried again after each validation, and the schedule waits for it."""
         self._paused = reason
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -122,6 +124,7 @@ class IterativePruning(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prune where the schedule says so."""
+        self._waiting = False
         self._act(trainer, pl_module, 0)
 
     def on_train_batch_start(
@@ -142,6 +145,10 @@ class IterativePruning(Callback):
         """Get to know the network before another pruner changes it: shares refer to the original."""
         if not self._prepared and pruning.example is not None:
             self._prepare(pl_module, pruning.example)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Whoever holds an event back may think otherwise now."""
+        self._waiting = False
 
     def on_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan, report: Report) -> None:
         """Let masks follow when another pruner has removed channels."""
@@ -176,6 +183,14 @@ class IterativePruning(Callback):
         """How far pruning has gone; plain numbers, dicts and tensors."""
         return {"pruner": self.pruner.state_dict(), "delay": self._delay, "held_since": self._held_since}
 
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Only rank 0 writes the file, and all ranks resume from it: the mean of their statistics adds up again."""
+        if self.pruner.statistics is not None:
+            totals = over_ranks(trainer, self.pruner.statistics.totals, "mean")
+            checkpoint["callbacks"][self.state_key]["pruner"]["statistics"]["totals"] = totals
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.pruner.load_state_dict(state_dict["pruner"])
@@ -205,19 +220,19 @@ class IterativePruning(Callback):
         now = time_of(trainer, self.schedule, batch_idx)
         due = self._held_since if self._held_since is not None else now - self._delay
         fraction = self.schedule.fraction(due)
-        if fraction <= self.pruner.fraction or not self._prepared:
+        if fraction <= self.pruner.fraction or not self._prepared or self._waiting:
             return
         self._paused = None
         tell(trainer, "on_before_prune", pl_module, self)
         if self._paused is not None:
-            self._held_since = due
+            self._held_since, self._waiting = due, True
             return
         if self._held_since is not None:
             self._held_since, self._delay = None, now - due
         self._prune(trainer, pl_module, fraction)
 
     def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, fraction: float) -> None:
-        report = self._decide(trainer, pl_module, fraction)
+        report = decide(trainer, pl_module, self.pruner, self._example, fraction)
         if isinstance(report, BudgetError):
             rank_zero_warn(f"{report} Pruning ends here, at sparsity {self.sparsity:.4f}.")
             self.pruner.fraction = 1.0
@@ -230,23 +245,6 @@ class IterativePruning(Callback):
         rank_zero_info(f"Pruning event {self.pruner.event} at epoch {trainer.current_epoch}: {report}")
         forget_best(trainer)
         tell(trainer, "on_prune", pl_module, report.plan, report)
-
-    def _decide(self, trainer: pl.Trainer, pl_module: pl.LightningModule, fraction: float) -> Report | BudgetError:
-        """The event, decided on rank 0 from the statistics of all ranks."""
-        statistics = self.pruner.statistics
-        if statistics is not None and trainer.world_size > 1:
-            statistics.totals = {
-                name: trainer.strategy.reduce(total, reduce_op="sum")
-                for name, total in sorted(statistics.totals.items())
-            }
-        decision: Report | BudgetError | None = None
-        if trainer.is_global_zero:
-            try:
-                decision = self.pruner.plan(pl_module, self._example, fraction)
-            except BudgetError as error:
-                decision = error
-        decided: Report | BudgetError = trainer.strategy.broadcast(decision)  # type: ignore[assignment]
-        return decided
 
     def _hold_masks(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._masks.release()

@@ -21,6 +21,7 @@ from rich.table import Table
 from torch import nn
 
 from lightning_prune.callbacks.guard import AccuracyGuard, Verdict
+from lightning_prune.callbacks.hyperparameters import in_words
 from lightning_prune.callbacks.pruning import IterativePruning
 from lightning_prune.measure import Size, compare_latency, measure
 from lightning_prune.plan import Plan
@@ -150,8 +151,9 @@ class PruningSummary(Callback):
         for pruning in _pruners(trainer):
             if pruning.pruner.fraction < 1:
                 console.print(
-                    f"{pruning.pruner.budget} is not reached: the training ended at {pruning.pruner.fraction:.2f} of "
-                    f"the way, at sparsity {pruning.sparsity:.3f}"
+                    f"{in_words(pruning.pruner.budget)} is not reached: the training ended at "
+                    f"{pruning.pruner.fraction:.2f} of the way, at sparsity {pruning.sparsity:.3f}",
+                    soft_wrap=False,
                 )
         for metric in tested.get("final", {}):
             values = ", ".join(f"{name} {result[metric]:.4f}" for name, result in tested.items())

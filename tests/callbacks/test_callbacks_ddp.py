@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 
 import torch
-from helpers import Events, Lit, fit, images
+from helpers import Events, Lit, fit, images, trainer_for
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -41,10 +41,15 @@ torch.set_num_threads(1)
 
 class Synchronised(Callback):
     def __init__(self):
-        self.gradients, self.widths = [], []
+        self.gradients, self.widths, self.totals = [], [], None
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         self.gradients.append([p.grad.clone() for p in pl_module.parameters()])
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        statistics = trainer.callbacks[0].pruner.statistics
+        if self.totals is None and statistics is not None:
+            self.totals = {name: total.clone() for name, total in statistics.totals.items()}
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         self.widths.append([p.shape[0] for p in pl_module.parameters() if p.dim() > 1])
@@ -81,6 +86,14 @@ def main():
             "held": [id(p) for g in trainer.optimizers[0].param_groups for p in g["params"]]
             == [id(p) for p in lit.parameters()],
         }
+        if method == "channels":
+            path = folder / method / "epoch=0.ckpt"
+            state = torch.load(path, weights_only=True)["callbacks"][callbacks[0].state_key]
+            result["saved"], result["own"] = state["pruner"]["statistics"]["totals"], seen.totals
+            resumed = Half(norm=False)
+            trainer = trainer_for(folder, *make(), max_epochs=4, **options)
+            trainer.fit(resumed, ckpt_path=path)
+            result["resumed"] = {name: p.detach().clone() for name, p in resumed.named_parameters()}
         torch.save(result, folder / f"{method}_{trainer.global_rank}.pt")
 
 
@@ -173,6 +186,17 @@ def test_gradients_are_averaged_in_every_step(two, method) -> None:
         assert all(gradient.any() for gradient in a), step
 
 
+def test_statistics_of_all_ranks_survive_a_resume(two) -> None:
+    """Only rank 0 writes the file, and both ranks resume from it: what they load has to add up to what they had."""
+    first, second = two["channels"]
+    assert len(first["saved"]) == 2
+    for name, total in first["saved"].items():
+        assert not torch.equal(first["own"][name], second["own"][name])
+        assert torch.equal(total, (first["own"][name] + second["own"][name]) / 2)
+    for rank in (first, second):
+        assert same(rank["resumed"], rank["weights"])
+
+
 @METHODS
 def test_two_ranks_decide_as_one_process_with_the_same_samples(one, two, method) -> None:
     alone, (first, _) = one[method][0], two[method]
@@ -192,4 +216,4 @@ def test_masks_are_identical_and_hold(two) -> None:
 
 def test_events_are_logged_once(two, tmp_path_factory) -> None:
     log = next(tmp_path_factory.getbasetemp().glob("two*/log.txt")).read_text()
-    assert log.count("Pruning event 2 at epoch 2") == 3  # methods, not ranks
+    assert log.count("Pruning event 2 at epoch 2") == 4  # three methods and a resumed run, not two ranks

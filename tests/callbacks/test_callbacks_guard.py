@@ -226,6 +226,20 @@ def test_pause_holds_the_event_and_the_schedule_waits(tmp_path: Path, caplog: py
     assert len(said) == 6  # one for every verdict, however often the event is tried
 
 
+@pytest.mark.parametrize(("interval", "tries"), [(None, 5), (2, 10)], ids=["once an epoch", "twice an epoch"])
+def test_a_held_event_is_tried_again_after_a_validation(tmp_path: Path, interval: int | None, tries: int) -> None:
+    class Tries(Callback):
+        count = 0
+
+        def on_before_prune(self, *_: Any) -> None:
+            self.count += 1
+
+    counter, guard = Tries(), AccuracyGuard("score", 0.05, on_drop="pause")
+    # due at epoch 1; held to the end of epoch 5
+    fit([NAN], guard, 6, tmp_path, Rounds(start=1, every=1, count=3), (counter,), val_check_interval=interval)
+    assert counter.count == tries
+
+
 def test_pause_twice(tmp_path: Path) -> None:
     script = [0.9, 0.9, 0.5, 0.5, 0.9, 0.5, 0.5, 0.9, 0.9]
     guard = AccuracyGuard("score", max_drop=0.05, on_drop="pause")

@@ -167,8 +167,23 @@ class TwoOptimizers(Regression):
         return [torch.optim.SGD(net.parameters(), lr=LR) for net in (self.net, self.other)]
 
 
-def test_manual_optimization_with_two_optimizers(tmp_path: Path) -> None:
-    strength, trained = 0.05, module(TwoOptimizers)
+class OneBackward(TwoOptimizers):
+    """All gradients are there before the first of the two optimizers steps."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        first, second = self.optimizers()
+        first.zero_grad()
+        second.zero_grad()
+        losses = [nn.functional.mse_loss(net(batch[0]), batch[1]) for net in (self.net, self.other)]
+        self.manual_backward(losses[0] + losses[1])
+        first.step()
+        if batch_idx % 2 == 0:
+            second.step()
+
+
+@pytest.mark.parametrize("cls", [TwoOptimizers, OneBackward])
+def test_manual_optimization_with_two_optimizers(tmp_path: Path, cls: type) -> None:
+    strength, trained = 0.05, module(cls)
     by_hand = copy.deepcopy(trained).double()
     fit(trained, [SlimmingPenalty(strength)], tmp_path, precision="64-true")
     optimizers = [torch.optim.SGD(net.parameters(), lr=LR) for net in (by_hand.net, by_hand.other)]

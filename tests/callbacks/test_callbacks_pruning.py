@@ -1,21 +1,18 @@
-"""`IterativePruning` with `Channels`: what an event changes, when it happens, and where the example comes from."""
+"""`IterativePruning` with `Channels`: what an event changes, and when it happens."""
 
 import math
 import warnings
-from typing import Any
 
 import pytest
 import torch
-from helpers import STEPS, Adversaries, Events, Lit, Stream, fit, images, trainer_for, widths
+from helpers import STEPS, Adversaries, Events, Lit, Stream, fit, images, widths
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lightning_prune import Channels, IterativePruning, Plan, Report, Scope, SlimmingPenalty, Weights
-from lightning_prune.budgets import Count, Params, Ratio, Sparsity
+from lightning_prune import Channels, IterativePruning, Plan, Report, Scope, SlimmingPenalty
+from lightning_prune.budgets import Count, Params, Ratio
 from lightning_prune.criteria import BatchNormScale, Magnitude, Random, Taylor
 from lightning_prune.schedules import Constant, Cubic, Linear, Rounds, Schedule
 
@@ -227,166 +224,6 @@ def test_networks_that_take_turns_are_not_called_frozen(tmp_path) -> None:
     gan.generator_every = 3
     fit(tmp_path, gan, IterativePruning(Constant(1), HALF, "taylor", scope=FAKES_STAY), events, max_epochs=2)
     assert widths(gan) == [8, 6, 6, 1]
-
-
-def test_the_best_checkpoint_is_of_the_final_size(tmp_path) -> None:
-    lit, checkpoint = Lit(), ModelCheckpoint(tmp_path, monitor="val_loss", mode="min")
-    trainer = fit(tmp_path, lit, IterativePruning(Constant(3), Ratio(0.8)), checkpoint, max_epochs=4)
-    file = torch.load(checkpoint.best_model_path, weights_only=True)
-    assert file["epoch"] == 3
-    assert file["state_dict"]["net.0.weight"].shape[0] == 2
-    (measured,) = trainer.test(lit, ckpt_path="best", verbose=False)
-    assert measured["val_loss"] == pytest.approx(float(checkpoint.best_model_score), rel=1e-5)
-    assert widths(lit.net) == [2, 2, 3]
-
-
-@pytest.mark.parametrize("mode", ["min", "max"])
-@pytest.mark.parametrize("top", [1, 2, -1])
-@pytest.mark.parametrize("schedule", [Rounds(2, 2, 2), Rounds(6, 7, 2, unit="step")], ids=str)
-def test_no_checkpoint_is_filed_under_the_metric_of_another_network(tmp_path, mode, top, schedule) -> None:
-    lit = Lit()
-    checkpoint = ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss", mode=mode, save_top_k=top)
-    scores: dict[str, float] = {}
-
-    class Scores(Callback):
-        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            scores[f"epoch={trainer.current_epoch}.ckpt"] = float(trainer.callback_metrics["val_loss"])
-
-    fit(tmp_path, lit, IterativePruning(schedule, Ratio(0.6)), Scores(), checkpoint, max_epochs=6)
-    files = sorted(tmp_path.glob("*.ckpt"))
-    assert len(files) == (6 if top == -1 else top)
-    sizes = []
-    for file in files:
-        loaded = Lit()
-        tester = trainer_for(tmp_path, IterativePruning(Constant(1), HALF))
-        (measured,) = tester.test(loaded, ckpt_path=str(file), verbose=False)
-        assert measured["val_loss"] == pytest.approx(scores[file.name], rel=1e-5)
-        sizes.append(widths(loaded.net)[0])
-    final = widths(lit.net)[0]
-    assert min(sizes) == final
-    assert top == -1 or sizes == [final] * top
-    at_final = {f.name: scores[f.name] for f, size in zip(files, sizes, strict=True) if size == final}
-    best = (min if mode == "min" else max)(at_final, key=at_final.__getitem__)
-    assert checkpoint.best_model_path == str(tmp_path / best)
-    assert float(checkpoint.best_model_score) == pytest.approx(scores[best])
-
-
-def test_a_checkpoint_between_validations_does_not_inherit_the_metric_before_the_event(tmp_path) -> None:
-    """Saved every other step, while the metric of the dense network is the last that was measured."""
-    lit, seen = Lit(norm=False, lr=0.0), []
-    checkpoint = ModelCheckpoint(tmp_path, monitor="val_loss", mode="min", every_n_train_steps=2, save_top_k=1)
-
-    class Watch(Callback):
-        def on_prune(self, trainer: Trainer, pl_module: LightningModule, plan: Plan, report: Report) -> None:
-            seen.append(float(checkpoint.best_model_score or 0.0))
-
-        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-            score = checkpoint.best_model_score
-            assert not seen or trainer.global_step >= 3 * STEPS or score is None or not math.isfinite(score)
-
-    fit(tmp_path, lit, Watch(), IterativePruning(Constant(2), Ratio(0.8)), checkpoint, max_epochs=4)
-    assert seen
-    (measured,) = trainer_for(tmp_path).test(lit, verbose=False)
-    assert float(checkpoint.best_model_score) == pytest.approx(measured["val_loss"], rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    "example",
-    [torch.zeros(4, 2, 3, 4), (torch.zeros(1, 2, 3, 4),), {"images": torch.zeros(2, 2, 3, 4)}],
-    ids=["tensor", "tuple", "dict"],
-)
-def test_the_example_is_example_input_array(tmp_path, example) -> None:
-    lit, events = Lit(), Events()
-    lit.example_input_array = example
-    pruning = IterativePruning(Constant(0), HALF)
-    fit(tmp_path, lit, pruning, events, max_epochs=1)
-    assert widths(lit.net) == [4, 4, 3]
-    assert pruning.example is not None
-    assert pruning.example.batch == 2
-
-
-class Any1(Lit):
-    """Trains on batches of every form; ``pick`` says where images and labels are."""
-
-    def __init__(self, wrap: Any, pick: Any) -> None:
-        super().__init__()
-        self.wrap, self.pick = wrap, pick
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        inputs, labels = self.pick(batch)
-        return F.cross_entropy(self.net(inputs), labels)
-
-    def train_dataloader(self) -> Any:
-        return DataLoader(images(), 8, collate_fn=self.collate)
-
-    def collate(self, samples: Any) -> Any:
-        inputs, labels = torch.utils.data.default_collate(samples)
-        return self.wrap(inputs, labels)
-
-
-def zeros(inputs: Tensor) -> Tensor:
-    return torch.zeros(len(inputs), dtype=torch.long)
-
-
-@pytest.mark.parametrize(
-    ("wrap", "pick"),
-    [
-        (lambda x, y: x, lambda b: (b, zeros(b))),
-        (lambda x, y: (x, y), lambda b: b),
-        (lambda x, y: [x, y], lambda b: b),
-        (lambda x, y: {"images": x, "labels": y}, lambda b: (b["images"], b["labels"])),
-        (lambda x, y: {"labels": y, "pixels": x}, lambda b: (b["pixels"], b["labels"])),
-        (lambda x, y: ((x, y), {"index": y}), lambda b: b[0]),
-        (lambda x, y: {"views": [x, x], "labels": y}, lambda b: (b["views"][0], b["labels"])),
-    ],
-    ids=["tensor", "tuple", "list", "keywords", "other_keys", "nested", "list_in_dict"],
-)
-def test_the_example_is_found_in_the_first_batch(tmp_path, wrap, pick) -> None:
-    lit = Any1(wrap, pick)
-    fit(tmp_path, lit, IterativePruning(Constant(0), HALF), max_epochs=1, limit_val_batches=0)
-    assert widths(lit.net) == [4, 4, 3]
-
-
-class TwoInputs(Any1):
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(self.net(images), labels)
-
-
-@pytest.mark.parametrize("form", [lambda x, y: (x, y), lambda x, y: {"labels": y, "images": x, "index": y}])
-def test_a_forward_with_several_arguments(tmp_path, form) -> None:
-    pick = lambda b: (b["images"], b["labels"]) if isinstance(b, dict) else b  # noqa: E731
-    lit = TwoInputs(form, pick)
-    fit(tmp_path, lit, IterativePruning(Constant(0), HALF), max_epochs=1, limit_val_batches=0)
-    assert widths(lit.net) == [4, 4, 3]
-
-
-class NoForward(LightningModule):
-    """Everything happens in its training step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = Lit().net
-
-    training_step = Any1.training_step
-    pick = staticmethod(lambda b: b)
-    configure_optimizers = lambda self: torch.optim.SGD(self.parameters(), 0.1)  # noqa: E731
-    train_dataloader = Lit.train_dataloader
-
-
-def test_a_module_without_forward_is_told_to_set_example_input_array(tmp_path) -> None:
-    message = (
-        r"the forward of NoForward runs on no part of the first training batch \(list\): .*Set `example_input_array`"
-    )
-    with pytest.raises(MisconfigurationException, match=message):
-        fit(tmp_path, NoForward(), IterativePruning(Constant(1), HALF), max_epochs=2)
-
-
-def test_masks_need_no_example(tmp_path) -> None:
-    lit, events = NoForward(), Events()
-    pruning = IterativePruning(Constant(1), Sparsity(0.5), granularity=Weights())
-    fit(tmp_path, lit, pruning, events, max_epochs=2)
-    assert pruning.sparsity == 0.5
-    assert events.reports[0].after.macs is None
 
 
 def test_two_channel_pruners_with_disjoint_scopes(tmp_path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import STEPS, Events, Lit, fit, images, trainer_for, widths, zero_share
+from helpers import STEPS, Adversaries, Events, Lit, fit, images, trainer_for, widths, zero_share
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
@@ -93,6 +93,40 @@ def test_a_resumed_run_ends_bit_identical(tmp_path, method, optimizer) -> None:
             assert same(found[part], expected), f"{part} after a resume from epoch {epoch}"
 
 
+@pytest.mark.parametrize("method", ["nothing", "channels", "masks"])
+def test_two_optimizers_resume(tmp_path, method) -> None:
+    scope = Scope(exclude=["generator.2"])
+    make: Make = {
+        "nothing": lambda: [],
+        "channels": lambda: [channels(Rounds(1, 2, 2), Ratio(0.5), criterion="taylor", scope=scope)],
+        "masks": lambda: [weights(Cubic(0, 3), Sparsity(0.5))],
+    }[method]
+    finals = []
+    for ckpt_path in (None, tmp_path / "epoch=1.ckpt"):
+        gan = Adversaries()
+        save = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+        trainer = trainer_for(tmp_path, *make(), save, max_epochs=4)
+        trainer.fit(gan, ckpt_path=ckpt_path)
+        finals.append([dict(gan.state_dict()), *(optimizer.state_dict() for optimizer in trainer.optimizers)])
+    assert same(*finals)
+
+
+@pytest.mark.parametrize("method", ["taylor", "magnitude_in_steps", "both"])
+def test_from_any_step_the_run_reaches_its_budget(tmp_path, method) -> None:
+    """Also from the last batch of an epoch, whose end and whose successor's start Lightning then leaves out."""
+    whole = Lit()
+    save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    fit(tmp_path, whole, *METHODS[method](), save, max_epochs=EPOCHS)
+    for step in (1, STEPS - 1, STEPS, STEPS + 1, 3 * STEPS, 3 * STEPS + 2):
+        lit, callbacks = Lit(), METHODS[method]()
+        trainer_for(tmp_path, *callbacks, max_epochs=EPOCHS).fit(lit, ckpt_path=str(tmp_path / f"step={step}.ckpt"))
+        left, expected = (sum(p.numel() for p in module.parameters()) for module in (lit, whole))
+        assert left == pytest.approx(expected, rel=0.05), step  # order of the data, and so the ranking, is another
+        assert all(pruning.pruner.fraction == 1.0 for pruning in callbacks)
+        if method == "both":
+            assert zero_share(lit) == zero_share(whole)
+
+
 def test_the_comparison_can_fail(tmp_path) -> None:
     one = everything(*run(tmp_path / "a", METHODS["taylor"], "sgd"))
     other = everything(*run(tmp_path / "b", METHODS["two_scopes"], "sgd"))
@@ -177,6 +211,16 @@ def test_a_second_fit_on_the_same_objects(tmp_path, method) -> None:
     assert held == {id(p) for p in lit.parameters()}
     assert len(lit._state_dict_hooks) == 1
     assert not any(module._forward_hooks for module in lit.modules())
+
+
+def test_no_hook_outlives_a_training_that_ended_early(tmp_path) -> None:
+    """Taylor still had something to observe, and the masks something to hold."""
+    lit = Lit()
+    with pytest.warns(UserWarning, match="the budget will not be reached"):
+        trainer = fit(tmp_path, lit, *METHODS["both"](), max_epochs=3)
+    assert widths(lit.net) == [6, 6, 3]
+    assert not any(module._forward_hooks for module in lit.modules())
+    assert not trainer.optimizers[0]._optimizer_step_post_hooks
 
 
 def test_the_same_trainer_fits_on(tmp_path) -> None:
