@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import subprocess
 import sys
@@ -381,19 +382,46 @@ def test_the_command_fails_with_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr + result.stdout
 
 
+@pytest.mark.slow
+def test_the_command_on_two_processes(tmp_path: Path) -> None:
+    shortened(tmp_path / "short.yaml")
+    command = [sys.executable, "-m", "lightning_prune.cli", "fit", "--config", "short.yaml"]
+    ranks = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.enable_progress_bar=false"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, *ranks], capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Pruning, round by round") == 1
+    said = dict(line.split(": ", 1) for line in result.stdout.splitlines() if ": " in line)
+    assert parameters(load_pruned(ImageClassifier, tmp_path / said["checkpoint"])) < parameters(
+        load_pruned(ImageClassifier, tmp_path / said["dense network"])
+    )
+
+
 # --- train, then test from the file ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A shortened quickstart through ``main``: two rounds in four epochs, a narrow network."""
-    root = tmp_path_factory.mktemp("quickstart")
+def shortened(path: Path) -> dict[str, Any]:
+    """The quickstart with a narrow network and two rounds in four epochs; also written to ``path``."""
     content = yaml.safe_load(QUICKSTART.read_text())
     content["model"]["init_args"]["model_args"] = {"width": 8}
     content["trainer"].update({"max_epochs": 4, "limit_train_batches": 6, "log_every_n_steps": 1})
     content["trainer"]["callbacks"][0]["init_args"]["schedule"]["init_args"] = {"start": 2, "every": 1, "count": 2}
     content["trainer"]["callbacks"][1]["init_args"]["max_drop"] = 1.0
-    (root / "short.yaml").write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content))
+    return content
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A shortened quickstart through ``main``."""
+    root = tmp_path_factory.mktemp("quickstart")
+    content = shortened(root / "short.yaml")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         code, text, log = output_of("fit", "--config", "short.yaml")
@@ -425,10 +453,6 @@ def test_messages_go_to_the_standard_error_of_the_moment(trained: SimpleNamespac
     # which a progress bar replaces; it would paint over what is written past it
     for message in ("val_acc ", "Pruning event 1 at epoch 2: parameters ", "Pruning event 2 at epoch 3: parameters "):
         assert message in trained.log
-
-
-def parameters(model: torch.nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("pruner", [True, False], ids=["with pruner", "without pruner"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import nn
 from lightning_prune.callbacks.guard import AccuracyGuard, Verdict
 from lightning_prune.callbacks.hyperparameters import in_words
 from lightning_prune.callbacks.pruning import IterativePruning
+from lightning_prune.coupling import copy_of
 from lightning_prune.measure import Size, compare_latency, measure
 from lightning_prune.plan import Plan
 from lightning_prune.report import Report
@@ -129,7 +129,7 @@ class PruningSummary(Callback):
                 tested[name] = {metric: value for result in results for metric, value in result.items()}
             else:
                 model.load_state_dict(torch.load(path, map_location=model.device, weights_only=True)["state_dict"])
-            networks[name] = copy.deepcopy(model)
+            networks[name] = copy_of(model)
         self.rounds, self.dense_path = rounds, dense
         self._print(trainer, {name: str(files[name]) for name in networks}, tested, _speeds(trainer, networks))
 

@@ -2,7 +2,7 @@
 
 from lightning_prune.coupling.analyse import analyse
 from lightning_prune.coupling.attributes import sync_attributes
-from lightning_prune.coupling.example import Example, run_on_copy
+from lightning_prune.coupling.example import Example, copy_of, run_on_copy
 from lightning_prune.coupling.groups import Activation, Coupling, Group, LinearDim, Member
 from lightning_prune.coupling.trace import named_tensors
 
@@ -14,6 +14,7 @@ __all__ = [
     "LinearDim",
     "Member",
     "analyse",
+    "copy_of",
     "named_tensors",
     "run_on_copy",
     "sync_attributes",

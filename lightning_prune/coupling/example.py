@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,13 +72,29 @@ def _two(leaf: Tensor) -> Tensor:
     return leaf[:2].detach() if len(leaf) > 1 else leaf.detach().expand(2, *leaf.shape[1:]).clone()
 
 
+def copy_of(model: nn.Module, copied: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy that shares the partial functions which modules keep.
+
+    A command line hands optimizers to a LightningModule as partials that lead back to the whole program: its Trainer,
+    its data, its processes.
+
+    Args:
+        model: The network.
+        copied: Copies that are already made, by the id of their original.
+    """
+    memo = dict(copied or {})
+    for module in model.modules():
+        memo.update({id(value): value for value in vars(module).values() if isinstance(value, partial)})
+    return copy.deepcopy(model, memo)
+
+
 def meta_copy(model: nn.Module) -> nn.Module:
     """A deep copy whose parameters and buffers are on the meta device; their data is never copied."""
     memo: dict[int, Any] = {}
     for _, tensor in named_tensors(model):
         empty = torch.empty_like(tensor, device="meta", requires_grad=False)
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(model, memo)
+    return copy_of(model, memo)
 
 
 def run_on_copy(
@@ -105,7 +122,7 @@ def run_on_copy(
                 if on_meta:
                     raise
         device = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
-        return use(copy.deepcopy(model), example.to(device))
+        return use(copy_of(model), example.to(device))
 
 
 @contextmanager

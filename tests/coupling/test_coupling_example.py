@@ -1,0 +1,42 @@
+import threading
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_prune.coupling import Example, copy_of, run_on_copy
+from lightning_prune.coupling.example import meta_copy
+
+
+class WithOptimizer(nn.Module):
+    """Keeps a partial that leads to what nobody can copy, as command lines hand them out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.seen: list[int] = []
+        self.make_optimizer = partial(torch.optim.SGD, lock=threading.Lock())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(x))
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("make", [copy_of, meta_copy])
+def test_copies_share_partials_and_nothing_else(make) -> None:
+    model = nn.Sequential(WithOptimizer())
+    copied = make(model)
+    assert copied[0].make_optimizer is model[0].make_optimizer
+    assert copied[0].linear is not model[0].linear
+    assert copied[0].linear.weight is not model[0].linear.weight
+    assert copied[0].seen is not model[0].seen
+    assert copied[0].linear.weight.device.type == ("meta" if make is meta_copy else "cpu")
+
+
+@pytest.mark.parametrize("on_meta", [True, False])
+def test_a_pass_on_a_copy_leaves_the_network_as_it_was(on_meta: bool) -> None:
+    model = WithOptimizer()
+    shape = run_on_copy(model, Example.of(torch.zeros(4, 3)), lambda copy, inputs: inputs.run(copy).shape, on_meta)
+    assert shape[1] == 2
+    assert model.seen == []
