@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
+from lightning_prune.search import BudgetError, masked, shrink
 from lightning_prune.spaces import ChannelSpace, WeightSpace
-
-
-class BudgetError(ValueError):
-    """A budget that this network cannot meet; the message says what it can."""
 
 
 class Budget(ABC):
@@ -51,6 +46,11 @@ def _check_share(budget: Budget, name: str, value: float) -> None:
         raise ValueError(f"{type(budget).__name__} {name}={value!r} is outside [0, 1]; half is 0.5")
 
 
+def _check_flag(budget: Budget) -> None:
+    if not isinstance(budget.per_layer, bool):
+        raise ValueError(f"{type(budget).__name__} per_layer={budget.per_layer!r} must be True or False")
+
+
 def _check_moves(budget: Budget, space: ChannelSpace, kept: Mapping[str, int]) -> None:
     if kept == space.now:
         raise BudgetError(
@@ -73,6 +73,7 @@ class Ratio(Budget):
     masks = True
 
     def __post_init__(self) -> None:
+        _check_flag(self)
         _check_share(self, "share", self.share)
 
     def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
@@ -95,7 +96,7 @@ class Ratio(Budget):
 
     def mask_weights(self, space: WeightSpace, fraction: float) -> Mapping[str, int] | int:
         """The share of every parameter, or of all."""
-        return _masked(self, space, self.share * fraction)
+        return masked(self, space, self.share * fraction)
 
 
 @dataclass(frozen=True)
@@ -114,15 +115,16 @@ class Sparsity(Budget):
     masks = True
 
     def __post_init__(self) -> None:
+        _check_flag(self)
         _check_share(self, "sparsity", self.sparsity)
 
     def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
         """The fewest removals that bring the parameters down to the target."""
-        return _shrink(self, space, space.params, space.original_params * (1 - self.sparsity * fraction), "parameters")
+        return shrink(self, space, space.params, space.original_params * (1 - self.sparsity * fraction), "parameters")
 
     def mask_weights(self, space: WeightSpace, fraction: float) -> Mapping[str, int] | int:
         """The share of every parameter, or of all."""
-        return _masked(self, space, self.sparsity * fraction)
+        return masked(self, space, self.sparsity * fraction)
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ class Count(Budget):
     masks = True
 
     def __post_init__(self) -> None:
+        _check_flag(self)
         if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:
             raise ValueError(f"Count count={self.count!r} must be a whole number of at least 1")
 
@@ -166,9 +169,10 @@ class Count(Budget):
 
     def _check_total(self, events: int, available: int, unit: str) -> None:
         if self.count * events > available:
+            cure = f"count={available // events}" if available >= events else f"{available} events of count=1"
             raise BudgetError(
                 f"{self} in {events} events wants {self.count * events} {unit}, but only {available} can go with one "
-                f"left everywhere; at most count={available // events}"
+                f"left everywhere; at most {cure}"
             )
 
     def mask_weights(self, space: WeightSpace, fraction: float) -> Mapping[str, int] | int:
@@ -194,12 +198,13 @@ class Params(Budget):
     per_layer: bool = False
 
     def __post_init__(self) -> None:
+        _check_flag(self)
         _check_share(self, "keep", self.keep)
 
     def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
         """The fewest removals that bring the parameters down to the target."""
         target = space.original_params * (1 - (1 - self.keep) * fraction)
-        return _shrink(self, space, space.params, target, "parameters")
+        return shrink(self, space, space.params, target, "parameters")
 
 
 @dataclass(frozen=True)
@@ -215,49 +220,9 @@ class MACs(Budget):
     per_layer: bool = False
 
     def __post_init__(self) -> None:
+        _check_flag(self)
         _check_share(self, "keep", self.keep)
 
     def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
         """The fewest removals that bring the MACs down to the target."""
-        return _shrink(self, space, space.macs, space.original_macs * (1 - (1 - self.keep) * fraction), "MACs")
-
-
-_STEPS = 4096  # resolution of a share in a search
-
-
-def _shrink(
-    budget: Budget, space: ChannelSpace, cost: Callable[[Mapping[str, int]], float], target: float, unit: str
-) -> Mapping[str, int]:
-    """The fewest removals, globally by rank or evenly by share, after which ``cost`` is at most ``target``."""
-    least = cost(space.floor)
-    target = target * (1 + 1e-9)
-    if least > target:
-        original = space.original_params if unit == "parameters" else space.original_macs
-        raise BudgetError(
-            f"{budget} cannot be met: with the fewest channels left everywhere, {least / original:.4f} of the "
-            f"{unit} remain. Widen the scope or ask for less."
-        )
-
-    def widths(n: int) -> Mapping[str, int]:
-        return space.keep_share(n / _STEPS) if budget.per_layer else space.keep_after(n)
-
-    low, high = 0, _STEPS if budget.per_layer else space.removable
-    while low < high:
-        middle = (low + high) // 2
-        if cost(widths(middle)) <= target:
-            high = middle
-        else:
-            low = middle + 1
-    return widths(low)
-
-
-def _masked(budget: Budget, space: WeightSpace, share: float) -> Mapping[str, int] | int:
-    sizes = np.array(list(space.sizes.values()))
-    wanted = round(share * int(sizes.sum()))
-    if not budget.per_layer:
-        if wanted > space.maskable:
-            raise BudgetError(f"{budget} leaves no weight somewhere; at most {space.maskable / sizes.sum():.6f} can go")
-        return wanted
-    if share * sizes.max() > sizes.max() - 1:
-        raise BudgetError(f"{budget} leaves no weight in a parameter; at most {1 - 1 / sizes.max():.6f} can go")
-    return {name: min(round(share * size), size - 1) for name, size in space.sizes.items()}
+        return shrink(self, space, space.macs, space.original_macs * (1 - (1 - self.keep) * fraction), "MACs")

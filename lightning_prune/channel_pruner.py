@@ -11,11 +11,12 @@ from torch.optim import Optimizer
 
 from lightning_prune.budgets import Budget, BudgetError
 from lightning_prune.coupling import Coupling, Example, Group, analyse, named_tensors, run_on_copy
+from lightning_prune.coupling.trace import UNUSED
 from lightning_prune.criteria import CannotScoreError, Criterion
 from lightning_prune.granularity import Channels
 from lightning_prune.measure import Size, count_macs
 from lightning_prune.plan import Plan, plan_removal, select
-from lightning_prune.pruner import Pruner, nonzero_in
+from lightning_prune.pruner import Pruner, check_finite, nonzero_in
 from lightning_prune.report import Report
 from lightning_prune.scope import Scope
 from lightning_prune.spaces import ChannelSpace, Original
@@ -76,7 +77,9 @@ class ChannelPruner(Pruner):
         except ValueError as error:  # there was something to remove before the first event
             raise BudgetError(f"no channels are left to remove: {error}") from error
         scoring = self.scoring(model)
-        scores = {n: self.criterion.score_units(g, scoring) for n, g in groups.items() if n not in reasons}
+        left_out = reasons.keys() | self.blocked.keys()
+        scores = {n: self.criterion.score_units(g, scoring) for n, g in groups.items() if n not in left_out}
+        check_finite(self.criterion, scores)
         kept, removed, plan = self._choose(model, example, scores, fraction)
         assert example is not None
         before, after = _sizes(model, example, coupling, plan)
@@ -91,6 +94,16 @@ class ChannelPruner(Pruner):
             frozen={**coupling.frozen, **reasons, **self.blocked},
             inexact={n: g.inexact for n, g in groups.items() if g.inexact and n in removed and removed[n].any()},
         )
+
+    @property
+    def unused(self) -> list[str]:
+        """Tensors that the forward pass does not use."""
+        return [] if self._coupling is None else [n for n, why in self._coupling.frozen.items() if why == UNUSED]
+
+    def resized(self, size: Size) -> None:
+        """The sparsity is that of the whole network, whoever pruned it."""
+        if self.origin is not None:
+            self.sparsity = 1 - size.params / self.origin.params
 
     def _candidates(self, model: nn.Module, coupling: Coupling) -> tuple[dict[str, Group], dict[str, str]]:
         """Groups in the scope, and the reasons why some groups are left out."""

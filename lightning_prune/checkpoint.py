@@ -32,6 +32,11 @@ def track_shapes(module: nn.Module) -> None:
         module.register_load_state_dict_pre_hook(_ShapeLoader(dense))
 
 
+def is_pruned(module: nn.Module) -> bool:
+    """Whether a tracked module has tensors of other shapes than it was built with."""
+    return any(hook.pruned(module) for hook in module._state_dict_hooks.values() if isinstance(hook, _ManifestWriter))
+
+
 def _note_new(module: nn.Module, dense: dict[str, list[int]]) -> None:
     for name, tensor in named_tensors(module):
         dense.setdefault(name, list(tensor.shape))
@@ -46,12 +51,15 @@ class _ManifestWriter:
     def __call__(self, module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
         if prefix or not hasattr(state_dict, "_metadata"):
             return
-        pruned = {
+        state_dict._metadata[_KEY] = {"version": 1, "dense_shapes": self.pruned(module)}
+
+    def pruned(self, module: nn.Module) -> dict[str, list[int]]:
+        """Dense shapes of the tensors that have another one now."""
+        return {
             name: self.dense[name]
             for name, tensor in named_tensors(module)
             if name in self.dense and list(tensor.shape) != self.dense[name]
         }
-        state_dict._metadata[_KEY] = {"version": 1, "dense_shapes": pruned}
 
 
 class _ShapeLoader:
@@ -152,6 +160,7 @@ def _shrinking_before_load(cls: type[nn.Module]) -> Iterator[None]:
     load = cls.load_state_dict
 
     def load_state_dict(self: nn.Module, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        track_shapes(self)
         reshape_to(self, state_dict)
         return load(self, state_dict, *args, **kwargs)
 

@@ -10,8 +10,9 @@ from torch import nn
 from lightning_prune.budgets import Budget, Ratio
 from lightning_prune.channel_pruner import ChannelPruner
 from lightning_prune.coupling import Example
-from lightning_prune.criteria import Criterion, Magnitude
+from lightning_prune.criteria import Criterion, Magnitude, criterion_named
 from lightning_prune.granularity import Channels, Granularity, Weights
+from lightning_prune.kinds import check_kinds
 from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report
 from lightning_prune.scope import Scope
@@ -35,10 +36,10 @@ def prune_once(
     model: nn.Module,
     example_inputs: Any,
     *,
-    granularity: Granularity = Channels(),  # noqa: B008  (a frozen dataclass)
-    criterion: Criterion = Magnitude(),  # noqa: B008
-    budget: Budget = Ratio(0.5),  # noqa: B008
-    scope: Scope = Scope(),  # noqa: B008
+    granularity: Granularity | None = None,
+    criterion: Criterion | str | None = None,
+    budget: Budget | None = None,
+    scope: Scope | None = None,
     calibrate: Callable[[nn.Module], Any] | None = None,
     dry_run: bool = False,
 ) -> Report:
@@ -48,10 +49,10 @@ def prune_once(
         model: Any network; it keeps its mode, devices, dtypes, ``requires_grad`` flags and parameter order.
         example_inputs: What its forward receives: a tuple is positional, a dict is keyword, anything else is the one
             argument.
-        granularity: ``Channels()`` removes, ``Weights()`` masks.
-        criterion: What matters.
-        budget: Until what.
-        scope: Where.
+        granularity: ``Channels()`` removes (the default), ``Weights()`` masks.
+        criterion: What matters, an object or the name of one without arguments; ``Magnitude()`` by default.
+        budget: Until what; ``Ratio(0.5)`` by default.
+        scope: Where; everywhere by default.
         calibrate: Runs forward and backward passes over some data, for criteria that need gradients, such as
             ``lambda model: [loss(model(x), y).backward() for x, y in batches]``. Gradients are dropped
             afterwards; batch-norm statistics move if the model is in train mode.
@@ -61,7 +62,7 @@ def prune_once(
         What was done, or would be.
 
     Raises:
-        ValueError: If an argument does not fit the network; nothing has been changed then.
+        ValueError: If an argument is of the wrong kind or does not fit the network; nothing has been changed then.
 
     Example:
         >>> import torch
@@ -70,6 +71,17 @@ def prune_once(
         >>> net[0].out_channels, net[3].in_features, report.after.params
         (6, 96, 1138)
     """
+    granularity = Channels() if granularity is None else granularity
+    named = criterion_named(criterion) if isinstance(criterion, str) else criterion
+    criterion = Magnitude() if named is None else named
+    budget = Ratio(0.5) if budget is None else budget
+    scope = Scope() if scope is None else scope
+    check_kinds(
+        "prune_once",
+        model=model, granularity=granularity, criterion=criterion, budget=budget, scope=scope, dry_run=dry_run,
+    )  # fmt: skip
+    if calibrate is not None:
+        check_kinds("prune_once", calibrate=calibrate)
     example = Example.of(example_inputs)
     pruner = make_pruner(granularity, criterion, budget, scope)
     pruner.prepare(model, example)

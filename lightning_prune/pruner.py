@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from lightning_prune.budgets import Budget
 from lightning_prune.coupling import Example, named_tensors
 from lightning_prune.criteria import Criterion, Scoring
+from lightning_prune.measure import Size
 from lightning_prune.report import Report
 from lightning_prune.scope import Scope
 
@@ -62,6 +63,9 @@ class Pruner(ABC):
     @abstractmethod
     def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None: ...
 
+    def resized(self, size: Size) -> None:  # noqa: B027  (masks are counted in their own scope)
+        """The network has this size now, after an event of this pruner or another."""
+
     def scoring(self, model: nn.Module) -> Scoring:
         """What the criterion may look at now."""
         totals: Mapping[str, Tensor] = self.statistics.totals if self.statistics is not None else {}
@@ -78,7 +82,18 @@ class Pruner(ABC):
         """Take over what ``state_dict`` returned."""
         self.event, self.fraction, self.sparsity = state["event"], state["fraction"], state["sparsity"]
         if self.statistics is not None:
-            self.statistics.load_state_dict(state["statistics"])
+            self.statistics.load_state_dict(state.get("statistics", {"totals": {}, "steps": 0}))
+
+
+def check_finite(criterion: Criterion, scores: Mapping[str, Tensor]) -> None:
+    """Scores that are not numbers rank nothing.
+
+    Raises:
+        ValueError: Names the first group or parameter with such a score.
+    """
+    for name, values in scores.items():
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(f"{criterion} gives {name!r} scores that are not finite; has the training diverged?")
 
 
 def nonzero_in(tensors: Iterable[Tensor]) -> int:

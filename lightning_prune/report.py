@@ -38,6 +38,11 @@ class Report:
     frozen: Mapping[str, str] = field(default_factory=dict)
     inexact: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def removes(self) -> bool:
+        """Whether anything changes at all."""
+        return any(before != after for before, after in self.widths.values())
+
     def __str__(self) -> str:
         """One line for a log."""
         macs = f", MACs {self.before.macs:,} -> {self.after.macs:,}" if self.plan.keep else ""

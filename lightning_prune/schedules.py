@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import floor
+from math import floor, isfinite
+from numbers import Real
 from typing import Literal
 
 Unit = Literal["epoch", "step", "share"]
@@ -19,7 +20,8 @@ class Schedule(ABC):
     """Base of all schedules.
 
     Attributes:
-        start: Time of the first event: epochs or optimizer steps done, or the share of the training in [0, 1].
+        start: When it begins: epochs or optimizer steps done, or the share of the training in [0, 1]. The first event
+            is then; for ramps, which leave 0 there, the first removal is one ``every`` later.
     """
 
     start: float
@@ -39,6 +41,14 @@ class Schedule(ABC):
         """Number of events, None where it depends on the training."""
         return None
 
+    def _check_times(self, *arguments: str) -> None:
+        for argument in arguments:
+            value = getattr(self, argument)
+            if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
+                raise ValueError(
+                    f"{type(self).__name__} {argument}={value!r} must be a finite number, such as 5 or 0.5"
+                )
+
     def _check(self) -> None:
         name = type(self).__name__
         if self.unit not in ("epoch", "step", "share"):
@@ -47,6 +57,11 @@ class Schedule(ABC):
             raise ValueError(f"{name} start={self.start} is negative; 0 is the beginning of the training")
         if self.unit == "share" and self.last > 1 + _ROUNDING:
             raise ValueError(f"{name} ends at share {self.last:g} of the training; shares lie in [0, 1]")
+        if self.unit != "share" and 0 < self.last < 1:
+            raise ValueError(
+                f"{name} ends at {self.unit} {self.last:g}, within the first {self.unit}; did you mean unit='share' "
+                "(of the whole training)?"
+            )
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,7 @@ class Constant(Schedule):
     unit: Unit = "epoch"
 
     def __post_init__(self) -> None:
+        self._check_times("start")
         self._check()
 
     def fraction(self, time: float) -> float:
@@ -93,6 +109,7 @@ class Ramp(Schedule):
     unit: Unit = "epoch"
 
     def __post_init__(self) -> None:
+        self._check_times("start", "end", "every")
         if self.end <= self.start:
             raise ValueError(f"{type(self).__name__} end={self.end} must lie after start={self.start}")
         if self.every <= 0:
@@ -179,6 +196,7 @@ class Rounds(Schedule):
     unit: Unit = "epoch"
 
     def __post_init__(self) -> None:
+        self._check_times("start", "every")
         if self.every <= 0:
             raise ValueError(f"Rounds every={self.every} must be positive")
         if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:

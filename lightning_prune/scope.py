@@ -55,7 +55,7 @@ class Scope:
             raise ValueError("Scope include=[] matches nothing; leave it out to prune everything")
 
     def parameters(self, module: nn.Module) -> dict[str, nn.Parameter]:
-        """The parameters that masks may cover, by qualified name.
+        """The parameters that masks may cover, by qualified name; frozen ones only where ``include`` is given.
 
         Raises:
             ValueError: If nothing matches, or a pattern of ``include`` or ``exclude`` matches no part of ``module``.
@@ -66,6 +66,7 @@ class Scope:
             name: parameter
             for name, parameter in module.named_parameters()
             if self._matches(owners[name])
+            and (parameter.requires_grad or self.include != ("*",))
             and (self.biases_and_norms or (parameter.dim() > 1 and not _in_a_norm(owners[name])))
         }
         if not found:

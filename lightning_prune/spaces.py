@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import floor, gcd, prod
+from math import ceil, floor, gcd, prod
 
 import torch
 from torch import Tensor
@@ -86,11 +86,11 @@ class ChannelSpace:
         return self.origin.macs
 
     def rounded(self, name: str, units: int | float) -> int:
-        """The nearest number of units that ``round_to`` allows, between one step and what the group has."""
-        channels = self.coupling.groups[name].channels_per_unit
-        step = self.round_to // gcd(self.round_to, channels)
-        nearest = max(step, step * floor(units / step + 0.5), 1)
-        return min(nearest, self.now[name])
+        """The nearest number of units that ``round_to`` allows, from the fewest that may stay to all there are."""
+        group = self.coupling.groups[name]
+        step = self.round_to // gcd(self.round_to, group.channels_per_unit)
+        steps = max(floor(units / step + 0.5), ceil(group.least / step))
+        return min(step * steps, self.now[name])
 
     def keep_share(self, removed: float) -> dict[str, int]:
         """Units left where every group gives the share ``removed`` of its original."""

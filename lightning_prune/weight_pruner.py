@@ -14,7 +14,7 @@ from lightning_prune.criteria import Criterion
 from lightning_prune.masks import MaskKeeper, lowest_masks, pack, unpack
 from lightning_prune.measure import Size, count_macs
 from lightning_prune.plan import Plan
-from lightning_prune.pruner import Pruner, nonzero_in
+from lightning_prune.pruner import Pruner, check_finite, nonzero_in
 from lightning_prune.report import Report
 from lightning_prune.scope import Scope
 from lightning_prune.spaces import WeightSpace
@@ -48,6 +48,7 @@ class WeightPruner(Pruner):
         space = self._space(parameters)
         scoring = self.scoring(model)
         scores = {name: self.criterion.score_weights(name, scoring) for name in parameters}
+        check_finite(self.criterion, scores)
         masks = lowest_masks(scores, self.masks, self.budget.mask_weights(space, fraction))
         masked = {name: int((~mask).sum()) for name, mask in masks.items()}
         return Report(

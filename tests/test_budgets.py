@@ -418,3 +418,21 @@ def test_a_budget_error_is_a_value_error() -> None:
 def test_a_count_that_rounding_turns_into_nothing_is_refused() -> None:
     with pytest.raises(BudgetError, match=r"Count\(count=1, per_layer=False\) removes nothing here.*Lower round_to"):
         Count(1).check_units(make_space({A: torch.zeros(8), B: torch.zeros(8)}, round_to=4), events=None)
+
+
+def test_a_count_in_too_many_events_says_how_many_there_can_be() -> None:
+    """3 + 5 units can go, in at most 8 events."""
+    message = (
+        "Count(count=1, per_layer=False) in 9 events wants 9 units, but only 8 can go with one left everywhere; "
+        "at most 8 events of count=1"
+    )
+    with pytest.raises(BudgetError, match="^" + re.escape(message) + "$"):
+        Count(1).check_units(make_space(), 9)
+    Count(1).check_units(make_space(), 8)
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None], ids=repr)
+@pytest.mark.parametrize("make", [Ratio, Sparsity, Params, MACs, Count])
+def test_per_layer_is_true_or_false(make: type[Budget], value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{make.__name__} per_layer={value!r} must be True or False$"):
+        make(1, per_layer=value)

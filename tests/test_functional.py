@@ -260,6 +260,34 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"budget": Count(15)},
         r"^Count\(count=15, per_layer=False\): only 14 more units can go with one left everywhere",
     ),
+    "a budget of the wrong kind": (
+        {"budget": 0.5},
+        r"^prune_once budget=0.5 is not a Budget; it takes an object such as Params\(keep=0.5\)$",
+    ),
+    "a class for a criterion": (
+        {"criterion": Taylor},
+        r"^prune_once criterion=<class .*Taylor'> is not a Criterion; it takes an object such as Taylor\(\) or 'ta",
+    ),
+    "a criterion that is not known": (
+        {"criterion": "tailor"},
+        r"^criterion='tailor' is not known; did you mean 'Taylor'\?",
+    ),
+    "a name for a granularity": (
+        {"granularity": "channels"},
+        r"^prune_once granularity='channels' is not a Granularity; it takes an object such as Channels\(\) or We",
+    ),
+    "a list for a scope": (
+        {"scope": ["3"]},
+        r"^prune_once scope=\['3'\] is not a Scope; it takes an object such as Scope\(exclude=\['head'\]\)$",
+    ),
+    "a loss for a calibration": (
+        {"criterion": "taylor", "calibrate": 1.5},
+        r"^prune_once calibrate=1.5 is not a Callable; it takes an object such as lambda model: ",
+    ),
+    "a word for a dry run": (
+        {"dry_run": "no"},
+        r"^prune_once dry_run='no' is not a bool; it takes an object such as True$",
+    ),
     "a scope that matches nothing": (
         {"scope": Scope(exclude=["conv1"])},
         r"^Scope exclude='conv1' matches nothing in Sequential; its layers are named 0, 1, 2, 3, 4, 5, ...$",
@@ -279,6 +307,20 @@ def test_errors_name_the_cure_and_leave_the_model_alone(name: str) -> None:
     with pytest.raises(ValueError, match=message):
         prune_once(model, IMAGE, **arguments)
     assert_untouched(model, before)
+
+
+def test_a_class_for_a_network_is_an_error() -> None:
+    with pytest.raises(
+        ValueError, match=r"^prune_once model=<class .*Linear'> is not a Module; it takes an object such"
+    ):
+        prune_once(nn.Linear, IMAGE)
+
+
+def test_a_criterion_can_be_named() -> None:
+    named, made = network(), network()
+    assert prune_once(named, IMAGE, criterion="taylor", calibrate=calibrate).plan
+    prune_once(made, IMAGE, criterion=Taylor(), calibrate=calibrate)
+    assert all(torch.equal(value, made.state_dict()[name]) for name, value in named.state_dict().items())
 
 
 def test_a_criterion_that_can_score_nothing_is_an_error() -> None:

@@ -1,7 +1,9 @@
+import math
 import re
 from dataclasses import FrozenInstanceError, astuple
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -98,12 +100,12 @@ def test_rounds_may_end_at_share_one_whatever_floats_make_of_it() -> None:
 
 times = st.floats(-10, 3000, allow_nan=False)
 starts = st.one_of(st.integers(0, 1000), st.floats(0, 1000))
-lengths = st.one_of(st.integers(1, 1000), st.floats(0.1, 1000))
+lengths = st.one_of(st.integers(1, 1000), st.floats(1, 1000))
 
 
 @st.composite
 def schedules(draw: st.DrawFn) -> Schedule:
-    start = draw(starts)
+    start = draw(starts.filter(lambda time: time == 0 or time >= 1))  # what ends within the first epoch is refused
     kind = draw(st.sampled_from([Constant, Linear, Cubic, Rounds]))
     if kind is Constant:
         return Constant(start)
@@ -193,11 +195,31 @@ def test_the_bases_are_abstract() -> None:
         (lambda: Rounds(0, 0, 3), "Rounds every=0 must be positive"),
         (lambda: Rounds(0, 1, 0), "Rounds count=0 must be a whole number of at least 1"),
         (lambda: Rounds(0, 1, 2.5), "Rounds count=2.5 must be a whole number of at least 1"),
+        (lambda: Constant(math.nan), "Constant start=nan must be a finite number, such as 5 or 0.5"),
+        (lambda: Constant("5"), "Constant start='5' must be a finite number, such as 5 or 0.5"),
+        (lambda: Constant(True), "Constant start=True must be a finite number, such as 5 or 0.5"),
+        (lambda: Linear("a", 5), "Linear start='a' must be a finite number, such as 5 or 0.5"),
+        (lambda: Linear(0, math.inf), "Linear end=inf must be a finite number, such as 5 or 0.5"),
+        (lambda: Cubic(0, 5, every=math.nan), "Cubic every=nan must be a finite number, such as 5 or 0.5"),
+        (lambda: Rounds(None, 1, 2), "Rounds start=None must be a finite number, such as 5 or 0.5"),
+        (lambda: Rounds(0, "1", 2), "Rounds every='1' must be a finite number, such as 5 or 0.5"),
+        (
+            lambda: Linear(0.1, 0.75, 0.05),
+            "Linear ends at epoch 0.75, within the first epoch; did you mean unit='share' (of the whole training)?",
+        ),
+        (
+            lambda: Constant(0.5, "step"),
+            "Constant ends at step 0.5, within the first step; did you mean unit='share' (of the whole training)?",
+        ),
     ],
 )
 def test_messages_name_the_argument_and_the_value(make, message: str) -> None:
     with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
         make()
+
+
+def test_a_start_at_once_and_an_end_in_mid_epoch_are_fine() -> None:
+    assert [Constant().last, Rounds(0, 0.25, 6).last, Constant(np.float32(1.5)).last] == [0, 1.25, 1.5]
 
 
 @pytest.mark.parametrize("unit", UNITS)

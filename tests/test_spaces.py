@@ -128,9 +128,9 @@ def test_ties_go_to_the_first_group_and_unit() -> None:
 # ---- round_to
 
 
-def one_group(units: int, channels_per_unit: int, round_to: int) -> ChannelSpace:
+def one_group(units: int, channels_per_unit: int, round_to: int, least: int = 1) -> ChannelSpace:
     index = torch.arange(units * channels_per_unit).reshape(units, channels_per_unit)
-    group = Group("w", (Member("w", 0, index, False),), ())
+    group = Group("w", (Member("w", 0, index, False),), (), least=least)
     coupling = Coupling({"w": group}, {}, {}, {}, (), on_meta=False, trains=True)
     return ChannelSpace(coupling, {"w": torch.arange(float(units))}, Original(0, 0, {"w": units}), round_to)
 
@@ -157,6 +157,25 @@ def test_multiples_count_channels_not_units(per_unit: int, round_to: int, step: 
     assert space.floor == {"w": step}
     assert {space.rounded("w", units) for units in range(17)} == set(range(step, 17, step))
     assert all(space.rounded("w", units) * per_unit % round_to == 0 for units in range(17))
+
+
+@pytest.mark.parametrize(
+    ("now", "per_unit", "round_to", "least", "floor"),
+    [
+        (8, 1, 1, 1, 1),
+        (8, 1, 1, 2, 2),
+        (8, 2, 4, 2, 2),
+        (9, 1, 3, 2, 3),
+        (8, 4, 4, 3, 3),
+        (2, 1, 1, 2, 2),
+        (1, 1, 1, 2, 1),
+    ],
+)
+def test_the_fewest_units_that_may_stay(now: int, per_unit: int, round_to: int, least: int, floor: int) -> None:
+    space = one_group(now, per_unit, round_to, least)
+    assert space.floor == {"w": floor}
+    assert space.keep_share(1.0) == space.keep_after(now) == {"w": floor}
+    assert space.removable == now - floor
 
 
 @given(st.integers(1, 100), st.integers(1, 6), st.integers(1, 16), st.integers(0, 120))

@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_prune.budgets import Budget
 from lightning_prune.channel_pruner import ChannelPruner
-from lightning_prune.criteria import Criterion
-from lightning_prune.granularity import Granularity
+from lightning_prune.checkpoint import is_pruned
 from lightning_prune.pruner import Pruner
 from lightning_prune.schedules import Schedule
-from lightning_prune.scope import Scope
-
-_KINDS: Mapping[str, tuple[type, str]] = {
-    "schedule": (Schedule, "Rounds(start=5, every=5, count=8)"),
-    "budget": (Budget, "Params(keep=0.5)"),
-    "criterion": (Criterion, "Taylor() or 'taylor'"),
-    "granularity": (Granularity, "Channels() or Weights()"),
-    "scope": (Scope, "Scope(exclude=['head'])"),
-}
-
-
-def check_kinds(**arguments: object) -> None:
-    """Every argument has to be an object of its kind.
-
-    Raises:
-        MisconfigurationException: Names the argument and shows one that would do.
-    """
-    for name, value in arguments.items():
-        kind, like = _KINDS[name]
-        if not isinstance(value, kind):
-            raise MisconfigurationException(
-                f"IterativePruning {name}={value!r} is not a {kind.__name__}; it takes an object such as {like}"
-            )
 
 
 def check_start(pruner: Pruner, schedule: Schedule) -> None:
     """What is gathered from gradients needs a training step before the first event."""
-    if pruner.statistics is not None and schedule.start <= 0:
+    if pruner.statistics is not None and schedule.fraction(0) > 0:
         raise MisconfigurationException(
             f"{pruner.criterion} needs gradients of at least one training step before the first event, but {schedule} "
             "starts at 0; let it start later"
@@ -69,11 +45,40 @@ def check_groups(pruner: Pruner, others: Iterable[Pruner]) -> None:
             )
 
 
-def check_gradients(pruner: Pruner) -> None:
-    """Gradients have to reach everything that is ranked by them."""
-    unseen = [] if pruner.statistics is None else pruner.statistics.unseen()
-    if unseen:
+def check_dense(pl_module: pl.LightningModule, state_key: str) -> None:
+    """A pruner that begins anew must not take a network that a checkpoint has made small for the original."""
+    if is_pruned(pl_module):
         raise MisconfigurationException(
-            f"{pruner.criterion} needs gradients of {unseen[0]!r}; none has reached it so far ({len(unseen)} such "
-            f"layers). Is it frozen or unused? Exclude it: Scope(exclude=[{unseen[0]!r}])."
+            f"the checkpoint holds a pruned network, but no state of {state_key}: shares would be taken of the pruned "
+            "network. Resume with the granularity and the scope that wrote the checkpoint."
+        )
+
+
+def check_gradients(pruner: Pruner, pl_module: pl.LightningModule, certain: bool) -> bool:
+    """Whether gradients have reached everything that is ranked by them.
+
+    A layer whose parameters are frozen will never see one; others may take turns until it is ``certain``.
+    """
+    unseen = [] if pruner.statistics is None else pruner.statistics.unseen()
+    for name in unseen:
+        parameters = list(pl_module.get_submodule(name).parameters(recurse=False))
+        if certain or not any(parameter.requires_grad for parameter in parameters):
+            raise MisconfigurationException(
+                f"{pruner.criterion} needs gradients of {name!r}; none has reached it so far ({len(unseen)} such "
+                f"layers). Is it frozen or unused? Exclude it: Scope(exclude=[{name!r}])."
+            )
+    return not unseen
+
+
+def warn_unfollowed(pruner: Pruner, pl_module: pl.LightningModule) -> None:
+    """Say which layers are trained although the analysis, which follows ``forward``, has not seen them."""
+    if not isinstance(pruner, ChannelPruner):
+        return
+    trained = {name for name, parameter in pl_module.named_parameters() if parameter.grad is not None}
+    unfollowed = sorted(trained & set(pruner.unused))
+    if unfollowed:
+        rank_zero_warn(
+            f"{', '.join(unfollowed[:3])}{', ...' if len(unfollowed) > 3 else ''} are trained, but `forward` does not "
+            "use them: they keep their shapes. If they read channels that pruning removes, training will fail at the "
+            "first event: call them in `forward`, or exclude the layers that feed them with Scope(exclude=[...])."
         )

@@ -8,7 +8,6 @@ from typing import Literal
 import lightning.pytorch as pl
 from torch import Tensor
 
-from lightning_prune.budgets import BudgetError
 from lightning_prune.coupling import Example
 from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report
@@ -16,17 +15,20 @@ from lightning_prune.report import Report
 
 def decide(
     trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: Pruner, example: Example | None, fraction: float
-) -> Report | BudgetError:
-    """The next event, planned on rank 0 from the statistics of all ranks; or why there can be none."""
+) -> Report | ValueError:
+    """The next event, planned on rank 0 from the statistics of all ranks.
+
+    Or why there can be none: for good (``BudgetError``), or now (any other ``ValueError``).
+    """
     if pruner.statistics is not None:
         pruner.statistics.totals = over_ranks(trainer, pruner.statistics.totals, "sum")
-    decision: Report | BudgetError | None = None
+    decision: Report | ValueError | None = None
     if trainer.is_global_zero:
         try:
             decision = pruner.plan(pl_module, example, fraction)
-        except BudgetError as error:
+        except ValueError as error:
             decision = error
-    decided: Report | BudgetError = trainer.strategy.broadcast(decision)  # type: ignore[assignment]
+    decided: Report | ValueError = trainer.strategy.broadcast(decision)  # type: ignore[assignment]
     return decided
 
 

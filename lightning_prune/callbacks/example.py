@@ -33,11 +33,13 @@ def declared_example(pl_module: pl.LightningModule) -> Example | None:
     return example
 
 
-def example_from_batch(pl_module: pl.LightningModule, batch: Any) -> Example:
-    """The part of a training batch that the forward takes.
+def example_from_batch(pl_module: pl.LightningModule, batch: Any, needed: bool) -> Example | None:
+    """The part of a training batch that the forward takes; None where it takes none and none is ``needed``.
+
+    Masks need no forward pass; without an example their reports say nothing about MACs.
 
     Raises:
-        MisconfigurationException: If the forward runs on no part of the batch.
+        MisconfigurationException: If an example is needed and the forward runs on no part of the batch.
     """
     errors = []
     for inputs in _candidates(pl_module, batch):
@@ -48,6 +50,8 @@ def example_from_batch(pl_module: pl.LightningModule, batch: Any) -> Example:
             errors.append(str(error))
         else:
             return example
+    if not needed:
+        return None
     raise MisconfigurationException(
         f"the forward of {type(pl_module).__name__} runs on no part of the first training batch "
         f"({type(batch).__name__}): {errors[0] if errors else 'it holds no tensors'}. Set `example_input_array` on the "

@@ -87,11 +87,17 @@ class AccuracyGuard(Callback):
         self.compared_to, self.on_drop = compared_to, on_drop
         self.verdicts: list[Verdict] = []
         self._pending: tuple[int, float] | None = None  # (epoch, value) of the last validation, until it is judged
+        self._judged = False  # in this training
 
     @property
     def state_key(self) -> str:
         """One key for each monitored metric."""
         return self._generate_state_key(monitor=self.monitor, compared_to=self.compared_to)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """A new training begins."""
+        if stage == "fit":
+            self._pending, self._judged = None, False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """There must be something to guard."""
@@ -120,7 +126,10 @@ class AccuracyGuard(Callback):
         self._judge(trainer, {"stop": "training stops", "pause": "pruning pauses"}[self.on_drop])
         if self.verdicts and not self.verdicts[-1].kept:
             pruning.pause(self.verdicts[-1].says)
-            trainer.should_stop = trainer.should_stop or self.on_drop == "stop"
+            if self._judged:
+                trainer.should_stop = trainer.should_stop or self.on_drop == "stop"
+            else:
+                rank_zero_info(f"AccuracyGuard, from an earlier training: {self.verdicts[-1].says}. Pruning waits.")
         elif trainer.should_stop:
             pruning.pause("training is about to stop")  # it may go on up to min_epochs
 
@@ -141,7 +150,7 @@ class AccuracyGuard(Callback):
         """Add the verdict on the last validation, once; ``consequence`` says what a drop leads to."""
         if self._pending is None:
             return
-        (epoch, value), self._pending = self._pending, None
+        (epoch, value), self._pending, self._judged = self._pending, None, True
         reference = self._reference()
         kept = self._is_kept(value, reference)
         verdict = Verdict(epoch, value, reference, kept, self._words(value, reference, kept))

@@ -7,20 +7,28 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_prune.budgets import Budget, BudgetError
-from lightning_prune.callbacks.checks import check_gradients, check_groups, check_kinds, check_scopes, check_start
+from lightning_prune.callbacks.checks import (
+    check_dense,
+    check_gradients,
+    check_groups,
+    check_scopes,
+    check_start,
+    warn_unfollowed,
+)
 from lightning_prune.callbacks.clock import time_of, warn_if_cut_short, window_is_open
 from lightning_prune.callbacks.decision import decide, over_ranks
 from lightning_prune.callbacks.example import declared_example, example_from_batch
-from lightning_prune.callbacks.rebuild import check_strategy, unwrapped
+from lightning_prune.callbacks.pace import Pace
+from lightning_prune.callbacks.rebuild import check_optimizers, check_trainer, unwrapped
 from lightning_prune.callbacks.support import as_misconfiguration, forget_best, tell
-from lightning_prune.checkpoint import track_shapes
+from lightning_prune.checkpoint import is_pruned, track_shapes
 from lightning_prune.coupling import Example
 from lightning_prune.criteria import Criterion, Magnitude, criterion_named
 from lightning_prune.functional import make_pruner
 from lightning_prune.granularity import Channels, Granularity
+from lightning_prune.kinds import check_kinds
 from lightning_prune.masks import MaskKeeper
 from lightning_prune.plan import Plan
 from lightning_prune.pruner import Pruner
@@ -28,6 +36,8 @@ from lightning_prune.report import Report
 from lightning_prune.schedules import Schedule
 from lightning_prune.scope import Scope
 from lightning_prune.weight_pruner import WeightPruner
+
+_CERTAIN = 50  # batches after which a layer without gradients is not just taking turns with another
 
 
 class IterativePruning(Callback):
@@ -69,17 +79,16 @@ class IterativePruning(Callback):
             named = criterion_named(criterion) if isinstance(criterion, str) else criterion
             criterion = Magnitude() if named is None else named
             check_kinds(
-                schedule=schedule, budget=budget, criterion=criterion, granularity=self.granularity, scope=scope
-            )
+                "IterativePruning",
+                schedule=schedule, budget=budget, criterion=criterion, granularity=self.granularity, scope=scope,
+            )  # fmt: skip
             self.pruner = make_pruner(self.granularity, criterion, budget, scope)
         check_start(self.pruner, schedule)
         self.schedule = schedule
         self._example: Example | None = None
-        self._prepared = self._observed = False
+        self._prepared = self._observed = self._finished = self._restored = self._came_pruned = False
         self._paused: str | None = None
-        self._waiting = False  # for a validation or an epoch, before a held event is tried again
-        self._held_since: float | None = None
-        self._delay = 0.0
+        self._pace = Pace()
         self._masks = MaskKeeper({}, {})
 
     @property
@@ -105,12 +114,17 @@ class IterativePruning(Callback):
         """Prepare loading of pruned checkpoints; refuse strategies that cannot work."""
         track_shapes(pl_module)
         if stage == "fit":
-            check_strategy(trainer, self.granularity)
-            self._example, self._prepared, self._observed = None, False, False
+            check_trainer(trainer, self.granularity)
+            self._came_pruned = is_pruned(pl_module)
+            self._example, self._prepared, self._observed, self._restored = None, False, False, False
+            self._pace = Pace()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check what the network alone can tell; it may have been built since ``setup``."""
         track_shapes(pl_module)
+        check_optimizers(trainer, self.granularity)
+        if not (self._came_pruned or self._restored or self.pruner.event):
+            check_dense(pl_module, self.state_key)
         with as_misconfiguration():
             check_scopes(self.pruner, self._others(trainer), pl_module)
         example = declared_example(pl_module)
@@ -124,7 +138,7 @@ class IterativePruning(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prune where the schedule says so."""
-        self._waiting = False
+        self._pace.waiting = False
         self._act(trainer, pl_module, 0)
 
     def on_train_batch_start(
@@ -132,7 +146,7 @@ class IterativePruning(Callback):
     ) -> None:
         """Take the first batch for an example; prune between accumulation windows where the schedule says so."""
         if not self._prepared:
-            self._prepare(pl_module, self._example_in(pl_module, batch))
+            self._prepare(pl_module, example_from_batch(pl_module, batch, isinstance(self.granularity, Channels)))
         if not window_is_open(trainer, batch_idx):
             self._act(trainer, pl_module, batch_idx)
             if trainer.should_stop and trainer.fit_loop._can_stop_early:
@@ -148,10 +162,11 @@ class IterativePruning(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Whoever holds an event back may think otherwise now."""
-        self._waiting = False
+        self._pace.waiting = False
 
     def on_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan, report: Report) -> None:
-        """Let masks follow when another pruner has removed channels."""
+        """Follow when another pruner has removed channels."""
+        self.pruner.resized(report.after)
         if plan.keep and isinstance(self.pruner, WeightPruner):
             self.pruner.follow(plan)
             self._hold_masks(trainer, pl_module)
@@ -162,16 +177,13 @@ class IterativePruning(Callback):
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             self.pruner.statistics.commit(scaler.get_scale() if scaler is not None else 1.0)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """After the first observed batch, say if gradients do not reach what has to be ranked.
-
-        Under manual optimization networks may take turns: there the first epoch has to end before it is certain.
-        """
-        statistics = self.pruner.statistics
-        certain = pl_module.automatic_optimization or trainer.is_last_batch
-        if statistics is not None and statistics.steps > 0 and certain and not self._observed:
-            self._observed = True
-            check_gradients(self.pruner)
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Say if the first batches do not reach what has to be ranked, or train what the analysis has not seen."""
+        if not self._observed and (self.pruner.statistics is None or self.pruner.statistics.steps > 0):
+            warn_unfollowed(self.pruner, pl_module)
+            self._observed = check_gradients(self.pruner, pl_module, batch_idx + 1 >= _CERTAIN or trainer.is_last_batch)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take all hooks off the network and the optimizers; pruned shapes still go into later checkpoints."""
@@ -181,7 +193,7 @@ class IterativePruning(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """How far pruning has gone; plain numbers, dicts and tensors."""
-        return {"pruner": self.pruner.state_dict(), "delay": self._delay, "held_since": self._held_since}
+        return {"pruner": self.pruner.state_dict(), "pace": self._pace.state_dict(), "finished": self._finished}
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -194,18 +206,11 @@ class IterativePruning(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.pruner.load_state_dict(state_dict["pruner"])
-        self._delay, self._held_since = state_dict["delay"], state_dict["held_since"]
-
-    def _example_in(self, pl_module: pl.LightningModule, batch: Any) -> Example | None:
-        try:
-            return example_from_batch(pl_module, batch)
-        except MisconfigurationException:
-            if isinstance(self.granularity, Channels):
-                raise
-            return None  # masks need no forward pass; their reports then say nothing about MACs
+        self._pace.load_state_dict(state_dict["pace"])
+        self._finished, self._restored = state_dict["finished"], True
 
     def _prepare(self, pl_module: pl.LightningModule, example: Example | None) -> None:
-        if self.pruner.fraction < 1:  # else nothing is left to do, in a second fit for example
+        if self.pruner.fraction < 1 and not self._finished:  # else nothing is left to do, as in a second fit
             with as_misconfiguration():
                 self.pruner.prepare(pl_module, example, self.schedule.events)
             check_groups(self.pruner, self._others(pl_module.trainer))
@@ -218,33 +223,45 @@ class IterativePruning(Callback):
 
     def _act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int) -> None:
         now = time_of(trainer, self.schedule, batch_idx)
-        due = self._held_since if self._held_since is not None else now - self._delay
-        fraction = self.schedule.fraction(due)
-        if fraction <= self.pruner.fraction or not self._prepared or self._waiting:
+        time = self._pace.time(now)
+        fraction = self.schedule.fraction(time)
+        if fraction <= self.pruner.fraction or not self._prepared or self._finished or self._pace.waiting:
             return
         self._paused = None
         tell(trainer, "on_before_prune", pl_module, self)
         if self._paused is not None:
-            self._held_since, self._waiting = due, True
+            self._pace.hold(time)
             return
-        if self._held_since is not None:
-            self._held_since, self._delay = None, now - due
-        self._prune(trainer, pl_module, fraction)
-
-    def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, fraction: float) -> None:
         report = decide(trainer, pl_module, self.pruner, self._example, fraction)
         if isinstance(report, BudgetError):
             rank_zero_warn(f"{report} Pruning ends here, at sparsity {self.sparsity:.4f}.")
-            self.pruner.fraction = 1.0
+            self._finish()
+        elif isinstance(report, ValueError):
+            rank_zero_warn(f"The pruning event that is due has to wait: {report}")
+            self._pace.hold(time)
+        else:
+            self._pace.go(now)
+            self._carry_out(trainer, pl_module, report)
+
+    def _carry_out(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: Report) -> None:
+        if not report.removes:
+            rank_zero_info(f"At epoch {trainer.current_epoch} there is nothing to remove yet: {report}")
+            self.pruner.fraction = report.fraction
             return
         with unwrapped(trainer):
             self.pruner.apply(pl_module, report, trainer.strategy.optimizers)
-        if self.pruner.statistics is not None and fraction >= 1:
-            self.pruner.statistics.detach()  # observing costs memory and time
         self._hold_masks(trainer, pl_module)
         rank_zero_info(f"Pruning event {self.pruner.event} at epoch {trainer.current_epoch}: {report}")
         forget_best(trainer)
         tell(trainer, "on_prune", pl_module, report.plan, report)
+        if report.fraction >= 1:
+            self._finish()
+
+    def _finish(self) -> None:
+        """No event will follow; observing any longer would cost memory and time."""
+        self._finished = True
+        if self.pruner.statistics is not None:
+            self.pruner.statistics.detach()
 
     def _hold_masks(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._masks.release()

@@ -29,7 +29,7 @@ def forget_best(trainer: pl.Trainer) -> None:
         if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
             worst = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
             callback.best_k_models = {path: worst for path in callback.best_k_models}
-            callback.kth_value, callback.best_model_score = worst, None
+            callback.kth_value, callback.best_model_score, callback.best_model_path = worst, None, ""
             if callback.monitor in trainer.callback_metrics:
                 trainer.callback_metrics[callback.monitor] = torch.tensor(torch.nan)
 

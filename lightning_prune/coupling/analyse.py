@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.coupling import rules_layers as _layers
 from lightning_prune.coupling import rules_shape as _shape
@@ -54,7 +55,16 @@ def _analyse_copy(copy: nn.Module, example: Example) -> Coupling:
 
 def _pass(trace: Trace, copy: nn.Module, example: Example) -> None:
     tracer = Tracer(trace, copy, rule_of)
-    with tracer:
-        outputs = example.run(copy)
+
+    def watch(name: str, module: nn.Module) -> RemovableHandle:
+        return module.register_forward_hook(lambda _module, _inputs, output: tracer.returned(name, output))
+
+    handles = [watch(name, module) for name, module in copy.named_modules()]
+    try:
+        with tracer:
+            outputs = example.run(copy)
+    finally:
+        for handle in handles:
+            handle.remove()
     for tensor in tensors_in(outputs):
         tracer.freeze(tensor, "output of the network")

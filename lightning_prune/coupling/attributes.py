@@ -31,7 +31,7 @@ def sync_attributes(module: nn.Module) -> None:
 def _sync_convolution(module: _ConvNd) -> None:
     shape = module.weight.shape
     read_dim, made_dim = (0, 1) if module.transposed else (1, 0)
-    if 1 < module.groups == module.in_channels:  # depthwise: one group a channel
+    if 1 < module.groups == module.in_channels and (module.transposed or shape[1] == 1):  # one group a channel
         multiplier = module.out_channels // module.groups
         module.groups = shape[0] if module.transposed else shape[0] // multiplier
     module.in_channels = shape[read_dim] if module.transposed else shape[read_dim] * module.groups

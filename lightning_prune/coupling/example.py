@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from lightning_prune.coupling.trace import named_tensors
+from lightning_prune.coupling.trace import named_tensors, tensors_in
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ def _two(leaf: Tensor) -> Tensor:
 
 
 def copy_of(model: nn.Module, copied: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy that shares the partial functions which modules keep.
+    """A deep copy that shares the partial functions and detaches the activations which modules keep.
 
     A command line hands optimizers to a LightningModule as partials that lead back to the whole program: its Trainer,
-    its data, its processes.
+    its data, its processes. Tensors of a running graph, such as outputs collected during an epoch, have no deep copy.
 
     Args:
         model: The network.
@@ -84,7 +84,9 @@ def copy_of(model: nn.Module, copied: dict[int, Any] | None = None) -> nn.Module
     """
     memo = dict(copied or {})
     for module in model.modules():
-        memo.update({id(value): value for value in vars(module).values() if isinstance(value, partial)})
+        kept = {name: value for name, value in vars(module).items() if name not in ("_parameters", "_modules")}
+        memo.update({id(value): value for value in kept.values() if isinstance(value, partial)})
+        memo.update({id(tensor): tensor.detach() for tensor in tensors_in(kept) if not tensor.is_leaf})
     return copy.deepcopy(model, memo)
 
 

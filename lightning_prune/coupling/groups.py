@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling.slots import FIXED, Ids
-from lightning_prune.coupling.trace import KERNEL, Labels, Trace, named_tensors
+from lightning_prune.coupling.trace import KERNEL, UNUSED, Labels, Trace, named_tensors
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,14 @@ class Group:
         members: Every (tensor, dimension) the units live in.
         activations: Where the activations of the units can be seen; may be empty.
         inexact: Why removing a unit is not equal to masking it, None where it is equal.
+        least: Fewest units that may stay: 2 where a grouped convolution would become a depthwise one with 1.
     """
 
     name: str
     members: tuple[Member, ...]
     activations: tuple[Activation, ...]
     inexact: str | None = None
+    least: int = 1
 
     @property
     def size(self) -> int:
@@ -119,7 +121,7 @@ def build_coupling(trace: Trace, module: nn.Module, trains: bool) -> Coupling:
         if name not in trace.reached:
             for label in labels:
                 if label is not None:
-                    trace.slots.freeze(label, "the forward pass never uses it")
+                    trace.slots.freeze(label, UNUSED)
     units = trace.slots.units()
     frozen_units = trace.slots.frozen_units(units)
     places = [(name, dim) for name, labels in trace.labels.items() for dim, ids in enumerate(labels) if ids is not None]
@@ -128,7 +130,7 @@ def build_coupling(trace: Trace, module: nn.Module, trains: bool) -> Coupling:
     groups: dict[str, Group] = {}
     frozen: dict[str, str] = {}
     group_of = np.full(trace.slots.count, -1, dtype=np.int64)
-    inexact = trace.slots.inexact_units(units)
+    inexact, grouped = trace.slots.inexact_units(units), trace.slots.grouped_units(units)
     used: Counter[str] = Counter()
     for signature, members in signatures.items():
         place = places[signature[0][0]]
@@ -145,7 +147,7 @@ def build_coupling(trace: Trace, module: nn.Module, trains: bool) -> Coupling:
             frozen[name] = "all of its channels can only go together"
         else:
             group_of[free] = len(groups)
-            groups[name] = _group(name, trace, units, places, signature, np.array(free), inexact)
+            groups[name] = _group(name, trace, units, places, signature, np.array(free), inexact, grouped)
 
     names = list(groups)
     sizes = np.array([group.size for group in groups.values()] or [1])
@@ -200,6 +202,7 @@ def _group(
     signature: Signature,
     members: Ids,
     inexact: dict[int, str],
+    grouped: set[int],
 ) -> Group:
     def index(ids: Ids) -> Tensor:
         owner = np.where(ids == FIXED, FIXED, units[ids])
@@ -210,6 +213,8 @@ def _group(
     own = [(places[p], trace.labels[places[p][0]][places[p][1]]) for p, _ in signature]
     activations = []
     for tap in trace.taps.values():
+        if tap.dim is None:
+            continue
         owner = np.where(tap.ids == FIXED, FIXED, units[tap.ids])
         seen, counts = np.unique(owner[np.isin(owner, members)], return_counts=True)
         if len(seen) == len(members) and len(set(counts.tolist())) == 1:
@@ -222,4 +227,5 @@ def _group(
         ),
         activations=tuple(activations),
         inexact=next((inexact[u] for u in members.tolist() if u in inexact), None),
+        least=1 if grouped.isdisjoint(members.tolist()) else 2,
     )

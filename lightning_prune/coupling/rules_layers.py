@@ -47,6 +47,8 @@ def _forward(tracer: Tracer, given: Ids | None, weight: Tensor, groups: int) -> 
         tracer.tie(None if given is None else np.repeat(given, multiplier), made, _INPUT)
         return made
     tracer.consume(weight, read)
+    if read is not None:
+        tracer.slots.mark_grouped(read)
     _tie_groups(tracer, given, groups, read)
     _tie_groups(tracer, made, groups)
     return made

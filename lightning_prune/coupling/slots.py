@@ -22,6 +22,7 @@ class Slots:
         self._ties: list[tuple[Ids, Ids]] = []
         self._frozen: list[tuple[Ids, str]] = []
         self._inexact: list[tuple[Ids, str]] = []
+        self._grouped: list[Ids] = []
 
     def new(self, size: int) -> Ids:
         """Fresh ids for one dimension of ``size`` indices."""
@@ -49,6 +50,10 @@ class Slots:
         if ids.size:
             self._inexact.append((ids, reason))
 
+    def mark_grouped(self, ids: Ids) -> None:
+        """Say that ``ids`` are the inputs within a group of a convolution, which one alone would make depthwise."""
+        self._grouped.append(ids[ids != FIXED])
+
     def units(self) -> Ids:
         """The unit of every slot, as the lowest slot id in it; shape ``(count,)``."""
         pairs = self._ties or [(np.empty(0, np.int64),) * 2]
@@ -61,6 +66,10 @@ class Slots:
     def inexact_units(self, units: Ids) -> dict[int, str]:
         """Unit -> the first reason why removing it is not equal to masking it."""
         return _first_reason(self._inexact, units)
+
+    def grouped_units(self, units: Ids) -> set[int]:
+        """Units of which at least two have to stay."""
+        return {unit for ids in self._grouped for unit in units[ids].tolist()}
 
 
 def _first_reason(marks: list[tuple[Ids, str]], units: Ids) -> dict[int, str]:

@@ -23,15 +23,19 @@ from lightning_prune.coupling.slots import FIXED, Ids, Slots
 Labels = list["Ids | None"]
 
 KERNEL = "kernel position"  # the one reason that goes without saying
+UNUSED = "the forward pass never uses it"
 
 
 @dataclass(frozen=True)
 class Tap:
-    """Where the activations of some channels can be seen: the output of ``module``, along ``dim`` from the end."""
+    """Where the activations of some channels can be seen: the output of ``module``, along ``dim`` from the end.
+
+    ``dim`` is None until the module has returned a tensor that carries exactly these channels.
+    """
 
     module: str
-    dim: int
     ids: Ids
+    dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,7 @@ class Tracer(TorchDispatchMode):
         name = self.name(weight)
         if name is not None and label is not None:
             owner = name.rpartition(".")[0]
-            self.trace.taps[owner] = Tap(owner, dim - out.dim(), label)
+            self.trace.taps.setdefault(owner, Tap(owner, label))
             self._producers[out] = owner
 
     def normalised_by(self, weight: Tensor | None, source: Tensor, out: Tensor, dim: int) -> None:
@@ -173,6 +177,17 @@ class Tracer(TorchDispatchMode):
         if weight is not None and producer is not None and self.name(weight) is not None:
             self.trace.taps.pop(producer, None)
             self.produced_by(weight, out, dim)
+
+    def returned(self, module: str, output: Any) -> None:
+        """Note what ``module`` has returned: it need not be what the operation on its weight made."""
+        tap = self.trace.taps.get(module)
+        if tap is None or not isinstance(output, Tensor):
+            return
+        dims = [
+            d for d, label in enumerate(self.labels(output)) if label is not None and np.array_equal(label, tap.ids)
+        ]
+        if dims:
+            self.trace.taps[module] = Tap(module, tap.ids, dims[-1] - output.dim())
 
     def add_macs(self, constant: int, sizes: Sequence[int], labels: Sequence[Ids | None]) -> None:
         """Count ``constant`` multiply-accumulates for every combination of indices of dimensions of ``sizes``."""

@@ -18,12 +18,19 @@ class Random(Criterion):
 
     Args:
         seed: Draws depend on it, on the event and on the name of the group or parameter, and on nothing else.
+
+    Raises:
+        ValueError: If ``seed`` is not a whole number.
     """
 
     seed: int = 0
 
     scores_channels = True
     scores_weights = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ValueError(f"Random seed={self.seed!r} must be a whole number")
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
         """One draw for each unit."""

@@ -27,7 +27,7 @@ class Taylor(Criterion):
             until the backward pass.
 
     Raises:
-        ValueError: If ``every_n_steps`` is below 1.
+        ValueError: If ``every_n_steps`` is not a whole number of at least 1.
     """
 
     every_n_steps: int = 1
@@ -35,8 +35,9 @@ class Taylor(Criterion):
     scores_channels = True
 
     def __post_init__(self) -> None:
-        if self.every_n_steps < 1:
-            raise ValueError(f"Taylor every_n_steps={self.every_n_steps!r} must be at least 1")
+        n = self.every_n_steps
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f"Taylor every_n_steps={n!r} must be a whole number of at least 1")
 
     def statistics(self) -> Statistics:
         """Activation × gradient of every group's layers."""

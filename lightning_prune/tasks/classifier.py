@@ -31,8 +31,8 @@ class ImageClassifier(LightningModule):
         model: `small_resnet`, or the name of any classification network of torchvision, such as `resnet18`,
             `mobilenet_v3_small` or `vit_b_16`.
         num_classes: Number of classes, at least 1.
-        in_channels: Channels of the images, at least 1. Torchvision's networks get another first convolution
-            if it is not 3.
+        in_channels: Channels of the images, at least 1; left out, 1 for `small_resnet` and 3 for torchvision's
+            networks. Those get another first convolution if it is not 3.
         model_args: Further arguments of the network, as plain numbers, strings and lists: `width` and
             `blocks` of `small_resnet`, or what the torchvision network takes. There `weights: DEFAULT` starts
             from pretrained weights, which torchvision downloads.
@@ -56,7 +56,7 @@ class ImageClassifier(LightningModule):
         self,
         model: str = "small_resnet",
         num_classes: int = 10,
-        in_channels: int = 1,
+        in_channels: int | None = None,
         model_args: dict[str, Any] | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -64,6 +64,8 @@ class ImageClassifier(LightningModule):
         super().__init__()
         # Python callables would make checkpoints unreadable for torch.load(weights_only=True).
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        if in_channels is None:
+            in_channels = 1 if model == "small_resnet" else 3
         self.network = build_network(model, num_classes, in_channels, model_args)
         # As the signature's default, LightningCLI would hand AdamW's weight decay on to another optimizer.
         self.make_optimizer = optimizer or torch.optim.AdamW

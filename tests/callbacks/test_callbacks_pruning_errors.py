@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from lightning_prune import Channels, IterativePruning, Scope, Weights
 from lightning_prune.budgets import Count, MACs, Params, Ratio, Sparsity
-from lightning_prune.callbacks.rebuild import check_strategy
+from lightning_prune.callbacks.rebuild import check_trainer
 from lightning_prune.criteria import BatchNormScale, Magnitude, Taylor
 from lightning_prune.schedules import Constant, Cubic, Linear, Rounds
 
@@ -46,6 +46,12 @@ LATER = Constant(1)
 def test_arguments_that_do_not_go_together(arguments, message) -> None:
     with pytest.raises(MisconfigurationException, match=re.escape(message)):
         IterativePruning(*arguments)
+
+
+def test_a_ramp_from_0_leaves_a_training_step_before_its_first_removal(tmp_path) -> None:
+    lit = Lit()
+    fit(tmp_path, lit, IterativePruning(Linear(0, 2), HALF, "taylor"), max_epochs=3)
+    assert widths(lit.net) == [4, 4, 3]
 
 
 def fails_before_the_second_batch(tmp_path, lit: LightningModule, callbacks: Any, message: str, **options: Any) -> None:
@@ -267,7 +273,7 @@ def test_processes_that_cannot_hand_shapes_back(tmp_path, granularity, method) -
     trainer = trainer_for(tmp_path, strategy=f"ddp_{method}", devices=2)
     message = rf"bring pruned shapes back from processes started by '{method}' \(DDPStrategy\); use strategy='ddp'"
     with pytest.raises(MisconfigurationException, match=message):
-        check_strategy(trainer, granularity)
+        check_trainer(trainer, granularity)
     trainer = trainer_for(tmp_path, IterativePruning(LATER, HALF), strategy=f"ddp_{method}", devices=2)
     assert any(isinstance(callback, IterativePruning) for callback in trainer.callbacks)
 
@@ -281,13 +287,13 @@ def test_sharded_parameters_cannot_change_their_shapes(tmp_path, strategy) -> No
         r"use strategy='ddp', or Weights\(\)"
     )
     with pytest.raises(MisconfigurationException, match=message):
-        check_strategy(trainer, Channels())
-    check_strategy(trainer, Weights())
+        check_trainer(trainer, Channels())
+    check_trainer(trainer, Weights())
 
 
 @pytest.mark.parametrize("strategy", ["auto", "ddp", "ddp_find_unused_parameters_true"])
 def test_strategies_that_are_fine(tmp_path, strategy) -> None:
-    check_strategy(trainer_for(tmp_path, strategy=strategy), Channels())
+    check_trainer(trainer_for(tmp_path, strategy=strategy), Channels())
 
 
 def test_the_same_pruner_twice(tmp_path) -> None:

@@ -103,6 +103,11 @@ def test_examples_are_repeated_to_a_batch(batch: int) -> None:
             {"weight": (slice(8),)},
             {"in_channels": 4, "out_channels": 8, "groups": 4},
         ),
+        (
+            nn.Conv2d(8, 8, 3, groups=4),
+            {"weight": (slice(4), slice(1))},
+            {"in_channels": 4, "out_channels": 4, "groups": 4},
+        ),
         (nn.ConvTranspose2d(6, 8, 3), {"weight": (slice(4), slice(5))}, {"in_channels": 4, "out_channels": 5}),
         (
             nn.ConvTranspose2d(6, 8, 3, groups=2),
@@ -129,3 +134,11 @@ def test_layers_know_their_new_sizes(layer, slices, expected) -> None:
         getattr(layer, name).data = getattr(layer, name).data[index]
     sync_attributes(layer)
     assert {name: getattr(layer, name) for name in expected} == expected
+
+
+def test_a_convolution_with_one_channel_a_group_grows_back() -> None:
+    layer = nn.Conv2d(4, 4, 3, groups=4)
+    layer.weight.data, layer.bias.data = torch.zeros(8, 2, 3, 3), torch.zeros(8)
+    sync_attributes(layer)
+    assert (layer.in_channels, layer.out_channels, layer.groups) == (8, 8, 4)
+    assert layer(torch.zeros(1, 8, 5, 5)).shape == (1, 8, 3, 3)

@@ -1,5 +1,6 @@
 import itertools
 
+import pytest
 import torch
 from torch import nn
 
@@ -56,3 +57,9 @@ def test_draws_are_uniform() -> None:
     assert values.max() < 1
     share = torch.histc(values, 10, 0, 1) / len(values)
     assert (share - 0.1).abs().max() < 0.004  # five standard deviations of 160 000 draws
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, True, None], ids=repr)
+def test_the_seed_is_a_whole_number(seed: object) -> None:
+    with pytest.raises(ValueError, match=f"^Random seed={seed!r} must be a whole number$"):
+        Random(seed=seed)

@@ -149,7 +149,12 @@ def test_channels_that_no_layer_shows_cannot_be_scored() -> None:
     assert str(error.value) == "no layer output shows these channels, so Taylor cannot see them"
 
 
-def test_every_n_steps_is_checked_and_passed_on() -> None:
+def test_every_n_steps_is_passed_on() -> None:
     assert Taylor(every_n_steps=4).statistics().every_n_steps == 4
-    with pytest.raises(ValueError, match="^" + re.escape("Taylor every_n_steps=0 must be at least 1") + "$"):
-        Taylor(every_n_steps=0)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, "2"], ids=repr)
+def test_every_n_steps_is_a_whole_number(value: object) -> None:
+    message = f"Taylor every_n_steps={value!r} must be a whole number of at least 1"
+    with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
+        Taylor(every_n_steps=value)

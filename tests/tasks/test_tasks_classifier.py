@@ -95,6 +95,16 @@ def test_a_network_without_its_auxiliary_classifiers_trains(monkeypatch: pytest.
     assert math.isfinite(loss.item())
 
 
+@pytest.mark.parametrize(
+    ("model", "given", "expected"),
+    [("small_resnet", None, 1), ("resnet18", None, 3), ("small_resnet", 3, 3), ("resnet18", 1, 1)],
+)
+def test_image_channels_are_those_of_the_network_unless_given(model: str, given: int | None, expected: int) -> None:
+    classifier = ImageClassifier(model, in_channels=given)
+    assert classifier.network.conv1.in_channels == expected
+    assert classifier(torch.zeros(2, expected, 32, 32)).shape == (2, 10)
+
+
 def test_the_default_optimizer_is_adamw() -> None:
     assert isinstance(ImageClassifier(model_args=SMALL).configure_optimizers(), AdamW)
 
@@ -184,7 +194,7 @@ def test_checkpoint_of_a_module_built_in_python(tmp_path: Path) -> None:
     assert hyperparameters == {
         "model": "small_resnet",
         "num_classes": 10,
-        "in_channels": 1,
+        "in_channels": None,
         "model_args": SMALL,
     }
 
