@@ -59,8 +59,8 @@ def run(recipe: Path, seed: int) -> dict[str, Any]:
 
 def curves(folder: Path) -> dict[str, int]:
     """The first and the last figures that `SparsityLogger` has written."""
-    (events,) = folder.rglob("events.out.tfevents.*")
-    log = EventAccumulator(str(events.parent)).Reload()
+    (version,) = {path.parent for path in folder.rglob("events.out.tfevents.*")}  # fit and tests write one file each
+    log = EventAccumulator(str(version)).Reload()
     figures = {}
     for name in ("parameters", "nonzero_parameters", "macs"):
         points = log.Scalars(f"pruning/{name}")
@@ -87,7 +87,7 @@ def left(figures: dict[str, Any]) -> int:
 
 def table(recipe: str, runs: list[dict[str, Any]]) -> Table:
     rows = Table(title=recipe, box=box.SIMPLE_HEAD, pad_edge=False)
-    names = ("seed", "parameters", "after", "ratio", "MACs ratio", "dense acc", "final acc", "speed-up", "seconds")
+    names = ("seed", "parameters", "after", "ratio", "MACs\nratio", "dense\nacc", "final\nacc", "speed-up", "seconds")
     for name in names:
         rows.add_column(name, justify="right", no_wrap=True)
     for figures in runs:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling import named_tensors, sync_attributes
+from lightning_prune.surgery import replace_data
 
 _KEY = "lightning_prune"  # in `state_dict._metadata`, which checkpoints with weights alone keep as well
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -109,7 +110,7 @@ def _reshape(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
         shape = shapes.get(name, tensor.shape)
         if shape != tensor.shape and len(shape) == tensor.dim():
             tensor.grad = None
-            tensor.data = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
+            replace_data(tensor, torch.zeros(shape, dtype=tensor.dtype, device=tensor.device))
             changed.add(id(tensor))
     for owner in module.modules():
         if any(id(tensor) in changed for tensor in (*owner._parameters.values(), *owner._buffers.values())):

@@ -16,8 +16,7 @@ from lightning_prune.plan import Plan, select
 def apply_plan(module: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) -> None:
     """Remove what ``plan`` does not keep from ``module``, from pending gradients and from optimizer state.
 
-    Every parameter stays the same object, so optimizers, tied weights and parameter order are as before. No autograd
-    graph of the old shapes may be alive.
+    Every parameter stays the same object, so optimizers, tied weights and parameter order are as before.
 
     Args:
         module: The network that the plan was made for.
@@ -58,7 +57,7 @@ def _slice_tensor(tensor: Tensor, dims: Mapping[int, Tensor], states: Sequence[M
     shape, grad = tensor.shape, tensor.grad if tensor.is_leaf else None
     if grad is not None:
         tensor.grad = None
-    tensor.data = select(tensor.data, dims)
+    replace_data(tensor, select(tensor.data, dims))
     if grad is not None:
         tensor.grad = select(grad, dims)
     for state in states:
@@ -66,6 +65,18 @@ def _slice_tensor(tensor: Tensor, dims: Mapping[int, Tensor], states: Sequence[M
             if isinstance(value, Tensor) and value.dim() == len(shape):
                 shared = {dim: index for dim, index in dims.items() if value.shape[dim] == shape[dim]}
                 state[tensor][key] = select(value, shared)
+
+
+def replace_data(tensor: Tensor, data: Tensor) -> None:
+    """Give ``tensor`` other data, of another shape; it stays the same object.
+
+    A graph of the old shape may be alive, in an output that somebody kept: with it lives the node that accumulates the
+    gradient of ``tensor``, and that node expects the old shape. A change of dtype makes PyTorch drop it.
+    """
+    other = torch.float32 if tensor.dtype == torch.float64 else torch.float64
+    if tensor.requires_grad:
+        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data = data
 
 
 def zero_removed(module: nn.Module, plan: Plan) -> None:
