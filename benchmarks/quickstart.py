@@ -87,7 +87,7 @@ def left(figures: dict[str, Any]) -> int:
 
 def table(recipe: str, runs: list[dict[str, Any]]) -> Table:
     rows = Table(title=recipe, box=box.SIMPLE_HEAD, pad_edge=False)
-    names = ("seed", "parameters", "after", "ratio", "MACs\nratio", "dense\nacc", "final\nacc", "speed-up", "seconds")
+    names = ("seed", "parameters", "after", "ratio", "MACs\nratio", "dense\nacc", "final\nacc", "speed-\nup", "wall\ns")
     for name in names:
         rows.add_column(name, justify="right", no_wrap=True)
     for figures in runs:

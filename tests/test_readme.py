@@ -44,7 +44,7 @@ def test_yaml_runs_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert {"train_loss", "val_acc"} <= set(cli.trainer.callback_metrics)
     names = re.findall(r"- class_path: (\w+)", recipe)
     assert len(names) == 3
-    assert set(names) <= {type(callback).__name__ for callback in cli.trainer.callbacks}
+    assert set(names) <= {type(callback).__name__ for callback in cli.trainer.callbacks}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
