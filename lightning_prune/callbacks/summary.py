@@ -62,6 +62,7 @@ class PruningSummary(Callback):
         self.monitor = monitor
         self.rounds: list[Round] = []
         self._verdict = ""
+        self._metric: float | None = None  # at the last validation
         self.dense_path: str | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -75,8 +76,7 @@ class PruningSummary(Callback):
     def on_before_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruning: IterativePruning) -> None:
         """Begin with the dense network; anew as long as a guard holds the first event back."""
         if len(self.rounds) < 2:
-            self.rounds = [Round(0, measure(pl_module, pruning.example), 0.0, verdict=self._verdict)]
-            self._note_metric(trainer)
+            self.rounds = [Round(0, measure(pl_module, pruning.example), 0.0, self._metric, self._verdict)]
             self.dense_path = str(Path(_folder(trainer)).absolute() / "dense.ckpt")
             trainer.save_checkpoint(self.dense_path, weights_only=True)
 
@@ -86,8 +86,12 @@ class PruningSummary(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bring the row up to date."""
-        if self.rounds and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._note_metric(trainer)
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if self.monitor in trainer.callback_metrics:
+            self._metric = float(trainer.callback_metrics[self.monitor])
+            if self.rounds:
+                self.rounds[-1].metric = self._metric
 
     def on_verdict(self, trainer: pl.Trainer, verdict: Verdict) -> None:
         """Enter what the guard says of the row; of the dense network it may speak before the first row is there."""
@@ -98,12 +102,12 @@ class PruningSummary(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Rows as plain dicts."""
         rows = [{**vars(r), "size": vars(r.size).copy()} for r in self.rounds]
-        return {"rounds": rows, "dense_path": self.dense_path}
+        return {"rounds": rows, "dense_path": self.dense_path, "metric": self._metric}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.rounds = [Round(**{**row, "size": Size(**row["size"])}) for row in state_dict["rounds"]]
-        self.dense_path = state_dict["dense_path"]
+        self.dense_path, self._metric = state_dict["dense_path"], state_dict["metric"]
 
     def conclude(self, trainer: pl.Trainer, model: pl.LightningModule, datamodule: Any = None) -> None:
         """Test the dense and the final network, compare their speed, and print everything. Call it after ``fit``.
@@ -132,10 +136,6 @@ class PruningSummary(Callback):
             networks[name] = copy_of(model)
         self.rounds, self.dense_path = rounds, dense
         self._print(trainer, {name: str(files[name]) for name in networks}, tested, _speeds(trainer, networks))
-
-    def _note_metric(self, trainer: pl.Trainer) -> None:
-        if self.monitor in trainer.callback_metrics:
-            self.rounds[-1].metric = float(trainer.callback_metrics[self.monitor])
 
     @rank_zero_only
     def _print(

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from helpers import trainer_for
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -424,3 +425,17 @@ def test_a_run_with_masks(tmp_path: Path) -> None:
     assert summary.rounds[-1].size.nonzero == parameters(WIDTH) - 3 * weights // 4
     assert "nonzero" in text
     assert lines_of(text)["width/dataloader_idx_0"] == f"dense {WIDTH:.4f}, final {WIDTH:.4f}"
+
+
+def test_the_dense_row_survives_a_resume_before_the_first_event(tmp_path) -> None:
+    def train(epochs: int, resume: str | None = None) -> PruningSummary:
+        lit, summary = Scripted([0.5, 0.6, 0.7, 0.8]), PruningSummary(monitor="score")
+        lit.validations = 2 if resume else 0
+        trainer = trainer_for(tmp_path, pruning(Rounds(2, 1, 1)), summary, max_epochs=epochs)
+        trainer.fit(lit, loader(), loader(), ckpt_path=resume)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        return summary
+
+    train(2)
+    resumed = train(4, str(tmp_path / "last.ckpt"))
+    assert [row.metric for row in resumed.rounds] == pytest.approx([0.6, 0.8])
