@@ -112,10 +112,6 @@ class Tracer(TorchDispatchMode):
         found: Labels | None = self._labels.get(tensor)
         return list(found) if found is not None else [None] * tensor.dim()
 
-    def is_labelled(self, tensor: Tensor) -> bool:
-        """Whether any dimension of ``tensor`` carries channels of a parameter."""
-        return any(label is not None for label in self.labels(tensor))
-
     def set_labels(self, tensor: Tensor, labels: Sequence[Ids | None]) -> None:
         """Say which channels each dimension of ``tensor`` carries; what does not fit its shape is frozen."""
         for label, size in zip(labels, tensor.shape, strict=True):
