@@ -3,11 +3,12 @@
 from lightning_prune.coupling.analyse import analyse
 from lightning_prune.coupling.attributes import sync_attributes
 from lightning_prune.coupling.example import Example, copy_of, run_on_copy
-from lightning_prune.coupling.groups import Activation, Coupling, Group, LinearDim, Member
+from lightning_prune.coupling.groups import Activation, Bundle, Coupling, Group, LinearDim, Member
 from lightning_prune.coupling.trace import named_tensors
 
 __all__ = [
     "Activation",
+    "Bundle",
     "Coupling",
     "Example",
     "Group",

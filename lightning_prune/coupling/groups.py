@@ -77,6 +77,19 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Bundle:
+    """Groups that the forward pass makes shrink together: by count, whichever units each of them gives.
+
+    Attributes:
+        quantum: Group name -> units that it gives up with every step. All of its units are a multiple of it, the same one in the whole bundle.
+        reason: What ties them, for the user.
+    """
+
+    quantum: Mapping[str, int]
+    reason: str
+
+
+@dataclass(frozen=True)
 class LinearDim:
     """A dimension as a linear function of how many units each group keeps: size − Σ per_unit · removed."""
 
@@ -101,6 +114,7 @@ class Coupling:
         mac_terms: (constant, dimensions) of every convolution and matrix product of one example's forward pass.
         on_meta: Whether the network runs on the meta device, where a forward pass costs nothing.
         trains: Whether its forward pass also runs in train mode on the example input alone.
+        bundles: Groups that shrink together; every group is in at most one.
         reshapes: What every reshape of the passes in eval and in train mode gives; empty where it has no channels.
     """
 
@@ -112,6 +126,7 @@ class Coupling:
     on_meta: bool
     trains: bool
     reshapes: tuple[tuple[LinearDim, ...], ...] = ()
+    bundles: tuple[Bundle, ...] = ()
 
 
 def build_coupling(trace: Trace, module: nn.Module, trains: bool) -> Coupling:
