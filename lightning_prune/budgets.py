@@ -53,9 +53,16 @@ def _check_flag(budget: Budget) -> None:
 
 def _check_moves(budget: Budget, space: ChannelSpace, kept: Mapping[str, int]) -> None:
     if kept == space.now:
+        together = max(sum(candidate.quantum.values()) for candidate in space.candidates)
+        clauses = [
+            f"kept in multiples of {space.round_to} channels" if space.round_to > 1 or not space.limits else "",
+            f"with at least {space.min_width} channels left" if space.min_width > 1 else "",
+            f"some shrinking only together, {together} units a step" if together > 1 else "",
+        ]
+        lower = " and ".join(space.limits or ["round_to"])
         raise BudgetError(
-            f"{budget} removes nothing here: groups of at most {max(space.now.values())} units, kept in multiples of "
-            f"{space.round_to} channels. Lower round_to or remove more."
+            f"{budget} removes nothing here: groups of at most {max(space.now.values())} units, "
+            f"{', '.join(filter(None, clauses))}. Lower {lower} or remove more."
         )
 
 
@@ -79,20 +86,36 @@ class Ratio(Budget):
     def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
         """The share of every group, or the lowest-ranked share of all."""
         total = sum(space.original.values()) + sum(space.exhausted.values())
-        least = len(space.original) + len(space.exhausted)
+        exhausted = sum(space.last[name] for name in space.exhausted)
+        narrow = space.min_width > 1 and not self.per_layer  # a group by itself gives what min_width lets it give
+        least = exhausted + sum(space.floor[n] if narrow else space.last[n] for n in space.now)
         if self.share * total > total - least:
+            few = f"fewer channels than min_width={space.min_width}" if narrow else "no channel"
             most = 1 - least / total
-            raise BudgetError(f"{self} leaves no channel somewhere; at most share={most:.4f} can go here")
+            raise BudgetError(f"{self} leaves {few} somewhere; at most share={most:.4f} can go here")
         if self.per_layer:
             return space.keep_share(self.share * fraction)
-        gone = total - sum(space.now.values()) - len(space.exhausted)
+        gone = total - sum(space.now.values()) - exhausted
         return space.keep_after(round(self.share * fraction * total) - gone)
 
     def check_units(self, space: ChannelSpace, events: int | None) -> None:
-        """Also refuse a ratio that rounding turns into nothing."""
+        """Also refuse a ratio that rounding turns into nothing, or that the ranking may stop short of."""
         kept = self.keep_units(space, 1.0)
         if self.share > 0 and space.now == space.original:
+            if not self.per_layer:
+                self._check_steps(space)
             _check_moves(self, space, kept)
+
+    def _check_steps(self, space: ChannelSpace) -> None:
+        total = sum(space.original.values())
+        for candidate in space.candidates:
+            units = sum(candidate.quantum.values())
+            if candidate.bundled and candidate.jump and units > round(self.share * total):
+                raise BudgetError(
+                    f"{self} is {round(self.share * total)} units, but {', '.join(candidate.quantum)} shrink only "
+                    f"together, by {units} units at once; ask for share={units / total:.4f} or more, or exclude them "
+                    "by the scope"
+                )
 
     def mask_weights(self, space: WeightSpace, fraction: float) -> Mapping[str, int] | int:
         """The share of every parameter, or of all."""
@@ -131,7 +154,9 @@ class Sparsity(Budget):
 class Count(Budget):
     """So many units (filters), or weights, are removed in every event.
 
-    'The 200 lowest-ranked filters a round', as in Molchanov et al. 2016.
+    'The 200 lowest-ranked filters a round', as in Molchanov et al. 2016. Groups that shrink only together lose the
+    units of whole steps, as many as do not exceed the count; ``Channels(round_to=...)`` rounds all other groups to
+    the nearest width, which may be a few units more.
 
     Args:
         count: Number removed in each event, at least 1.
@@ -149,11 +174,19 @@ class Count(Budget):
 
     def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
         """The lowest-ranked units go."""
+        for candidate in space.candidates:
+            units = list(candidate.quantum.values())
+            at_once = candidate.jump * (max(units) if self.per_layer else sum(units))
+            if candidate.bundled and at_once > self.count:
+                raise BudgetError(
+                    f"{self}: {', '.join(candidate.quantum)} shrink only together, by {at_once} units at once; use "
+                    f"count={at_once} or more, or exclude them by the scope"
+                )
         if self.per_layer:
-            return {name: space.rounded(name, now - self.count) for name, now in space.now.items()}
+            return space.keep_each(self.count)
         if self.count > space.removable:
             raise BudgetError(f"{self}: only {space.removable} more units can go with one left everywhere.")
-        return space.keep_after(self.count)
+        return space.keep_after(self.count, at_most=True)
 
     def check_units(self, space: ChannelSpace, events: int | None) -> None:
         """All events together must find enough units, and rounding must let some go."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,13 +11,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.budgets import Budget, BudgetError
+from lightning_prune.bundles import stay_together
 from lightning_prune.coupling import Coupling, Example, Group, analyse, named_tensors, run_on_copy
 from lightning_prune.coupling.trace import UNUSED
-from lightning_prune.criteria import CannotScoreError, Criterion
+from lightning_prune.criteria import CannotScoreError, Criterion, Scoring
 from lightning_prune.granularity import Channels
 from lightning_prune.measure import Size, count_macs
 from lightning_prune.plan import Plan, plan_removal, select
 from lightning_prune.pruner import Pruner, check_finite, nonzero_in
+from lightning_prune.ranking import isomorphism_classes
 from lightning_prune.report import Report
 from lightning_prune.scope import Scope
 from lightning_prune.spaces import ChannelSpace, Original
@@ -38,6 +41,11 @@ class ChannelPruner(Pruner):
         super().__init__(criterion, budget, scope)
         if not criterion.scores_channels:
             raise ValueError(f"criterion {criterion} does not score channels; use Weights(), or another criterion")
+        if granularity.ranking != "global" and budget.per_layer:
+            raise ValueError(
+                f"granularity {granularity} ranks groups against each other, but budget {budget} takes the same share "
+                "of each; give the budget per_layer=False"
+            )
         self.granularity = granularity
         self.origin: Original | None = None
         self.blocked: dict[str, str] = {}
@@ -51,7 +59,7 @@ class ChannelPruner(Pruner):
         scored = {name: torch.zeros(group.size) for name, group in groups.items() if name not in reasons}
         self.groups = frozenset(scored)
         if self.origin is None:
-            self.origin = Original.of(coupling, scored)
+            self.origin = Original.of(coupling, scored, isomorphism_classes(model, coupling, scored))
         self._choose(model, example, scored, 1.0)
         self.budget.check_units(self._space(coupling, scored), None if events is None else events - self.event)
         if self.statistics is not None:
@@ -91,7 +99,7 @@ class ChannelPruner(Pruner):
             fraction=fraction,
             widths={name: (groups[name].size, kept[name]) for name in kept},
             scores=scores,
-            frozen={**coupling.frozen, **reasons, **self.blocked},
+            frozen={**coupling.frozen, **self._space(coupling, scores).settled, **reasons, **self.blocked},
             inexact={n: g.inexact for n, g in groups.items() if g.inexact and n in removed and removed[n].any()},
         )
 
@@ -114,6 +122,7 @@ class ChannelPruner(Pruner):
                 self.criterion.check(group, scoring)
             except CannotScoreError as error:
                 reasons[name] = str(error)
+        reasons = stay_together(coupling, reasons)
         if all(name in reasons for name in groups):
             raise ValueError(
                 f"criterion {self.criterion} can score no channels of {type(model).__name__}: "
@@ -137,15 +146,20 @@ class ChannelPruner(Pruner):
             removed = space.lowest(kept)
             failing = failing_groups(model, example, coupling, removed)
             if not failing:
-                return kept, removed, plan_removal(removed, coupling.groups, coupling.shapes)
-            self.blocked.update(failing)
+                return kept, removed, plan_removal(removed, coupling)
+            self.blocked = stay_together(coupling, {**self.blocked, **failing})
 
     def _space(self, coupling: Coupling, scores: Mapping[str, Tensor]) -> ChannelSpace:
         assert self.origin is not None
         candidates = {name: values for name, values in scores.items() if name not in self.blocked}
         if not candidates:
             raise ValueError(f"no channel of the network can be removed: {self.blocked}")
-        return ChannelSpace(coupling, candidates, self.origin, self.granularity.round_to)
+        settings = self.granularity
+        return ChannelSpace(coupling, candidates, self.origin, settings.round_to, settings.min_width, settings.ranking)
+
+    def scoring(self, model: nn.Module) -> Scoring:
+        """Also how the scores of coupled tensors become one."""
+        return replace(super().scoring(model), aggregate=self.granularity.aggregate)
 
     def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
         apply_plan(model, report.plan, optimizers)
@@ -155,7 +169,7 @@ class ChannelPruner(Pruner):
         origin = self.origin
         return {
             **super().state_dict(),
-            "origin": None if origin is None else {**vars(origin), "units": dict(origin.units)},
+            "origin": None if origin is None else {name: _plain(value) for name, value in vars(origin).items()},
             "blocked": dict(self.blocked),
         }
 
@@ -179,6 +193,10 @@ def _sizes(model: nn.Module, example: Example, coupling: Coupling, plan: Plan) -
         Size(_numel(parameters), nonzero_in(parameters.values()), count_macs(model, example)),
         Size(_numel(kept), nonzero_in(kept.values()), run_on_copy(model, example, macs_after, coupling.on_meta)),
     )
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _numel(tensors: Mapping[str, Tensor]) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_prune.coupling import Group
+from lightning_prune.coupling import Coupling
+from lightning_prune.coupling.numbers import evaluate
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Plan:
     Attributes:
         keep: Tensor name -> dimension -> surviving indices (int64, ascending). Physical removal.
         masks: Parameter name -> bool mask of its shape, True where the weight survives.
+        attributes: Module name -> attribute -> value, for integers that modules keep and that have to follow.
 
     Example:
         >>> first = Plan(keep={"fc.weight": {0: torch.tensor([0, 2, 3])}})
@@ -29,6 +31,7 @@ class Plan:
 
     keep: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
     masks: Mapping[str, Tensor] = field(default_factory=dict)
+    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         """Whether anything is removed or masked at all."""
@@ -41,7 +44,10 @@ class Plan:
             own = keep.setdefault(name, {})
             for dim, index in dims.items():
                 own[dim] = own[dim][index] if dim in own else index
-        return Plan(keep, {**self.slice_masks(later), **later.masks})
+        attributes = {name: dict(values) for name, values in self.attributes.items()}
+        for name, values in later.attributes.items():
+            attributes.setdefault(name, {}).update(values)
+        return Plan(keep, {**self.slice_masks(later), **later.masks}, attributes)
 
     def slice_masks(self, later: Plan) -> dict[str, Tensor]:
         """The masks of this plan in the shapes that ``later`` leaves."""
@@ -49,12 +55,16 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and tensors, for a checkpoint."""
-        return {"keep": {name: dict(dims) for name, dims in self.keep.items()}, "masks": dict(self.masks)}
+        return {
+            "keep": {name: dict(dims) for name, dims in self.keep.items()},
+            "masks": dict(self.masks),
+            "attributes": {name: dict(values) for name, values in self.attributes.items()},
+        }
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Plan:
         """The plan that ``to_dict`` wrote."""
-        return cls(state["keep"], state["masks"])
+        return cls(state["keep"], state["masks"], state.get("attributes", {}))
 
 
 def select(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
@@ -68,27 +78,38 @@ def select(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
     return result
 
 
-def plan_removal(
-    removed: Mapping[str, Tensor], groups: Mapping[str, Group], shapes: Mapping[str, tuple[int, ...]]
-) -> Plan:
+def plan_removal(removed: Mapping[str, Tensor], coupling: Coupling) -> Plan:
     """The plan that removes some units.
 
     Args:
         removed: Group name -> bool tensor of shape (units,), True where the unit goes.
-        groups: The groups by name.
-        shapes: Shape of every tensor now.
+        coupling: The network as it is now.
     """
     gone: dict[str, dict[int, Tensor]] = {}
     for name, units in removed.items():
         if not units.any():
             continue
-        for member in groups[name].members:
+        for member in coupling.groups[name].members:
             dims = gone.setdefault(member.tensor, {})
-            mask = dims.setdefault(member.dim, torch.zeros(shapes[member.tensor][member.dim], dtype=torch.bool))
+            size = coupling.shapes[member.tensor][member.dim]
+            mask = dims.setdefault(member.dim, torch.zeros(size, dtype=torch.bool))
             mask[member.index[units].flatten()] = True
-    return Plan(
-        {
-            name: {dim: torch.nonzero(~mask).flatten() for dim, mask in sorted(dims.items())}
-            for name, dims in gone.items()
-        }
-    )
+    keep = {
+        name: {dim: torch.nonzero(~mask).flatten() for dim, mask in sorted(dims.items())} for name, dims in gone.items()
+    }
+    return Plan(keep, attributes=_following(coupling, {name: int(units.sum()) for name, units in removed.items()}))
+
+
+def _following(coupling: Coupling, removed: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """The attributes that change with these widths; of a tuple, the entries that change, by their position."""
+    found: dict[str, dict[str, Any]] = {}
+    for attribute, expression in coupling.attributes.items():
+        value = evaluate(expression, removed)
+        if value == evaluate(expression, {}):
+            continue
+        values = found.setdefault(attribute.module, {})
+        if attribute.index is None:
+            values[attribute.name] = value
+        else:
+            values.setdefault(attribute.name, {})[attribute.index] = value
+    return found

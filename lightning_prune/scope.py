@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from lightning_prune.bundles import stay_together
 from lightning_prune.coupling import Coupling, Group
 
 Owners = dict[str, nn.Module]  # every name of one parameter -> the module that holds it under this name
@@ -76,7 +77,8 @@ class Scope:
     def groups(self, module: nn.Module, coupling: Coupling) -> tuple[dict[str, Group], dict[str, str]]:
         """The groups whose own layers lie in the scope, and why each other one does not.
 
-        A group belongs where its channels are made; layers that only read them do not count.
+        A group belongs where its channels are made; layers that only read them do not count. Groups that shrink only
+        together lie in the scope together.
 
         Raises:
             ValueError: As ``parameters``.
@@ -94,6 +96,8 @@ class Scope:
                 inside[name] = group
             else:
                 outside[name] = "outside the scope"
+        outside = stay_together(coupling, outside)
+        inside = {name: group for name, group in inside.items() if name not in outside}
         if not inside:
             reasons = {**coupling.frozen, **outside}
             raise ValueError(

@@ -27,15 +27,16 @@ def shrink(
     target = target * (1 + 1e-9)
     if least > target:
         original = space.original_params if unit == "parameters" else space.original_macs
+        lower = f", lower {' and '.join(space.limits)}" if space.limits else ""
         raise BudgetError(
             f"{budget} cannot be met: with the fewest channels left everywhere, {least / original:.4f} of the "
-            f"{unit} remain. Widen the scope or ask for less."
+            f"{unit} remain. Widen the scope{lower} or ask for less."
         )
 
     def widths(n: int) -> Mapping[str, int]:
-        return space.keep_share(n / _STEPS) if budget.per_layer else space.keep_after(n)
+        return space.keep_share(n / _STEPS) if budget.per_layer else space.keep_after_steps(n)
 
-    low, high = 0, _STEPS if budget.per_layer else space.removable
+    low, high = 0, _STEPS if budget.per_layer else space.steps
     while low < high:
         middle = (low + high) // 2
         if cost(widths(middle)) <= target:

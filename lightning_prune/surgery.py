@@ -32,10 +32,22 @@ def apply_plan(module: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = 
     states = [optimizer.state for optimizer in optimizers]
     for name, dims in plan.keep.items():
         _slice_tensor(tensors[name], dims, states)
+    set_attributes(module, plan.attributes)
     changed = {id(tensors[name]) for name in plan.keep}
     for owner in module.modules():
         if any(id(tensor) in changed for tensor in (*owner._parameters.values(), *owner._buffers.values())):
             sync_attributes(owner)
+
+
+def set_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Set integers that the modules inside ``module`` keep: name -> value, or {position: value} for a tuple or list."""
+    for path, values in attributes.items():
+        owner = module.get_submodule(path)
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                old = getattr(owner, name)
+                value = type(old)(value.get(position, item) for position, item in enumerate(old))
+            setattr(owner, name, value)
 
 
 def _check(plan: Plan, tensors: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune.coupling import Coupling, Example, run_on_copy
-from lightning_prune.coupling.rules_shape import is_reshape
+from lightning_prune.coupling.rules_shape import is_sized
 from lightning_prune.coupling.trace import tensors_in
 from lightning_prune.plan import Plan, plan_removal
 from lightning_prune.surgery import apply_plan
@@ -33,7 +33,7 @@ def failing_groups(
     expected, _ = _shapes(model, example, coupling, Plan())
 
     def failure(names: list[str]) -> str | None:
-        plan = plan_removal({name: removed[name] for name in names}, coupling.groups, coupling.shapes)
+        plan = plan_removal({name: removed[name] for name in names}, coupling)
         try:
             found, reshapes = _shapes(model, example, coupling, plan)
         except Exception as error:
@@ -73,15 +73,15 @@ class _Reshapes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if is_reshape(func):
-            self.shapes.append(tuple(out.shape))
+        if is_sized(func):
+            self.shapes += [tuple(tensor.shape) for tensor in tensors_in(out)]
         return out
 
 
 def _wrong_reshape(coupling: Coupling, gone: Mapping[str, int], found: list[tuple[int, ...]]) -> str | None:
-    if len(found) != len(coupling.reshapes):  # control flow that reads values went another way
+    if len(found) != len(coupling.sizes):  # control flow that reads values went another way
         return None
-    for dims, shape in zip(coupling.reshapes, found, strict=True):
+    for dims, shape in zip(coupling.sizes, found, strict=True):
         due = tuple(round(dim.after(gone)) for dim in dims)
         if dims and due != shape:
             return f"without it a reshape gives {shape} instead of {due}: is a number written in the code?"

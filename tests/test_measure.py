@@ -90,7 +90,7 @@ def test_predicted_costs_of_attention_follow_the_kept_widths(channels: tuple[int
     assert {name: group.size for name, group in coupling.groups.items()} == {"query.weight": 8, "value.weight": 5}
     scores = {name: torch.arange(group.size) for name, group in coupling.groups.items()}
     space = ChannelSpace(coupling, scores, Original.of(coupling))
-    apply_plan(model, plan_removal(space.lowest(kept), coupling.groups, coupling.shapes))
+    apply_plan(model, plan_removal(space.lowest(kept), coupling))
     d, v = channels
     assert space.macs(kept) == count_macs(model, example) == 7 * 6 * (2 * d + v) + 49 * d + 49 * v + 7 * v * 3
     assert space.params(kept) == sum(p.numel() for p in model.parameters()) == 7 * (2 * d + v) + v * 3 + 3

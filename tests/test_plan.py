@@ -25,7 +25,7 @@ def removal(model: nn.Module, removed: dict[str, list[int]]) -> Plan:
         name: torch.zeros(coupling.groups[name].size, dtype=torch.bool).index_fill_(0, torch.tensor(gone), True)
         for name, gone in removed.items()
     }
-    return plan_removal(units, coupling.groups, coupling.shapes)
+    return plan_removal(units, coupling)
 
 
 def plain(plan: Plan) -> dict[str, dict[int, list[int]]]:
@@ -49,7 +49,7 @@ def test_plan_of_a_removal_written_down_by_hand() -> None:
 def test_a_plan_that_removes_nothing_is_empty_and_false() -> None:
     coupling = analyse(network(), Example.of(torch.zeros(2, 3, 6, 6)))
     nothing = {name: torch.zeros(group.size, dtype=torch.bool) for name, group in coupling.groups.items()}
-    assert plan_removal(nothing, coupling.groups, coupling.shapes) == Plan({}, {})
+    assert plan_removal(nothing, coupling) == Plan({}, {})
     assert not Plan()
     assert Plan(keep={"a": {0: torch.tensor([0])}})
     assert Plan(masks={"a": torch.tensor([True])})

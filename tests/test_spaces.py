@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from bundled import by_hand, space_of
 from lightning_prune.coupling import Coupling, Example, Group, Member, analyse
 from lightning_prune.spaces import ChannelSpace, Original, WeightSpace
 
@@ -207,3 +208,222 @@ def test_ranking_is_a_sort_of_all_but_the_best_of_each_group(first: list[int], s
 
 def test_one_weight_stays_in_every_parameter() -> None:
     assert WeightSpace(sizes={"a": 10, "b": 4, "c": 1}, masked={"a": 2, "b": 0, "c": 0}).maskable == 12
+
+
+# ---- min_width
+
+
+@pytest.mark.parametrize(
+    ("now", "per_unit", "round_to", "min_width", "least", "floor"),
+    [
+        (16, 1, 1, 5, 1, 5),
+        (16, 1, 8, 5, 1, 8),
+        (32, 1, 8, 9, 1, 16),
+        (16, 4, 1, 6, 1, 2),  # 2 units of 4 channels
+        (16, 1, 1, 1, 2, 2),
+        (16, 1, 1, 3, 2, 3),
+        (4, 1, 1, 5, 1, 4),  # narrower: stays
+        (10, 1, 8, 9, 1, 10),  # 16 would be the next multiple
+    ],
+)
+def test_no_group_becomes_narrower_than_min_width(
+    now: int, per_unit: int, round_to: int, min_width: int, least: int, floor: int
+) -> None:
+    space = replace(one_group(now, per_unit, round_to, least), min_width=min_width)
+    assert space.floor == {"w": floor}
+    assert space.keep_share(1.0) == space.keep_after(now) == space.keep_each(now) == {"w": floor}
+    assert space.removable == now - floor
+    assert list(space.settled) == (["w"] if floor == now else [])
+
+
+@pytest.mark.parametrize(
+    ("now", "settings", "least", "reason"),
+    [
+        (10, {"round_to": 16}, 1, "round_to=16: its 10 channels are the smallest width that fits"),
+        (8, {"round_to": 8}, 1, "round_to=8: its 8 channels are the smallest width that fits"),
+        (4, {"min_width": 6}, 1, "min_width=6: its 4 channels are the smallest width that fits"),
+        (10, {"round_to": 8, "min_width": 9}, 1, "round_to=8 and min_width=9: its 10 channels are the smallest width"),
+        (2, {}, 2, "with fewer than 2 units a grouped convolution would become depthwise"),
+        (1, {}, 1, "only its last units are left"),
+    ],
+)
+def test_what_cannot_become_narrower_says_why(now: int, settings: dict[str, int], least: int, reason: str) -> None:
+    assert replace(one_group(now, 1, 1, least), **settings).settled["w"].startswith(reason)
+
+
+# ---- bundles: "stream" gives 2 of its 8 units a step, "heads" 1 of its 4; "free" is by itself
+
+TIED = {"stream": 2, "heads": 1}
+BUNDLED = {
+    "stream": [0.8, 0.0, 0.2, 0.4, 0.6, 1.2, 1.0, 1.4],  # chunks 0.1, 0.5, 0.9, 1.3
+    "free": [0.05, 0.35, 0.65, 2.0],
+    "heads": [0.3, 0.1, 0.7, 0.5],  # 0.1, 0.3, 0.5, 0.7
+}  # steps 0.1, 0.4, 0.7, 1.0: with "free" .05 f, .1 b, .35 f, .4 b, .65 f, .7 b
+
+
+def bundled(round_to: int = 1, min_width: int = 1, channels: dict[str, int] | None = None) -> ChannelSpace:
+    coupling = by_hand({"stream": 8, "free": 4, "heads": 4}, (TIED,), channels)
+    return space_of(coupling, BUNDLED, round_to=round_to, min_width=min_width)
+
+
+def steps(bundle: int, free: int) -> dict[str, int]:
+    return {"stream": 2 * bundle, "free": free, "heads": bundle}
+
+
+def test_a_bundle_is_one_candidate_with_the_mean_score_of_its_groups() -> None:
+    space = bundled()
+    assert [dict(candidate.quantum) for candidate in space.candidates] == [TIED, {"free": 1}]
+    scores = space.candidates[0].step_scores(space.scores)
+    torch.testing.assert_close(scores, torch.tensor([0.1, 0.4, 0.7, 1.0], dtype=torch.double))
+    assert space.floor == steps(1, 1)
+    assert space.removable == 3 * 3 + 3
+    assert space.steps == 6
+
+
+def test_steps_of_a_bundle_are_ranked_among_single_units() -> None:
+    space = bundled()
+    kept = [steps(4, 4), steps(4, 3), steps(3, 3), steps(3, 2), steps(2, 2), steps(2, 1), steps(1, 1)]
+    assert [space.keep_after_steps(n) for n in range(7)] == kept
+    by_units = {0: 0, 1: 1, 2: 1, 3: 1, 4: 2, 5: 3, 6: 3, 7: 3, 8: 4, 9: 5, 10: 5, 11: 5, 12: 6, 99: 6}
+    assert {count: space.keep_after(count) for count in by_units} == {c: kept[n] for c, n in by_units.items()}
+
+
+def test_the_lowest_units_of_every_group_of_a_bundle_go() -> None:
+    removed = bundled().lowest(steps(2, 4))
+    assert removed["stream"].nonzero().flatten().tolist() == [1, 2, 3, 4]
+    assert removed["heads"].nonzero().flatten().tolist() == [0, 1]  # 0.1 and 0.3, whichever the stream gives
+    assert not removed["free"].any()
+
+
+@pytest.mark.parametrize(
+    ("removed", "kept"), [(0, (4, 4)), (0.2, (3, 3)), (0.5, (2, 2)), (0.7, (1, 1)), (0.63, (1, 1)), (1, (1, 1))]
+)
+def test_a_bundle_gives_its_share(removed: float, kept: tuple[int, int]) -> None:
+    assert bundled().keep_share(removed) == steps(*kept)
+
+
+def test_every_group_of_a_bundle_gives_at_most_a_count() -> None:
+    assert [bundled().keep_each(n) for n in (1, 2, 3, 4, 6, 99)] == [
+        steps(4, 3), steps(3, 2), steps(3, 1), steps(2, 1), steps(1, 1), steps(1, 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("round_to", "channels", "stride"),
+    [
+        (2, {}, 2),  # heads need every second step, the stream has multiples anyway
+        (4, {}, 4),  # heads 4, stream 2
+        (4, {"heads": 4}, 2),
+        (4, {"heads": 2, "stream": 2}, 2),
+        (6, {"heads": 3, "stream": 1}, 6),  # 2 and 3 steps
+        (3, {"heads": 3, "stream": 3}, 1),
+    ],
+)
+def test_all_groups_of_a_bundle_reach_multiples_together(round_to: int, channels: dict[str, int], stride: int) -> None:
+    space = bundled(round_to, channels=channels)
+    assert space.candidates[0].stride == stride
+    for removed in (0, 0.2, 0.4, 0.6, 0.8, 1):
+        kept = space.keep_share(removed)
+        assert kept["stream"] == 2 * kept["heads"]
+        assert kept["heads"] in (*range(stride, 4, stride), 4)
+
+
+def test_one_group_of_a_bundle_keeps_all_of_them_wide() -> None:
+    space = bundled(min_width=3)  # 3 heads, so 6 of the stream
+    assert space.floor == steps(3, 3)
+    space = bundled(min_width=5)
+    assert space.floor == steps(4, 4)
+    assert space.settled["stream"] == (
+        "min_width=5: not all groups that shrink together have a smaller width that fits"
+    )
+    coupling = by_hand({"stream": 8, "heads": 4}, (TIED,), least={"stream": 5})
+    assert space_of(coupling, {n: BUNDLED[n] for n in ("stream", "heads")}).floor == {"stream": 6, "heads": 3}
+
+
+def test_costs_of_bundles() -> None:
+    space = bundled()
+    assert space.params(steps(4, 4)) == 3 * 16
+    assert space.params(steps(2, 3)) == 3 * (4 + 2 + 3)
+    assert space.macs(steps(2, 3)) == (4 + 2 + 3) ** 2
+
+
+def test_a_part_of_a_bundle_cannot_be_ranked() -> None:
+    coupling = by_hand({"stream": 8, "free": 4, "heads": 4}, (TIED,))
+    space = space_of(coupling, {"stream": BUNDLED["stream"], "free": BUNDLED["free"]})
+    with pytest.raises(ValueError, match="^'stream' shrinks only together with 'heads', which is not among"):
+        space.floor  # noqa: B018
+
+
+def test_a_bundle_has_the_same_number_of_steps_in_all_groups() -> None:
+    space = space_of(by_hand({"stream": 7, "heads": 4}, (TIED,)), {"stream": [0.0] * 7, "heads": [0.0] * 4})
+    with pytest.raises(ValueError, match=r"^groups of \{'stream': 7, 'heads': 4\} units cannot give \{'stream': 2, "):
+        space.floor  # noqa: B018
+
+
+def test_a_bundle_at_its_last_step_still_counts() -> None:
+    """The head has one unit left, which is no group any more; the stream cannot shrink without it."""
+    origin = bundled().origin
+    later = space_of(by_hand({"stream": 2, "free": 4}, (TIED,)), {"free": BUNDLED["free"]}, origin)
+    assert later.exhausted == {"stream": 8, "heads": 4}
+    assert later.last == {"free": 1, "stream": 2, "heads": 1}
+
+
+# ---- isomorphic ranking: "a" and "b" are of one kind, "c" is of another
+
+
+def classes(ranking: str, **more) -> ChannelSpace:
+    coupling = by_hand({"a": 4, "b": 4, "c": 4})
+    origin = Original.of(coupling, classes={"a": "a", "b": "a", "c": "c"})
+    scores = {"a": [1.0, 2.0, 3.0, 4.0], "b": [1.5, 5.0, 6.0, 7.0], "c": [10.0, 20.0, 30.0, 40.0]}
+    return space_of(coupling, scores, origin, ranking=ranking, **more)
+
+
+def test_classes_are_ranked_in_isolation_and_give_equal_shares() -> None:
+    kept = [tuple(classes("isomorphic").keep_after(n).values()) for n in range(10)]
+    # a and b by score: a b a a b b; after each an eighth is gone; c: a quarter after each
+    assert kept == [
+        (4, 4, 4), (3, 4, 4), (3, 3, 4), (3, 3, 3), (2, 3, 3), (1, 3, 3), (1, 3, 2), (1, 2, 2), (1, 1, 2), (1, 1, 1)
+    ]  # fmt: skip
+    assert [tuple(classes("global").keep_after(n).values()) for n in (3, 5, 6)] == [(2, 3, 4), (1, 2, 4), (1, 1, 4)]
+
+
+def test_what_a_class_has_given_before_counts() -> None:
+    """6 of 8 are gone from a and b, 1 of 4 from c: it is c's turn until its share is gone, too."""
+    dense = classes("isomorphic")
+    coupling = by_hand({"b": 1, "c": 3})  # 'a' has one unit left and is no group any more
+    later = space_of(coupling, {"b": [7.0], "c": [20.0, 30.0, 40.0]}, dense.origin, ranking="isomorphic")
+    assert later.exhausted == {"a": 4}
+    assert later.keep_after(2) == {"b": 1, "c": 1}
+    coupling = by_hand({"a": 3, "b": 4, "c": 2})  # 1 of 8, 2 of 4
+    scores = {"a": [2.0, 3.0, 4.0], "b": [1.5, 5.0, 6.0, 7.0], "c": [30.0, 40.0]}
+    later = space_of(coupling, scores, dense.origin, ranking="isomorphic")
+    assert [tuple(later.keep_after(n).values()) for n in (1, 3, 4)] == [(3, 3, 2), (1, 3, 2), (1, 2, 2)]
+
+
+def test_groups_of_no_known_class_are_classes_of_their_own() -> None:
+    coupling = by_hand({"a": 4, "c": 4})
+    space = space_of(coupling, {"a": [1.0, 2.0, 3.0, 4.0], "c": [10.0, 20.0, 30.0, 40.0]}, ranking="isomorphic")
+    assert [tuple(space.keep_after(n).values()) for n in (2, 4, 6)] == [(3, 3), (2, 2), (1, 1)]
+
+
+@given(
+    st.lists(st.integers(2, 12), min_size=1, max_size=5),
+    st.lists(st.sampled_from("xyz"), min_size=5, max_size=5),
+    st.integers(0, 60),
+    st.data(),
+)
+def test_classes_differ_by_no_more_than_a_unit(sizes: list[int], kinds: list[str], count: int, data) -> None:
+    names = [f"g{n}" for n in range(len(sizes))]
+    coupling = by_hand(dict(zip(names, sizes, strict=True)))
+    scores = {n: data.draw(st.lists(st.floats(0, 1), min_size=s, max_size=s)) for n, s in zip(names, sizes, strict=True)}
+    origin = Original.of(coupling, classes=dict(zip(names, kinds, strict=False)))
+    space = space_of(coupling, scores, origin, ranking="isomorphic")
+    kept = space.keep_after(count)
+    assert sum(space.now.values()) - sum(kept.values()) == min(count, space.removable)
+    total = {k: sum(s for s, kind in zip(sizes, kinds, strict=False) if kind == k) for k in set(kinds[: len(sizes)])}
+    gone = {k: total[k] - sum(kept[n] for n, kind in zip(names, kinds, strict=False) if kind == k) for k in total}
+    least = {k: sum(kind == k for kind in kinds[: len(sizes)]) for k in total}
+    free = [k for k in total if gone[k] < total[k] - least[k]]  # these still have something to give
+    for k in free:
+        for other in total:
+            assert gone[other] / total[other] <= (gone[k] + 1) / total[k] + 1e-12

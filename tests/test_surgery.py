@@ -49,7 +49,7 @@ def make_plan(model: nn.Module) -> Plan:
         name: torch.zeros(coupling.groups[name].size, dtype=torch.bool).index_fill_(0, torch.tensor(gone), True)
         for name, gone in REMOVED.items()
     }
-    return plan_removal(removed, coupling.groups, coupling.shapes)
+    return plan_removal(removed, coupling)
 
 
 def step(model: nn.Module, optimizer: Optimizer, batch: int) -> Tensor:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.coupling import rules_layers as _layers
 from lightning_prune.coupling import rules_shape as _shape
+from lightning_prune.coupling.build import build_coupling
+from lightning_prune.coupling.calls import Calls
 from lightning_prune.coupling.example import Example, run_on_copy
-from lightning_prune.coupling.groups import Coupling, build_coupling
+from lightning_prune.coupling.groups import Coupling
 from lightning_prune.coupling.rules import rule_of
 from lightning_prune.coupling.trace import Trace, Tracer, named_tensors, tensors_in
 
@@ -41,27 +45,38 @@ def analyse(model: nn.Module, example: Example) -> Coupling:
 def _analyse_copy(copy: nn.Module, example: Example) -> Coupling:
     trace = Trace()
     trace.register(copy)
+    trace.book.tag_attributes(copy)
     _pass(trace, copy.eval(), example)
-    macs, reshapes = list(trace.macs), list(trace.reshapes)
+    macs, sizes = list(trace.macs), list(trace.sizes)
     try:
         _pass(trace, copy.train(), example)
         trains = True
     except Exception:  # some networks want targets in train mode: then the eval pass has to be enough
         trains = False
-        trace.reshapes = reshapes
+        trace.sizes = sizes
     trace.macs = [type(term)(term.constant / example.batch, term.dims) for term in macs]
     return build_coupling(trace, copy, trains)
 
 
 def _pass(trace: Trace, copy: nn.Module, example: Example) -> None:
     tracer = Tracer(trace, copy, rule_of)
+    running: list[str] = []
 
-    def watch(name: str, module: nn.Module) -> RemovableHandle:
-        return module.register_forward_hook(lambda _module, _inputs, output: tracer.returned(name, output))
+    def begin(name: str) -> None:
+        running.append(name)
+        trace.book.where = name
 
-    handles = [watch(name, module) for name, module in copy.named_modules()]
+    def end(name: str, output: Any) -> None:
+        running.pop()
+        trace.book.where = running[-1] if running else ""
+        tracer.returned(name, output)
+
+    handles: list[RemovableHandle] = []
+    for name, module in copy.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda _module, _inputs, name=name: begin(name), prepend=True))
+        handles.append(module.register_forward_hook(lambda _module, _inputs, out, name=name: end(name, out)))
     try:
-        with tracer:
+        with Calls(tracer), tracer:
             outputs = example.run(copy)
     finally:
         for handle in handles:

@@ -22,10 +22,20 @@ def sync_attributes(module: nn.Module) -> None:
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.GroupNorm) and isinstance(weight, Tensor):
         module.num_channels = weight.shape[0]
+    elif isinstance(module, nn.MultiheadAttention):
+        _sync_attention(module)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.shape[0]
     elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         module.num_embeddings, module.embedding_dim = module.weight.shape
+
+
+def _sync_attention(module: nn.MultiheadAttention) -> None:
+    module.embed_dim = module.out_proj.weight.shape[1]
+    module.head_dim = module.embed_dim // module.num_heads
+    same = module._qkv_same_embed_dim
+    module.kdim = module.embed_dim if same else module.k_proj_weight.shape[1]
+    module.vdim = module.embed_dim if same else module.v_proj_weight.shape[1]
 
 
 def _sync_convolution(module: _ConvNd) -> None:

@@ -89,7 +89,7 @@ def _copy(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
 def _same_shape(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source = args[0]
     for result in tensors_in(out):
-        tracer.set_labels(result, tracer.labels(source))
+        tracer.set_parts(result, tracer.parts(source))
         if func._schema.name in ("aten::alias", "aten::clone", "aten::detach", "aten::_to_copy"):
             tracer.same_parameter(source, result)
 

@@ -6,10 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from lightning_prune.coupling.numbers import Number, SizeOf
 from lightning_prune.coupling.rules import rule_for, rule_of
 from lightning_prune.coupling.slots import FIXED, Ids
-from lightning_prune.coupling.trace import Labels, Tracer, tensors_in
+from lightning_prune.coupling.trace import Part, Tracer, tensors_in
+
+
+def is_sized(func: Any) -> bool:
+    """Whether ``Trace.sizes`` has an entry for each result of this ATen overload."""
+    return rule_of(func) in (_reshape, _slice, _select, _split)
 
 
 @rule_for("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "flatten", "unflatten")
@@ -18,23 +25,41 @@ def _reshape(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     if source.numel() == 0 and source.shape != out.shape:
         tracer.freeze(source, "a reshape while it is empty")
     else:
-        tracer.set_labels(out, reshaped(tracer, tracer.labels(source), source.shape, out.shape))
+        tracer.set_parts(out, reshaped(tracer, tracer.parts(source), source.shape, out.shape))
         tracer.same_parameter(source, out)
-    tracer.trace.reshapes.append((tuple(out.shape), tracer.labels(out)))
+    _equate_shape(tracer, out)
+    tracer.check_size(out)
 
 
-def is_reshape(func: Any) -> bool:
-    """Whether ``Trace.reshapes`` has an entry for each call of this ATen overload."""
-    return rule_of(func) is _reshape
+def _equate_shape(tracer: Tracer, out: Tensor) -> None:
+    """Note that the numbers that a shape was spelled with are the sizes of ``out``."""
+    for dim, number in tracer.shape_given(out).items():
+        if isinstance(number, Number):
+            tracer.trace.book.equate(number, tracer.number(out, dim))
 
 
-def reshaped(tracer: Tracer, labels: Labels, before: Sequence[int], after: Sequence[int]) -> Labels:
-    """Labels behind a reshape, block by block of equal products."""
-    result: Labels = [None] * len(after)
-    for old, new in _blocks(before, after):
-        block = _reshape_block(tracer, [labels[d] for d in old], [before[d] for d in old], [after[d] for d in new])
-        for dim, label in zip(new, block, strict=True):
-            result[dim] = label
+def reshaped(tracer: Tracer, parts: Sequence[Part], before: Sequence[int], after: Sequence[int]) -> list[Part]:
+    """Parts behind a reshape."""
+    blocks = _blocks(before, after)
+    moved = [[before[d] for d in old] != [after[d] for d in new] for old, new in blocks]
+    kept = [_merged(tracer, part, blocks, moved) for part in parts]
+    shared = [sum(not set(old).isdisjoint(part.dims) for part in kept) > 1 for old, _ in blocks]
+    result = []
+    for part in kept:
+        hit = [i for i, (old, _) in enumerate(blocks) if not set(old).isdisjoint(part.dims)]
+        if any(moved[i] and shared[i] for i in hit):
+            tracer.slots.freeze(part.ids.ravel(), "a reshape merges it with other channels")
+            continue
+        old = [d for i in hit for d in blocks[i][0]]
+        new = [d for i in hit for d in blocks[i][1]]
+        ids = part.ids
+        if any(moved[i] for i in hit):
+            ids = np.expand_dims(ids, [n for n, d in enumerate(old) if d not in part.dims])
+            ids = np.broadcast_to(ids, [before[d] for d in old]).reshape([after[d] for d in new])
+        else:
+            new = [n for o, n in zip(old, new, strict=True) if o in part.dims]
+        made = next(n for o, n in blocks if part.channel in o)
+        result.append(_along_varying(ids, new, made))
     return result
 
 
@@ -57,32 +82,24 @@ def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int]
     return blocks
 
 
-def _reshape_block(tracer: Tracer, labels: Labels, old: list[int], new: list[int]) -> Labels:
-    labelled = [dim for dim, label in enumerate(labels) if label is not None]
-    if not labelled:
-        return [None] * len(new)
-    if old == new:  # a single dimension, unchanged
-        return labels
-    if len(labelled) > 1:
-        for dim in labelled:
-            tracer.slots.freeze(labels[dim], "a reshape merges it with other channels")  # type: ignore[arg-type]
-        return [None] * len(new)
-    (dim,) = labelled
-    spread = np.expand_dims(labels[dim], [d for d in range(len(old)) if d != dim])  # type: ignore[arg-type]
-    return _along_new_dims(tracer, np.broadcast_to(spread, old).reshape(new))
+def _merged(tracer: Tracer, part: Part, blocks: list[tuple[list[int], list[int]]], moved: list[bool]) -> Part:
+    """``part``, resolved into one dimension of channels if the reshape merges several of its dimensions."""
+    for (old, _), moves in zip(blocks, moved, strict=True):
+        if moves and len(set(old) & set(part.dims)) > 1:
+            return tracer.resolve(part)
+    return part
 
 
-def _along_new_dims(tracer: Tracer, ids: Ids) -> Labels:
-    """One label for a block of ids: along the last dimension in which they vary; ties over the others."""
-    varying = [d for d in range(ids.ndim) if not (ids == ids.take([0], axis=d)).all()]
+def _along_varying(ids: Ids, dims: list[int], made: list[int]) -> Part:
+    """The part over those of ``dims`` along which ``ids`` vary; its channels are the last of the dims in ``made``."""
+    varying = [n for n in range(ids.ndim) if not (ids == ids.take([0], axis=n)).all()]
     if not varying:  # one channel spread over several positions
         varying = [ids.ndim - 1]
-    rows = np.moveaxis(ids, varying[-1], -1).reshape(-1, ids.shape[varying[-1]])
-    for row in rows[1:] if len(varying) > 1 else ():
-        tracer.tie(rows[0], row)
-    labels: Labels = [None] * ids.ndim
-    labels[varying[-1]] = rows[0]
-    return labels
+    for n in reversed(range(ids.ndim)):
+        if n not in varying:
+            ids = ids.take([0], axis=n).squeeze(n)
+    left = tuple(dims[n] for n in varying)
+    return Part(left, ids, ([dim for dim in left if dim in made] or left)[-1])
 
 
 @rule_for("t", "transpose", "permute", "numpy_T", "movedim", "swapaxes")
@@ -96,16 +113,15 @@ def _permute(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str,
         order[a], order[b] = order[b], order[a]
     else:
         order.reverse()
-    labels = tracer.labels(source)
-    tracer.set_labels(out, [labels[dim] for dim in order])
+    tracer.set_parts(out, [part.moved(order.index) for part in tracer.parts(source)])
     tracer.same_parameter(source, out)
 
 
 @rule_for("expand")
 def _expand(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    source = args[0]
-    new = out.dim() - source.dim()
-    tracer.set_labels(out, [None] * new + tracer.labels(source))
+    new = out.dim() - args[0].dim()
+    tracer.set_parts(out, [part.moved(lambda dim: dim + new) for part in tracer.parts(args[0])])
+    tracer.label_by_numbers(out)
 
 
 @rule_for("repeat")
@@ -115,41 +131,109 @@ def _repeat(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     tracer.set_labels(out, [None if ids is None else np.tile(ids, n) for ids, n in zip(labels, times, strict=True)])
 
 
-@rule_for("slice", "select", "narrow", "unbind")
+@rule_for("select", "unbind")
+def _select(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source = args[0]
+    axis = _axis(func, args, kwargs) % source.dim()
+    first = args[2] if func._schema.name == "aten::select" else 0
+    for index, result in enumerate(tensors_in(out), start=first):
+        parts = []
+        for part in tracer.parts(source):
+            left: Part | None = part
+            if axis in part.dims:
+                rows = np.split(part.ids, source.shape[axis], axis=part.dims.index(axis))
+                left = part.narrowed(rows[index])
+                if left is None:
+                    tracer.slots.freeze(part.ids, tracer.says("picks single channels by number"))
+                else:
+                    tracer.balance(rows, tracer.where)
+            parts += [left.moved(lambda dim: dim - (dim > axis))] if left is not None else []
+        tracer.set_parts(result, parts)
+        tracer.check_size(result)
+
+
+def _axis(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    names = [argument.name for argument in func._schema.arguments]
+    axis: int = {**dict(zip(names, args, strict=False)), **kwargs}.get("dim", 0)
+    return axis
+
+
+@rule_for("slice", "narrow")
 def _slice(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source = args[0]
-    names = [argument.name for argument in func._schema.arguments]
-    axis = {**dict(zip(names, args, strict=False)), **kwargs}.get("dim", 0) % source.dim()
-    labels = tracer.labels(source)
-    for result in tensors_in(out):
-        if result.shape == source.shape:
-            tracer.set_labels(result, labels)
-            continue
-        tracer.freeze(source, "indexed or sliced by a number", [axis])
-        kept = [label if dim != axis else None for dim, label in enumerate(labels)]
-        if result.dim() < source.dim():
-            kept.pop(axis)
-        tracer.set_labels(result, kept)
+    axis = _axis(func, args, kwargs) % source.dim()
+    start, step = (args[2] if len(args) > 2 else 0) or 0, args[4] if len(args) > 4 else 1
+    size = source.shape[axis]
+    start = min(start + size if start < 0 else start, size)
+    parts = []
+    for part in tracer.parts(source):
+        cut = axis in part.dims and out.shape != source.shape
+        left = _cut(tracer, part, axis, (start, out.shape[axis]), step) if cut else part
+        parts += [left] if left is not None else []
+    tracer.set_parts(out, parts)
+    tracer.check_size(out)
+
+
+def _cut(tracer: Tracer, part: Part, axis: int, where: tuple[int, int], step: int) -> Part | None:
+    """The channels from a start on, as many as a size."""
+    start, size = where
+    along = part.dims.index(axis)
+    total = part.ids.shape[along]
+    ids = part.ids.take(range(start, start + size * step, step), axis=along)
+    if step == 1 and size and total % size == 0 and start % size == 0 and (size > 1 or part.ids.ndim > 1):
+        tracer.balance(np.split(part.ids, total // size, axis=along), tracer.where)
+    elif step != 1 or not size or not _follows(tracer, part.ids.take(range(start), axis=along), ids):
+        tracer.slots.freeze(part.ids.ravel(), tracer.says(f"slices {size} of {total} channels, written as a number"))
+        return None
+    return part.narrowed(ids)
+
+
+def _follows(tracer: Tracer, before: Ids, ids: Ids) -> bool:
+    """Whether the start and the end of a slice are numbers that can follow the channels before them."""
+    known = [number for number in tracer.given if isinstance(number, Number)]
+    ends = [edge for edge in (before, np.concatenate([before, ids])) if before.ndim == 1 and len(edge) > 0]
+    bound = [(edge, number) for edge in ends for number in known if int(number) == len(edge)]
+    for edge, number in bound:
+        tracer.trace.book.equate(number, Number(len(edge), SizeOf(edge), tracer.trace.book))
+    return bool(bound)
 
 
 @rule_for("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes")
 def _split(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source = args[0]
     axis = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % source.dim()
-    label = tracer.labels(source)[axis]
     sizes = [part.shape[axis] for part in out]
-    parts: Labels = [None] * len(sizes)
-    if label is not None:
-        parts = list(np.split(label, np.cumsum(sizes)[:-1]))
-        if len(set(sizes)) == 1:  # `chunk` divides what is left evenly, so each part has to lose as much
-            for part in parts[1:]:
-                tracer.tie(parts[0], part)
-        else:
-            tracer.slots.freeze(label, f"split into {tuple(sizes)}, written as numbers")
-    for part, ids in zip(out, parts, strict=True):
-        labels = tracer.labels(source)
-        labels[axis] = ids
-        tracer.set_labels(part, labels)
+    pieces: list[list[Part]] = [[] for _ in sizes]
+    for part in tracer.parts(source):
+        if axis not in part.dims or len(sizes) == 1:
+            for piece in pieces:
+                piece.append(part)
+            continue
+        along = part.dims.index(axis)
+        ids = np.split(part.ids, np.cumsum(sizes)[:-1], axis=along)
+        if not _sizes_follow(tracer, sizes, ids):
+            tracer.slots.freeze(part.ids.ravel(), tracer.says(f"splits into {tuple(sizes)}, written as numbers"))
+            continue
+        for piece, own in zip(pieces, ids, strict=True):
+            left = part.narrowed(own)
+            piece += [left] if left is not None else []
+    for result, piece in zip(out, pieces, strict=True):
+        tracer.set_parts(result, piece)
+        tracer.check_size(result)
+
+
+def _sizes_follow(tracer: Tracer, sizes: list[int], ids: list[Ids]) -> bool:
+    """Whether a split can follow fewer channels: into equal parts, or by numbers that the user's modules keep."""
+    numbers = tracer.given[:-1] if len(tracer.given) > len(sizes) else tracer.given
+    if [int(n) for n in numbers] == sizes and all(isinstance(n, Number) for n in numbers):
+        for number, own in zip(numbers, ids, strict=True):
+            if own.ndim == 1:
+                tracer.trace.book.equate(number, Number(len(own), SizeOf(own), tracer.trace.book))
+        return all(own.ndim == 1 for own in ids)
+    if len(set(sizes)) == 1:
+        tracer.balance(ids, tracer.where)
+        return True
+    return False
 
 
 @rule_for("constant_pad_nd", "pad")

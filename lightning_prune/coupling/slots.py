@@ -59,25 +59,36 @@ class Slots:
         pairs = self._ties or [(np.empty(0, np.int64),) * 2]
         return _components(self.count, np.concatenate([a for a, _ in pairs]), np.concatenate([b for _, b in pairs]))
 
-    def frozen_units(self, units: Ids) -> dict[int, str]:
-        """Unit -> the first reason why it cannot be removed."""
-        return _first_reason(self._frozen, units)
+    def frozen_units(self, units: Ids) -> Reasons:
+        """Why units cannot be removed."""
+        return Reasons(self._frozen, units)
 
-    def inexact_units(self, units: Ids) -> dict[int, str]:
-        """Unit -> the first reason why removing it is not equal to masking it."""
-        return _first_reason(self._inexact, units)
+    def inexact_units(self, units: Ids) -> Reasons:
+        """Why removing units is not equal to masking them."""
+        return Reasons(self._inexact, units)
 
     def grouped_units(self, units: Ids) -> set[int]:
         """Units of which at least two have to stay."""
         return {unit for ids in self._grouped for unit in units[ids].tolist()}
 
 
-def _first_reason(marks: list[tuple[Ids, str]], units: Ids) -> dict[int, str]:
-    reasons: dict[int, str] = {}
-    for ids, reason in marks:
-        for unit in np.unique(units[ids]).tolist():
-            reasons.setdefault(unit, reason)
-    return reasons
+class Reasons:
+    """The first of the reasons given for each unit."""
+
+    def __init__(self, marks: list[tuple[Ids, str]], units: Ids) -> None:
+        self._marks = marks
+        self._first = np.full(len(units), -1, dtype=np.int64)
+        for number in reversed(range(len(marks))):
+            self._first[units[marks[number][0]]] = number
+
+    def known(self, units: Ids) -> npt.NDArray[np.bool_]:
+        """Which of ``units`` have a reason."""
+        found: npt.NDArray[np.bool_] = self._first[units] >= 0
+        return found
+
+    def of(self, unit: int) -> str:
+        """The reason of a unit that has one."""
+        return self._marks[self._first[unit]][1]
 
 
 def _components(count: int, a: Ids, b: Ids) -> Ids:

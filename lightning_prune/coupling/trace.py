@@ -3,6 +3,10 @@
 A ``TorchDispatchMode`` sees each ATen operation of the pass and asks the operation's rule (``rules.py``) how the
 labels of its inputs reach its output. A label is an array of slot ids, one per index of a dimension, or None where
 the dimension belongs to no parameter (batch, space, tokens).
+
+A reshape may spread channels over several dimensions (heads, groups, the three parts of a query-key-value projection).
+Then these dimensions carry a ``Part`` together, for as long as operations only move or take apart such dimensions. The
+first one that needs a label for each dimension makes one of them the channels and ties what differs along the others.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from lightning_prune.coupling.numbers import Book, Expression, Number, SizeOf
 from lightning_prune.coupling.slots import FIXED, Ids, Slots
 
 Labels = list["Ids | None"]
@@ -38,6 +43,44 @@ class Tap:
     dim: int | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Channels along one or several dimensions of a tensor.
+
+    Attributes:
+        dims: The dimensions, ascending.
+        ids: Slot ids, one axis for each of them.
+        channel: The one of ``dims`` that is taken for the channels: the last of those that a reshape made.
+    """
+
+    dims: tuple[int, ...]
+    ids: Ids
+    channel: int
+
+    @classmethod
+    def along(cls, dim: int, ids: Ids) -> Part:
+        """A label along one dimension."""
+        return cls((dim,), ids, dim)
+
+    def rows(self) -> Ids:
+        """Ids as (what differs along the other dimensions, channels)."""
+        moved = np.moveaxis(self.ids, self.dims.index(self.channel), -1)
+        return moved.reshape(-1, moved.shape[-1])
+
+    def moved(self, to: Callable[[int], int]) -> Part:
+        """The part with its dimensions at other places."""
+        dims = [to(dim) for dim in self.dims]
+        return Part(tuple(sorted(dims)), self.ids.transpose(np.argsort(dims)), to(self.channel))
+
+    def narrowed(self, ids: Ids) -> Part | None:
+        """The part with other ids, without the dimensions in which they have size 1; None where nothing is left."""
+        wide = [n for n, size in enumerate(ids.shape) if size > 1]
+        if not wide:
+            return None
+        dims = tuple(self.dims[n] for n in wide)
+        return Part(dims, ids.reshape([ids.shape[n] for n in wide]), self.channel if self.channel in dims else dims[-1])
+
+
 @dataclass(frozen=True)
 class MacTerm:
     """``constant`` multiply-accumulates for every combination of the indices of ``dims``."""
@@ -56,7 +99,9 @@ class Trace:
     consumed: set[tuple[str, int]] = field(default_factory=set)
     taps: dict[str, Tap] = field(default_factory=dict)
     macs: list[MacTerm] = field(default_factory=list)
-    reshapes: list[tuple[tuple[int, ...], Labels]] = field(default_factory=list)
+    sizes: list[tuple[tuple[int, ...], Labels]] = field(default_factory=list)
+    balances: list[tuple[list[Ids], str]] = field(default_factory=list)
+    book: Book = field(default_factory=Book)
 
     def register(self, module: nn.Module) -> None:
         """Give fresh slots to every dimension of every parameter and buffer of ``module``."""
@@ -84,11 +129,12 @@ class Tracer(TorchDispatchMode):
         self.trace = trace
         self.slots = trace.slots
         self._rule_of = rule_of
-        self._labels = WeakTensorKeyDictionary()
+        self._parts = WeakTensorKeyDictionary()
         self._names = WeakTensorKeyDictionary()
         self._producers = WeakTensorKeyDictionary()
+        self.given: list[int] = []  # the numbers that the operation now running was called with in Python
         for name, tensor in named_tensors(module):
-            self._labels[tensor] = trace.labels[name]
+            self.set_labels(tensor, trace.labels[name])
             self._names[tensor] = name
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -107,20 +153,98 @@ class Tracer(TorchDispatchMode):
                 self.freeze(tensor, f"no rule for {func} yet")
         return out
 
+    def parts(self, tensor: Tensor) -> list[Part]:
+        """The channels that ``tensor`` carries."""
+        found: list[Part] | None = self._parts.get(tensor)
+        return list(found) if found is not None else []
+
+    def set_parts(self, tensor: Tensor, parts: Sequence[Part]) -> None:
+        """Say which channels ``tensor`` carries; what does not fit its shape is frozen."""
+        fitting = []
+        for part in parts:
+            if part.ids.shape == tuple(tensor.shape[dim] for dim in part.dims):
+                fitting.append(part)
+            else:
+                self.slots.freeze(part.ids.ravel(), "its way through the network could not be followed")
+        self._parts[tensor] = fitting
+
     def labels(self, tensor: Tensor) -> Labels:
-        """One label or None for each dimension of ``tensor``."""
-        found: Labels | None = self._labels.get(tensor)
-        return list(found) if found is not None else [None] * tensor.dim()
+        """One label or None for each dimension of ``tensor``; a part over several dimensions is resolved into one."""
+        parts = self.parts(tensor)
+        labels: Labels = [None] * tensor.dim()
+        for part in parts:
+            alone = self.resolve(part)
+            labels[alone.channel] = alone.ids
+        if any(len(part.dims) > 1 for part in parts):
+            self.set_labels(tensor, labels)
+        return labels
+
+    def resolve(self, part: Part) -> Part:
+        """``part`` with channels along one dimension only: what differs along the others is tied."""
+        rows = part.rows()
+        if len(rows) > 1:
+            self.slots.tie(np.tile(rows[0], len(rows) - 1), rows[1:].ravel(), "meets a tensor whose size is fixed")
+        return Part.along(part.channel, rows[0])
 
     def set_labels(self, tensor: Tensor, labels: Sequence[Ids | None]) -> None:
         """Say which channels each dimension of ``tensor`` carries; what does not fit its shape is frozen."""
-        for label, size in zip(labels, tensor.shape, strict=True):
-            if label is not None and len(label) != size > 1:
-                self.slots.freeze(label, "its way through the network could not be followed")
-        self._labels[tensor] = [
-            label if label is not None and len(label) == size > 1 else None
-            for label, size in zip(labels, tensor.shape, strict=True)
+        present = zip(range(tensor.dim()), labels, strict=True)
+        self.set_parts(tensor, [Part.along(dim, ids) for dim, ids in present if ids is not None and len(ids) > 1])
+
+    def size(self, tensor: Tensor, dim: int) -> Expression:
+        """The size of a dimension, as an expression of the channels that it carries."""
+        for part in self.parts(tensor):
+            if dim == part.channel:
+                return SizeOf(part.rows()[0])
+        return int(tensor.shape[dim])
+
+    def number(self, tensor: Tensor, dim: int) -> int:
+        """The size of a dimension, as a number that knows which channels it counts."""
+        size, known = tensor.shape[dim], self.size(tensor, dim)
+        return Number(size, known, self.trace.book) if isinstance(known, SizeOf) else size
+
+    def shape_given(self, tensor: Tensor) -> dict[int, int]:
+        """Dimension of ``tensor`` -> the number that the call now running was given for it."""
+        shape = tuple(tensor.shape)
+        for start in range(len(self.given) - len(shape), -1, -1):
+            last = self.given[start : start + len(shape)]
+            if all(g in (-1, size) for g, size in zip(map(int, last), shape, strict=True)):
+                return {dim: number for dim, number in enumerate(last) if int(number) != -1}
+        return {}
+
+    def label_by_numbers(self, tensor: Tensor) -> None:
+        """Let ``tensor`` carry the channels that the sizes it was made with count."""
+        taken = {dim for part in self.parts(tensor) for dim in part.dims}
+        made = [
+            Part.along(dim, number.expression.ids)
+            for dim, number in self.shape_given(tensor).items()
+            if isinstance(number, Number)
+            and isinstance(number.expression, SizeOf)
+            and number.book is self.trace.book
+            and dim not in taken
+            and tensor.shape[dim] > 1
         ]
+        self.set_parts(tensor, [*self.parts(tensor), *made])
+
+    @property
+    def where(self) -> str:
+        """Qualified name of the module whose forward is running."""
+        return self.trace.book.where
+
+    def says(self, what: str) -> str:
+        """A reason that begins with the module whose forward is running."""
+        return f"{self.where!r}: forward {what}" if self.where else f"forward {what}"
+
+    def check_size(self, tensor: Tensor) -> None:
+        """Note the shape of ``tensor``: what it becomes with fewer channels can be foreseen, and is checked."""
+        channels = [self.size(tensor, dim) for dim in range(tensor.dim())]
+        labels = [size.ids if isinstance(size, SizeOf) else None for size in channels]
+        self.trace.sizes.append((tuple(tensor.shape), labels))
+
+    def balance(self, rows: Sequence[Ids], where: str) -> None:
+        """Say that each of ``rows`` has to lose as many channels as the others, whichever they are."""
+        if len(rows) > 1:
+            self.trace.balances.append(([row.ravel() for row in rows], where))
 
     def tie(self, a: Ids | None, b: Ids | None, reason: str = "meets a tensor whose size is fixed") -> None:
         """Tie two labels index by index; where one side is no channel, the other side has to stay."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
+import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling import Group
+from lightning_prune.granularity import Aggregate
 from lightning_prune.statistics import Statistics
 
 
@@ -25,12 +28,15 @@ class Scoring:
         tensors: Its parameters and buffers by name.
         statistics: What the criterion's statistics have gathered since the last event, by module name.
         event: Number of events before this one.
+        aggregate: How the scores that a unit has in each of the coupled tensors become one: what a criterion that
+            scores several tensors passes to ``combine``.
     """
 
     module: nn.Module
     tensors: Mapping[str, Tensor]
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     event: int = 0
+    aggregate: Aggregate = "sum"
 
 
 class Criterion(ABC):  # noqa: B024  (a criterion overrides what it scores)
@@ -62,3 +68,21 @@ class Criterion(ABC):  # noqa: B024  (a criterion overrides what it scores)
 def gather_units(values: Tensor, index: Tensor) -> Tensor:
     """Sum of ``values`` over the indices of each unit: (dimension,) and (units, indices a unit) -> (units,)."""
     return values[index.to(values.device)].sum(1)
+
+
+def combine(scores: Sequence[Tensor], how: Aggregate) -> Tensor:
+    """One score for each unit from its scores in every coupled tensor, each of shape (units,).
+
+    The group reduction of Fang et al. 2023, 'DepGraph'. ``"first"`` takes ``scores[0]``.
+
+    Example:
+        >>> scores = [torch.tensor([1.0, 4.0]), torch.tensor([3.0, 0.0])]
+        >>> combine(scores, "sum"), combine(scores, "mean"), combine(scores, "max"), combine(scores, "first")
+        (tensor([4., 4.]), tensor([2., 2.]), tensor([3., 4.]), tensor([1., 4.]))
+    """
+    if how == "first":
+        return scores[0]
+    if how == "sum":
+        return reduce(torch.add, scores)
+    stacked = torch.stack(list(scores))
+    return stacked.mean(0) if how == "mean" else stacked.amax(0)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_prune.coupling import Group
-from lightning_prune.criteria.base import CannotScoreError, Criterion, Scoring, gather_units
+from lightning_prune.criteria.base import CannotScoreError, Criterion, Scoring, combine, gather_units
 
 
 @dataclass(frozen=True)
@@ -18,6 +17,10 @@ class BatchNormScale(Criterion):
 
     Liu et al. 2017, 'Learning efficient convolutional networks through network slimming'. Train with
     ``SlimmingPenalty`` so that the γ of channels that matter little go to zero. Channels without a batch norm stay.
+
+    Groups are not scaled: behind a batch norm all channels have one scale, and a threshold over all γ of the network
+    is what the paper prunes by (section 3). So with ``Channels(aggregate="sum")`` several norms are averaged, too;
+    ``"max"`` and ``"first"`` take the largest γ and that of the norm that stands first.
     """
 
     scores_channels = True
@@ -35,7 +38,7 @@ class BatchNormScale(Criterion):
             if member.tensor in gammas:
                 gamma = gammas[member.tensor].detach().float().abs()
                 scales.append(gather_units(gamma, member.index).cpu() / member.index.shape[1])
-        return torch.stack(scales).mean(0)
+        return combine(scales, "mean" if scoring.aggregate == "sum" else scoring.aggregate)
 
 
 def batch_norm_scales(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling import Group
-from lightning_prune.criteria.base import Criterion, Scoring, gather_units
+from lightning_prune.criteria.base import Criterion, Scoring, combine, gather_units
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Magnitude(Criterion):
     Weights: |w| (Han et al. 2015, 'Learning both weights and connections'). Channels: the p-norm of every weight
     matrix slice that goes with the unit, in the layers that make it and in those that read it, divided by the mean
     of the group so that wide and narrow layers compare (Li et al. 2017, 'Pruning filters', extended to coupled layers
-    as in Fang et al. 2023, 'DepGraph', eq. 5).
+    as in Fang et al. 2023, 'DepGraph', eq. 5). ``Channels(aggregate=...)`` says how the powers |w|^p of the layers
+    become one before the root is taken; their sum makes it one norm over all of them.
 
     Args:
         p: 1 for the sum of absolute values, 2 for the Euclidean norm.
@@ -39,14 +40,18 @@ class Magnitude(Criterion):
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
         """Norm over all coupled weights, relative to the mean of the group."""
-        total = torch.zeros(group.size)
         parameters = [m for m in group.members if isinstance(scoring.tensors[m.tensor], nn.Parameter)]
+        if not parameters:
+            return torch.zeros(group.size)
         matrices = [m for m in parameters if scoring.tensors[m.tensor].dim() > 1]
+        if scoring.aggregate == "first":  # the layer that makes the channels, wherever it stands in the network
+            matrices.sort(key=lambda member: member.reads)
+        found = []
         for member in matrices or parameters:
             powers = scoring.tensors[member.tensor].detach().float().abs() ** self.p
             per_index = powers.movedim(member.dim, 0).flatten(1).sum(1) if powers.dim() > 1 else powers
-            total += gather_units(per_index, member.index).cpu()
-        norm = total ** (1 / self.p)
+            found.append(gather_units(per_index, member.index).cpu())
+        norm = combine(found, scoring.aggregate) ** (1 / self.p)
         return norm / norm.mean().clamp_min(torch.finfo(norm.dtype).tiny)
 
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:

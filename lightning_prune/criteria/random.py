@@ -16,6 +16,8 @@ from lightning_prune.criteria.base import Criterion, Scoring
 class Random(Criterion):
     """Uniform scores in [0, 1), the same on every rank and after a resume.
 
+    One scale for all groups by definition; there is nothing in the coupled tensors to aggregate.
+
     Args:
         seed: Draws depend on it, on the event and on the name of the group or parameter, and on nothing else.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.coupling import Group
-from lightning_prune.criteria.base import CannotScoreError, Criterion, Scoring, gather_units
+from lightning_prune.criteria.base import CannotScoreError, Criterion, Scoring, combine, gather_units
 from lightning_prune.statistics import ActivationGradient, Statistics
 
 
@@ -20,7 +20,7 @@ class Taylor(Criterion):
     over space and the absolute value are taken for every example, summed over examples, steps and ranks since the
     last event, and divided by the L2 norm of the layer so that layers compare. Activations are seen at the output
     of the layer that makes the channels, behind the norm where one follows; where several layers write to the
-    same channels (residual streams) their sums are added.
+    same channels (residual streams) their sums are added, or taken together as ``Channels(aggregate=...)`` says.
 
     Args:
         every_n_steps: Gather on every n-th training batch only. Gathering keeps one copy of the observed activations
@@ -50,12 +50,13 @@ class Taylor(Criterion):
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
         """Accumulated Taylor terms with an L2 norm of 1."""
-        total = torch.zeros(group.size)
+        found = []
         for activation in group.activations:
             if activation.module not in scoring.statistics:
                 raise ValueError(
                     f"Taylor needs gradients of {activation.module!r}; none reached it since the last event. Is it "
                     "frozen, unused, or pruned before the first training step? Exclude it by the scope, or start later."
                 )
-            total += gather_units(scoring.statistics[activation.module].float(), activation.index).cpu()
+            found.append(gather_units(scoring.statistics[activation.module].float(), activation.index).cpu())
+        total = combine(found, scoring.aggregate)
         return total / total.norm().clamp_min(torch.finfo(total.dtype).tiny)

@@ -93,7 +93,7 @@ def removal_error(model: nn.Module, inputs: Any, seed: int = 0) -> float:
     removed: Mapping[str, Tensor] = remove_some(coupling, seed)
     assert removed, coupling.frozen
     assert failing_groups(model, example, coupling, removed) == {}
-    plan = plan_removal(removed, coupling.groups, coupling.shapes)
+    plan = plan_removal(removed, coupling)
     masked = copy.deepcopy(model)
     zero_removed(masked, plan)
     apply_plan(model, plan)

@@ -46,7 +46,9 @@ def test_a_slot_tied_to_a_fixed_index_is_frozen_and_the_others_are_not() -> None
     slots.tie(a, np.concatenate([b, [FIXED]]), "padded")
     units = slots.units()
     assert units.tolist() == [0, 1, 2, 0, 1]
-    assert slots.frozen_units(units) == {2: "padded"}
+    reasons = slots.frozen_units(units)
+    assert reasons.known(units).tolist() == [False, False, True, False, False]
+    assert reasons.of(2) == "padded"
 
 
 def test_the_first_reason_is_kept() -> None:
@@ -54,7 +56,8 @@ def test_the_first_reason_is_kept() -> None:
     ids = slots.new(2)
     slots.freeze(ids[:1], "first")
     slots.freeze(ids, "second")
-    assert slots.frozen_units(slots.units()) == {0: "first", 1: "second"}
+    reasons = slots.frozen_units(slots.units())
+    assert [reasons.of(0), reasons.of(1)] == ["first", "second"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,206 @@
+"""One complete pruning call against Torch-Pruning, one core: python benchmarks/coupling.py [--small] [--only P].
+
+Both get the same network, the same example (one image of 224 x 224, 299 for Inception) and the task to remove half of
+every group's channels by magnitude. Ours is ``prune_once(network, example)``, which also tries the plan on a copy and
+measures the network before and after. Theirs is the construction of a pruner and one step; its output layers are given
+by hand, and the number of heads and the rounding for transformers. Every run has a process of its own, forked from one
+that has built the network; the order alternates. A run counts if the pruned network gives outputs of the old shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+import zoo
+from _children import in_child
+from rich.console import Console
+from rich.table import Column, Table
+from torch import nn
+from torchvision.models import VisionTransformer
+
+import lightning_prune
+from lightning_prune import prune_once
+
+EXTRA = ("fasterrcnn_resnet50_fpn", "fcos_resnet50_fpn")  # besides the classifiers
+SMALL = (
+    "resnet18", "resnet50", "mobilenet_v2", "densenet121", "googlenet", "shufflenet_v2_x1_0", "regnet_y_400mf",
+    "convnext_tiny", "vit_b_32", "swin_t",
+)  # fmt: skip
+THEIR_HINTS = {  # besides the output layers, in their own benchmark of torchvision's networks
+    "faster_rcnn": ["backbone.fpn", "roi_heads"],
+}
+TOOLS = ("ours", "theirs")
+
+
+def ours(network: nn.Module, example: Any) -> float:
+    started = time.perf_counter()
+    prune_once(network, example)
+    return time.perf_counter() - started
+
+
+def theirs(network: nn.Module, example: Any, ignored: list[nn.Module]) -> float:
+    import torch_pruning
+
+    attention = [module for module in network.modules() if isinstance(module, nn.MultiheadAttention)]
+    ignored = [*ignored, *(module.out_proj for module in attention)]  # pruned as a part of the attention
+    started = time.perf_counter()
+    pruner = torch_pruning.pruner.MagnitudePruner(
+        network,
+        list(example) if isinstance(example, tuple) else example,
+        importance=torch_pruning.importance.MagnitudeImportance(p=2),
+        pruning_ratio=0.5,
+        ignored_layers=ignored,
+        num_heads={module: module.num_heads for module in attention},
+        round_to=attention[0].num_heads if attention else None,
+    )
+    pruner.step()
+    if isinstance(network, VisionTransformer):
+        network.hidden_dim = network.conv_proj.out_channels
+    return time.perf_counter() - started
+
+
+def once(tool: str, name: str, network: nn.Module, example: Any) -> dict[str, float]:
+    """Seconds and the share of the parameters that is left; raises if the pruned network does not run."""
+    params = sum(parameter.numel() for parameter in network.parameters())
+    if tool == "ours":
+        seconds = ours(network, example)
+    else:
+        patterns = zoo.OUTPUTS[zoo.family(name)] + THEIR_HINTS.get(zoo.family(name), [])
+        ignored = [m for path, m in network.named_modules() if any(fnmatchcase(path, p) for p in patterns)]
+        seconds = theirs(network, example, ignored)
+    with torch.no_grad():
+        outputs = zoo.raw_outputs(network, example)
+    expected = expected_shapes(name, example)
+    found = [tuple(out.shape) for out in outputs]
+    if found != expected:
+        raise ValueError(f"the outputs have the shapes {found[:3]} instead of {expected[:3]}")
+    return {"seconds": seconds, "kept": sum(parameter.numel() for parameter in network.parameters()) / params}
+
+
+_shapes: dict[str, list[tuple[int, ...]]] = {}  # made before the forks
+
+
+def expected_shapes(name: str, example: Any) -> list[tuple[int, ...]]:
+    return _shapes[name]
+
+
+def measure(name: str, limit_s: float, repeats: int) -> dict[str, Any]:
+    network, example = zoo.build(name, "default").eval(), zoo.inputs(name, "default", batch=1)
+    _shapes[name] = [tuple(out.shape) for out in zoo.raw_outputs(network, example)]
+    row: dict[str, Any] = {"name": name, "task": zoo.task(name)}
+    row["params"] = sum(parameter.numel() for parameter in network.parameters())
+    row["forward_s"] = round(min(_forward(network, example) for _ in range(3)), 4)
+    runs: dict[str, list[dict[str, float]]] = {tool: [] for tool in TOOLS}
+    errors: dict[str, str | None] = dict.fromkeys(TOOLS)
+    for number in range(repeats):
+        for tool in TOOLS if number % 2 == 0 else TOOLS[::-1]:
+            if errors[tool] is None and _wanted(runs[tool], repeats):
+                result, errors[tool] = in_child(partial(once, tool, name, network, example), limit_s)
+                runs[tool] += [result] if result is not None else []
+    for tool in TOOLS:
+        row[tool] = {
+            "error": errors[tool],
+            "seconds": round(statistics.median(run["seconds"] for run in runs[tool]), 3) if runs[tool] else None,
+            "runs": [round(run["seconds"], 3) for run in runs[tool]],
+            "kept": round(runs[tool][0]["kept"], 4) if runs[tool] else None,
+        }
+        if errors[tool] is not None:
+            row[tool]["seconds"] = None
+    return row
+
+
+def _wanted(runs: list[dict[str, float]], repeats: int) -> bool:
+    """All repeats below 3 s a run, one above 15 s, three between."""
+    longest = max((run["seconds"] for run in runs), default=0.0)
+    return len(runs) < (repeats if longest < 3 else 1 if longest > 15 else min(repeats, 3))
+
+
+@torch.no_grad()
+def _forward(network: nn.Module, example: Any) -> float:
+    started = time.perf_counter()
+    zoo.run(network, example)
+    return time.perf_counter() - started
+
+
+def totals(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sums over the networks that both can do, and how many each can."""
+    both = [row for row in rows if all(row[tool]["seconds"] is not None for tool in TOOLS)]
+    return {
+        "networks": len(rows),
+        "both": len(both),
+        **{f"{tool}_done": sum(row[tool]["seconds"] is not None for row in rows) for tool in TOOLS},
+        **{f"{tool}_s": round(sum(row[tool]["seconds"] for row in both), 2) for tool in TOOLS},
+        "ours_faster": sum(row["ours"]["seconds"] < row["theirs"]["seconds"] for row in both),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    columns = ("network", "forward s", "ours s", "Torch-Pruning s", "ratio", "ours kept", "theirs kept")
+    result = Table(*(Column(name, no_wrap=True) for name in columns), "failures", box=None)
+
+    def number(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    for row in rows:
+        mine, other = row["ours"], row["theirs"]
+        ratio = other["seconds"] / mine["seconds"] if mine["seconds"] and other["seconds"] else None
+        failures = [f"{tool}: {row[tool]['error']}" for tool in TOOLS if row[tool]["error"]]
+        result.add_row(
+            row["name"], number(row["forward_s"], ".3f"), number(mine["seconds"], ".2f"),
+            number(other["seconds"], ".2f"), number(ratio, ".2f"), number(mine["kept"], ".3f"),
+            number(other["kept"], ".3f"), "; ".join(failures),
+        )  # fmt: skip
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="ten networks")
+    parser.add_argument("--only", default="*", help="pattern of names; several with commas")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds for one run")
+    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    wanted: Callable[[str], bool] = lambda name: any(fnmatchcase(name, p) for p in options.only.split(","))  # noqa: E731
+    names = [name for name in zoo.names() if zoo.task(name) == "classification"] + list(EXTRA)
+    names = [name for name in names if wanted(name) and (name in SMALL or not options.small)]
+    warm_up()
+    rows: list[dict[str, Any]] = []
+    console = Console(width=max(Console().width, 150))
+    for name in names:
+        rows.append(measure(name, options.limit, options.repeats))
+        figures = ", ".join(f"{tool} {rows[-1][tool]['seconds'] or rows[-1][tool]['error']}" for tool in TOOLS)
+        console.print(f"{len(rows):3}/{len(names)} {name}: {figures}", highlight=False)
+        packages = ("torch", "torchvision", "lightning-prune", "torch-pruning")
+        answer = {"versions": {p: version(p) for p in packages}, "totals": totals(rows), "rows": rows}
+        options.json.write_text(json.dumps(answer, indent=1) + "\n")
+    console.print(table(rows))
+    console.print(totals(rows))
+
+
+def warm_up() -> None:
+    """What only a first call pays for, paid before the forks: imports that happen late."""
+    for tool in TOOLS:
+        network = torchvision.models.get_model("resnet18", weights=None).eval()
+        example = torch.randn(1, 3, 64, 64)
+        _ = ours(network, example) if tool == "ours" else theirs(network, example, [network.fc])
+
+
+assert lightning_prune.__version__
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""From the resolved slots of a trace to groups of interchangeable units."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.coupling.bundles import bundled, known_attributes
+from lightning_prune.coupling.groups import Activation, Coupling, Group, Member
+from lightning_prune.coupling.kindred import Kindred, settle
+from lightning_prune.coupling.numbers import Equation, Expression, LinearDim, SizeOf, rewritten
+from lightning_prune.coupling.slots import FIXED, Ids, Reasons
+from lightning_prune.coupling.trace import KERNEL, UNUSED, Labels, Trace, named_tensors
+
+
+def build_coupling(trace: Trace, module: nn.Module, trains: bool) -> Coupling:
+    """Resolve the slots of ``trace``, which has seen ``module``, into groups."""
+    for name, labels in trace.labels.items():
+        if name not in trace.reached:
+            for label in labels:
+                if label is not None:
+                    trace.slots.freeze(label, UNUSED)
+    kin, balanced = settle(trace)
+    builder = _Builder(trace, module, kin)
+    groups, frozen = builder.groups, builder.frozen
+    equations = [
+        Equation(builder.resolved(e.left), builder.resolved(e.right), e.where)
+        for e in (*trace.book.equations, *balanced)
+    ]
+    attributes = known_attributes(equations, trace.book.values)
+    bundles, stuck = bundled({name: group.size for name, group in groups.items()}, equations, attributes)
+    for name, reason in stuck.items():
+        del groups[name]
+        frozen[name] = reason
+    return Coupling(
+        groups=groups,
+        frozen={name: reason for name, reason in frozen.items() if name not in groups},
+        shapes=builder.shapes,
+        param_dims={
+            name: builder.dims(builder.shapes[name], trace.labels[name]) for name, _ in module.named_parameters()
+        },
+        mac_terms=tuple((term.constant, tuple(builder.linear(ids) for ids in term.dims)) for term in trace.macs),
+        on_meta=all(tensor.is_meta for _, tensor in named_tensors(module)),
+        trains=trains,
+        sizes=tuple(
+            builder.dims(shape, labels) if any(ids is not None for ids in labels) else ()
+            for shape, labels in trace.sizes
+        ),
+        bundles=bundles,
+        attributes=attributes,
+    )
+
+
+class _Builder:
+    """Groups, and every size as a function of their widths."""
+
+    def __init__(self, trace: Trace, module: nn.Module, kin: Kindred) -> None:
+        self.trace, self.kin = trace, kin
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(module)}
+        self.groups: dict[str, Group] = {}
+        self.frozen: dict[str, str] = {}
+        self._group_of = np.full(trace.slots.count, -1, dtype=np.int64)  # of every unit
+        self._linear: dict[int, LinearDim] = {}
+        self._find_groups()
+        self._names = list(self.groups)
+        self._sizes = np.array([group.size for group in self.groups.values()] or [1])
+
+    def _find_groups(self) -> None:
+        units, places = self.kin.units, self.kin.places
+        reasons = self.trace.slots.frozen_units(units)
+        inexact = self.trace.slots.inexact_units(units)
+        grouped = self.trace.slots.grouped_units(units)
+        used: Counter[str] = Counter()
+        for signature, members in self.kin.families:
+            place = places[signature[0][0]]
+            kept = reasons.known(members)
+            free = members[~kept]
+            if not free.size:
+                reason = reasons.of(int(members[0]))
+                if reason != KERNEL and place not in self.trace.consumed:
+                    self.frozen.setdefault(place[0], reason)
+                continue
+            own = next(
+                (places[p] for p, n in signature if n * len(members) == self.shapes[places[p][0]][places[p][1]]), place
+            )
+            used[own[0]] += 1
+            name = own[0] if used[own[0]] == 1 else f"{own[0]}#{used[own[0]]}"
+            if len(members) == 1:
+                self.frozen[name] = "all of its channels can only go together"
+            else:
+                self._group_of[free] = len(self.groups)
+                self.groups[name] = self._group(name, [places[p] for p, _ in signature], free, inexact, grouped)
+
+    def _group(
+        self, name: str, places: Iterable[tuple[str, int]], members: Ids, inexact: Reasons, grouped: set[int]
+    ) -> Group:
+        own = [(place, self.trace.labels[place[0]][place[1]]) for place in places]
+        activations = []
+        for tap in self.trace.taps.values():
+            if tap.dim is not None:
+                index = self._index(tap.ids, members)
+                if index is not None:
+                    activations.append(Activation(tap.module, tap.dim, index))
+        doubtful = members[inexact.known(members)]
+        return Group(
+            name=name,
+            members=tuple(
+                Member(tensor, dim, self._index(ids, members), (tensor, dim) in self.trace.consumed)  # type: ignore[arg-type]
+                for (tensor, dim), ids in own
+            ),
+            activations=tuple(activations),
+            inexact=inexact.of(int(doubtful[0])) if doubtful.size else None,
+            least=1 if grouped.isdisjoint(members.tolist()) else 2,
+        )
+
+    def _index(self, ids: Ids, members: Ids) -> Tensor | None:
+        """Where ``ids`` belong to each of ``members``, (units, indices a unit); None where units differ in number."""
+        owner = np.where(ids == FIXED, FIXED, self.kin.units[ids])
+        rank = np.searchsorted(members, owner)
+        rank[rank == len(members)] = 0
+        positions = np.flatnonzero(members[rank] == owner)
+        counts = np.bincount(rank[positions], minlength=len(members))
+        if counts[0] == 0 or (counts != counts[0]).any():
+            return None
+        order = np.argsort(owner[positions], kind="stable")
+        return torch.from_numpy(positions[order].reshape(len(members), -1))
+
+    def linear(self, ids: Ids) -> LinearDim:
+        """The size of a dimension with the channels ``ids``."""
+        known = self._linear.get(id(ids))
+        if known is None:
+            owners = self._group_of[self.kin.units[ids[ids != FIXED]]]
+            counts = np.bincount(owners[owners >= 0], minlength=len(self._sizes)) / self._sizes
+            known = LinearDim(len(ids), {self._names[g]: float(counts[g]) for g in np.flatnonzero(counts)})
+            self._linear[id(ids)] = known  # the trace keeps `ids` alive
+        return known
+
+    def dims(self, shape: tuple[int, ...], labels: Labels) -> tuple[LinearDim, ...]:
+        """The sizes of a shape whose dimensions carry ``labels``."""
+        return tuple(
+            LinearDim(size, {}) if ids is None else self.linear(ids) for ids, size in zip(labels, shape, strict=True)
+        )
+
+    def resolved(self, expression: Expression) -> Expression:
+        """``expression`` in terms of the widths of groups."""
+
+        def leaf(part: Expression) -> Expression:
+            return self.linear(part.ids) if isinstance(part, SizeOf) else part
+
+        return rewritten(expression, leaf)

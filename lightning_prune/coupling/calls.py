@@ -1,0 +1,92 @@
+"""The numbers that a forward pass reads from shapes and hands to operations, seen where Python still knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lightning_prune.coupling.numbers import SizeOf
+from lightning_prune.coupling.trace import Tracer
+
+_MAKERS = {
+    *("zeros", "ones", "empty", "full", "rand", "randn"),
+    *("new_zeros", "new_ones", "new_empty", "new_full"),
+}
+_SHAPE, _SIZE = Tensor.shape.__get__, Tensor.size  # type: ignore[attr-defined]
+
+
+class Sizes(tuple[int, ...]):
+    """A shape whose entries may be numbers that know where they come from; ``torch.Size`` drops them."""
+
+    def numel(self) -> int:
+        """The product."""
+        product: int = 1
+        for size in self:
+            product = size * product
+        return product
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return Sizes(found) if isinstance(index, slice) else found
+
+
+class Calls(TorchFunctionMode):
+    """Hands out shapes with a memory, and tells ``tracer`` which numbers an operation was called with."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func``."""
+        kwargs = kwargs or {}
+        if func == _SHAPE:
+            return self._shape(args[0])
+        if func == _SIZE:
+            shape = self._shape(args[0])
+            dim = args[1] if len(args) > 1 else kwargs.get("dim")
+            return shape if dim is None else shape[dim]
+        if func is F.multi_head_attention_forward:
+            return self._attention(func, args, kwargs)
+        self.tracer.given = [number for value in (args, kwargs) for number in _numbers(value)]
+        try:
+            out = func(*args, **kwargs)
+            if self.tracer.given and isinstance(out, Tensor) and getattr(func, "__name__", "") in _MAKERS:
+                self.tracer.label_by_numbers(out)
+            return out
+        finally:
+            self.tracer.given = []
+
+    def _shape(self, tensor: Tensor) -> Any:
+        shape = tensor.shape
+        sizes = [self.tracer.size(tensor, dim) for dim in range(len(shape))]
+        if not any(isinstance(size, SizeOf) for size in sizes):
+            return shape
+        return Sizes(self.tracer.number(tensor, dim) for dim in range(len(shape)))
+
+    def _attention(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The numbers inside PyTorch's attention cannot be seen, but they are known."""
+        query, out_proj = args[0], args[11]
+        out = func(*args, **kwargs)
+        self.tracer.trace.book.equate(self.tracer.number(out_proj, 1), self.tracer.number(query, query.dim() - 1))
+        return out
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    """Whole numbers inside the arguments of a call, in order."""
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _numbers(item)
+    elif isinstance(value, slice):
+        yield from _numbers((value.start, value.stop))

@@ -1,0 +1,110 @@
+"""Units that are alike: they live in the same dimensions of the same tensors, and so can stand in for each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightning_prune.coupling.numbers import Equation, SizeOf
+from lightning_prune.coupling.slots import FIXED, Ids
+from lightning_prune.coupling.trace import Trace
+
+Signature = tuple[tuple[int, int], ...]  # (place, how many indices a unit owns there), in the order of the tensors
+
+
+@dataclass(frozen=True)
+class Kindred:
+    """The units of a trace and their families.
+
+    Attributes:
+        units: The unit of every slot.
+        places: (tensor, dimension) of every label of a parameter or buffer.
+        families: (signature, its units, ascending), in the order of the network's tensors, which no removal changes.
+        family_of: The number of the family of every unit.
+    """
+
+    units: Ids
+    places: list[tuple[str, int]]
+    families: list[tuple[Signature, Ids]]
+    family_of: Ids
+
+
+def settle(trace: Trace) -> tuple[Kindred, list[Equation]]:
+    """Resolve the ties of ``trace``, and find which balances leave their rows a choice.
+
+    The rows of a balance have to lose equally many channels. Where they belong to different families, each chooses its
+    own, and only the count is common: an equation. Within a family, row by row the same positions go, which is a tie.
+    """
+    balances = {tuple(row.tobytes() for row in rows): (rows, where) for rows, where in trace.balances}
+    while True:
+        kin = _kindred(trace)
+        frozen = trace.slots.frozen_units(kin.units)
+        tied = False
+        equations = []
+        for rows, where in balances.values():
+            distinct = _distinct(kin, rows)
+            if len(distinct) == 1:
+                continue
+            if all((row != FIXED).all() and not frozen.known(kin.units[row]).any() for row in distinct) and _apart(
+                kin, distinct
+            ):
+                equations += [Equation(SizeOf(row), SizeOf(distinct[0]), where) for row in distinct[1:]]
+                continue
+            tied = True
+            for row in distinct[1:]:
+                trace.slots.tie(distinct[0], row, "meets a tensor whose size is fixed")
+        if not tied:
+            return kin, equations
+
+
+def _distinct(kin: Kindred, rows: list[Ids]) -> list[Ids]:
+    """Rows that do not consist of the same units in the same order."""
+    found: dict[bytes, Ids] = {}
+    for row in rows:
+        found.setdefault(np.where(row == FIXED, FIXED, kin.units[row]).tobytes(), row)
+    return list(found.values())
+
+
+def _apart(kin: Kindred, rows: list[Ids]) -> bool:
+    """Whether no family has units in two of ``rows``."""
+    families = [np.unique(kin.family_of[kin.units[row]]) for row in rows]
+    return len(np.unique(np.concatenate(families))) == sum(map(len, families))
+
+
+def _kindred(trace: Trace) -> Kindred:
+    units = trace.slots.units()
+    places = [(name, dim) for name, labels in trace.labels.items() for dim, ids in enumerate(labels) if ids is not None]
+    labels = [trace.labels[name][dim] for name, dim in places]
+    family_of = np.full(trace.slots.count, -1, dtype=np.int64)
+    if not places:
+        return Kindred(units, places, [], family_of)
+    owner = np.concatenate([units[ids] for ids in labels])  # type: ignore[index]
+    place = np.repeat(np.arange(len(places)), [len(ids) for ids in labels])  # type: ignore[arg-type]
+    pairs, counts = np.unique(owner * len(places) + place, return_counts=True)
+    owner, place = np.divmod(pairs, len(places))
+    starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
+    sums = np.add.reduceat(_scattered(place, counts), starts, axis=0)
+    _, first, family = np.unique(sums, axis=0, return_index=True, return_inverse=True)
+    stops = np.r_[starts[1:], owner.size]
+    signatures = [
+        tuple(zip(place[a:b].tolist(), counts[a:b].tolist(), strict=True))
+        for a, b in zip(starts[first], stops[first], strict=True)
+    ]
+    members = np.split(owner[starts][np.argsort(family, kind="stable")], np.cumsum(np.bincount(family.ravel()))[:-1])
+    families = sorted(zip(signatures, members, strict=True), key=lambda entry: entry[0])
+    for number, (_, own) in enumerate(families):
+        family_of[own] = number
+    return Kindred(units, places, families, family_of)
+
+
+def _scattered(place: Ids, counts: Ids) -> Ids:
+    """Two hashes of 64 bits of (place, count), shape (n, 2), whose sums tell signatures apart."""
+    keys = place.astype(np.uint64) << np.uint64(32) | counts.astype(np.uint64)
+    columns = []
+    for seed in (0x9E3779B97F4A7C15, 0xD1B54A32D192ED03):  # splitmix64
+        z = keys * np.uint64(2) + np.uint64(seed)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        columns.append((z ^ (z >> np.uint64(31))).view(np.int64))
+    return np.stack(columns, axis=1)
