@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,19 +12,19 @@ from torch.optim import Optimizer
 
 from lightning_prune.budgets import Budget, BudgetError
 from lightning_prune.bundles import stay_together
-from lightning_prune.coupling import Coupling, Example, Group, analyse, named_tensors, run_on_copy
+from lightning_prune.coupling import Coupling, Example, Group, analyse, named_tensors
 from lightning_prune.coupling.trace import UNUSED
 from lightning_prune.criteria import CannotScoreError, Criterion, Scoring
 from lightning_prune.granularity import Channels
-from lightning_prune.measure import Size, count_macs
-from lightning_prune.plan import Plan, plan_removal, select
+from lightning_prune.measure import Size
+from lightning_prune.plan import Plan, plan_removal, rescaled, select
 from lightning_prune.pruner import Pruner, check_finite, nonzero_in
 from lightning_prune.ranking import isomorphism_classes
 from lightning_prune.report import Report
 from lightning_prune.scope import Scope
 from lightning_prune.spaces import ChannelSpace, Original
 from lightning_prune.surgery import apply_plan
-from lightning_prune.verify import failing_groups
+from lightning_prune.verify import Trial, try_widths
 
 
 class ChannelPruner(Pruner):
@@ -51,6 +51,7 @@ class ChannelPruner(Pruner):
         self.blocked: dict[str, str] = {}
         self.groups: frozenset[str] = frozenset()  # what is ranked, known from `prepare` on
         self._coupling: Coupling | None = None
+        self._trial: tuple[Coupling, tuple[tuple[str, int], ...], Trial] | None = None
 
     def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
         """Analyse the network, try the final widths on a copy, and hook what has to be observed."""
@@ -88,19 +89,22 @@ class ChannelPruner(Pruner):
         left_out = reasons.keys() | self.blocked.keys()
         scores = {n: self.criterion.score_units(g, scoring) for n, g in groups.items() if n not in left_out}
         check_finite(self.criterion, scores)
-        kept, removed, plan = self._choose(model, example, scores, fraction)
-        assert example is not None
-        before, after = _sizes(model, example, coupling, plan)
+        choice = self._choose(model, example, scores, fraction)
+        before, after = _sizes(model, coupling, choice)
         return Report(
-            plan=plan,
+            plan=choice.plan,
             before=before,
             after=after,
             sparsity=1 - after.params / self.origin.params,
             fraction=fraction,
-            widths={name: (groups[name].size, kept[name]) for name in kept},
+            widths={name: (groups[name].size, kept) for name, kept in choice.kept.items()},
             scores=scores,
             frozen={**coupling.frozen, **self._space(coupling, scores).settled, **reasons, **self.blocked},
-            inexact={n: g.inexact for n, g in groups.items() if g.inexact and n in removed and removed[n].any()},
+            inexact={
+                name: groups[name].inexact or choice.inexact[name]
+                for name, units in choice.removed.items()
+                if units.any() and (groups[name].inexact or name in choice.inexact)
+            },
         )
 
     @property
@@ -136,7 +140,7 @@ class ChannelPruner(Pruner):
         example: Example | None,
         scores: Mapping[str, Tensor],
         fraction: float,
-    ) -> tuple[dict[str, int], dict[str, Tensor], Plan]:
+    ) -> _Choice:
         """Widths, removed units and plan that meet the budget and run; groups that break the network are blocked."""
         coupling = self.coupling(model, example)
         assert example is not None
@@ -144,10 +148,18 @@ class ChannelPruner(Pruner):
             space = self._space(coupling, scores)
             kept = {n: min(k, space.now[n]) for n, k in self.budget.keep_units(space, fraction).items()}
             removed = space.lowest(kept)
-            failing = failing_groups(model, example, coupling, removed)
-            if not failing:
-                return kept, removed, plan_removal(removed, coupling)
-            self.blocked = stay_together(coupling, {**self.blocked, **failing})
+            trial = self._tried(model, example, coupling, removed)
+            if not trial.failing:
+                plan, inexact = rescaled(plan_removal(removed, coupling), coupling, trial.scalars)
+                return _Choice(kept, removed, plan, inexact)
+            self.blocked = stay_together(coupling, {**self.blocked, **trial.failing})
+
+    def _tried(self, model: nn.Module, example: Example, coupling: Coupling, removed: Mapping[str, Tensor]) -> Trial:
+        """A trial of these widths, made once: it does not matter to the shapes which units go."""
+        widths = tuple((name, int(units.sum())) for name, units in removed.items())
+        if self._trial is None or self._trial[0] is not coupling or self._trial[1] != widths:
+            self._trial = coupling, widths, try_widths(model, example, coupling, removed)
+        return self._trial[2]
 
     def _space(self, coupling: Coupling, scores: Mapping[str, Tensor]) -> ChannelSpace:
         assert self.origin is not None
@@ -180,18 +192,24 @@ class ChannelPruner(Pruner):
         self.blocked = dict(state["blocked"])
 
 
-def _sizes(model: nn.Module, example: Example, coupling: Coupling, plan: Plan) -> tuple[Size, Size]:
-    """What the network costs now, and with ``plan`` carried out on a copy."""
+@dataclass(frozen=True)
+class _Choice:
+    """Units kept in every group, the ones that go, the plan that carries it out, and where that is not exact."""
+
+    kept: Mapping[str, int]
+    removed: Mapping[str, Tensor]
+    plan: Plan
+    inexact: Mapping[str, str]
+
+
+def _sizes(model: nn.Module, coupling: Coupling, choice: _Choice) -> tuple[Size, Size]:
+    """What the network costs now, and with the choice carried out."""
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    kept = {name: select(tensor, plan.keep.get(name, {})) for name, tensor in parameters.items()}
-
-    def macs_after(copy: nn.Module, inputs: Example) -> int:
-        apply_plan(copy, plan)
-        return count_macs(copy, inputs)
-
+    kept = {name: select(tensor, choice.plan.keep.get(name, {})) for name, tensor in parameters.items()}
+    gone = {name: int(units.sum()) for name, units in choice.removed.items()}
     return (
-        Size(_numel(parameters), nonzero_in(parameters.values()), count_macs(model, example)),
-        Size(_numel(kept), nonzero_in(kept.values()), run_on_copy(model, example, macs_after, coupling.on_meta)),
+        Size(_numel(parameters), nonzero_in(parameters.values()), round(coupling.macs_after({}))),
+        Size(_numel(kept), nonzero_in(kept.values()), round(coupling.macs_after(gone))),
     )
 
 

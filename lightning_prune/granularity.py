@@ -33,8 +33,8 @@ class Channels(Granularity):
             structures (residual streams, hidden layers, heads) are distributed differently.
         aggregate: How the scores of a unit in each of the coupled tensors become one (the group reduction of Fang et
             al. 2023, 'DepGraph', in their code): their ``"sum"``, ``"mean"`` or ``"max"``, or the ``"first"``, that
-            of the layer that makes the channels. ``"sum"`` and ``"mean"`` rank alike wherever the criterion then
-            scales the group, as all of ours do.
+            of the layer that makes the channels. ``"sum"`` and ``"mean"`` rank alike where the criterion then brings
+            groups to one scale, as those of this package do.
 
     Raises:
         ValueError: If ``round_to`` or ``min_width`` is below 1, or another argument is none of its words.

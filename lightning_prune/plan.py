@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ class Plan:
         keep: Tensor name -> dimension -> surviving indices (int64, ascending). Physical removal.
         masks: Parameter name -> bool mask of its shape, True where the weight survives.
         attributes: Module name -> attribute -> value, for integers that modules keep and that have to follow.
+        scales: Tensor name -> dimension -> factor for every surviving index, for weights that make up for a scalar
+            which forward computes from a width.
 
     Example:
         >>> first = Plan(keep={"fc.weight": {0: torch.tensor([0, 2, 3])}})
@@ -32,6 +34,7 @@ class Plan:
     keep: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    scales: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         """Whether anything is removed or masked at all."""
@@ -47,7 +50,7 @@ class Plan:
         attributes = {name: dict(values) for name, values in self.attributes.items()}
         for name, values in later.attributes.items():
             attributes.setdefault(name, {}).update(values)
-        return Plan(keep, {**self.slice_masks(later), **later.masks}, attributes)
+        return Plan(keep, {**self.slice_masks(later), **later.masks}, attributes, _both_scales(self, later))
 
     def slice_masks(self, later: Plan) -> dict[str, Tensor]:
         """The masks of this plan in the shapes that ``later`` leaves."""
@@ -59,12 +62,30 @@ class Plan:
             "keep": {name: dict(dims) for name, dims in self.keep.items()},
             "masks": dict(self.masks),
             "attributes": {name: dict(values) for name, values in self.attributes.items()},
+            "scales": {name: dict(dims) for name, dims in self.scales.items()},
         }
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Plan:
         """The plan that ``to_dict`` wrote."""
-        return cls(state["keep"], state["masks"], state.get("attributes", {}))
+        return cls(state["keep"], state["masks"], state.get("attributes", {}), state.get("scales", {}))
+
+
+def _both_scales(first: Plan, later: Plan) -> dict[str, dict[int, Tensor]]:
+    """The factors of two plans in the shapes that the later one leaves."""
+    scales = _kept_factors(first.scales, later)
+    for name, dims in later.scales.items():
+        own = scales.setdefault(name, {})
+        own.update({dim: factors * own[dim] if dim in own else factors for dim, factors in dims.items()})
+    return scales
+
+
+def _kept_factors(factors: Mapping[str, Mapping[int, Tensor]], plan: Plan) -> dict[str, dict[int, Tensor]]:
+    """The factors of the indices that ``plan`` keeps."""
+    return {
+        name: {dim: values[plan.keep.get(name, {}).get(dim, slice(None))] for dim, values in dims.items()}
+        for name, dims in factors.items()
+    }
 
 
 def select(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
@@ -98,6 +119,30 @@ def plan_removal(removed: Mapping[str, Tensor], coupling: Coupling) -> Plan:
         name: {dim: torch.nonzero(~mask).flatten() for dim, mask in sorted(dims.items())} for name, dims in gone.items()
     }
     return Plan(keep, attributes=_following(coupling, {name: int(units.sum()) for name, units in removed.items()}))
+
+
+def rescaled(plan: Plan, coupling: Coupling, scalars: Sequence[float]) -> tuple[Plan, dict[str, str]]:
+    """``plan`` with weights that make up for changed scalars, and the groups for which none can: name -> reason.
+
+    Args:
+        plan: What is kept.
+        coupling: The network as it is now.
+        scalars: What the scalars of ``coupling`` are in the smaller network.
+    """
+    factors: dict[str, dict[int, Tensor]] = {}
+    inexact: dict[str, str] = {}
+    for before, after in zip(coupling.scalars, scalars, strict=False):
+        if not after or abs(before.value / after - 1) < 1e-9:
+            continue
+        for name, (dim, index) in before.rows.items():
+            ones = torch.ones(coupling.shapes[name][dim], dtype=torch.float64)
+            own = factors.setdefault(name, {}).setdefault(dim, ones)
+            own[index] *= (before.value / after) ** (1 / before.power)
+        if not before.rows:
+            where = f"{before.where!r}: " if before.where else ""
+            reason = f"{where}forward multiplies by a number that follows the width"
+            inexact.update(dict.fromkeys(before.groups, reason))
+    return replace(plan, scales=_kept_factors(factors, plan)), inexact
 
 
 def _following(coupling: Coupling, removed: Mapping[str, int]) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
 
 import torch
 from torch import Tensor
@@ -43,7 +42,7 @@ class Original:
         """Take the network as it is now for the original; of all its groups, or of those named."""
         units = {name: coupling.groups[name].size for name in (coupling.groups if groups is None else groups)}
         quantum = {name: given for b in coupling.bundles for name, given in b.quantum.items() if name in units}
-        return cls(_params(coupling, {}), _macs(coupling, {}), units, dict(classes or {}), quantum)
+        return cls(coupling.params_after({}), coupling.macs_after({}), units, dict(classes or {}), quantum)
 
 
 @dataclass(frozen=True)
@@ -170,11 +169,11 @@ class ChannelSpace:
 
     def params(self, kept: Mapping[str, int]) -> float:
         """Parameters of the network with so many units kept in each group."""
-        return _params(self.coupling, self._removed(kept))
+        return self.coupling.params_after(self._removed(kept))
 
     def macs(self, kept: Mapping[str, int]) -> float:
         """Multiply-accumulates of one example with so many units kept in each group."""
-        return _macs(self.coupling, self._removed(kept))
+        return self.coupling.macs_after(self._removed(kept))
 
     def lowest(self, kept: Mapping[str, int]) -> dict[str, Tensor]:
         """Group name -> bool tensor (units,), True for the lowest-scored units beyond those kept."""
@@ -252,11 +251,3 @@ class WeightSpace:
     def maskable(self) -> int:
         """How many can be masked with one left in every parameter."""
         return sum(self.sizes.values()) - len(self.sizes)
-
-
-def _params(coupling: Coupling, removed: Mapping[str, int]) -> float:
-    return sum(prod(dim.after(removed) for dim in dims) for dims in coupling.param_dims.values())
-
-
-def _macs(coupling: Coupling, removed: Mapping[str, int]) -> float:
-    return sum(constant * prod(dim.after(removed) for dim in dims) for constant, dims in coupling.mac_terms)

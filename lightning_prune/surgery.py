@@ -32,6 +32,10 @@ def apply_plan(module: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = 
     states = [optimizer.state for optimizer in optimizers]
     for name, dims in plan.keep.items():
         _slice_tensor(tensors[name], dims, states)
+    for name, dims in plan.scales.items():
+        for dim, factors in dims.items():
+            shape = [-1 if d == dim else 1 for d in range(tensors[name].dim())]
+            tensors[name].data.mul_(factors.to(tensors[name]).view(shape))
     set_attributes(module, plan.attributes)
     changed = {id(tensors[name]) for name in plan.keep}
     for owner in module.modules():

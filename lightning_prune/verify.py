@@ -1,28 +1,43 @@
-"""Try a plan on a copy before the real network is touched."""
+"""Try widths on a copy before the real network is touched."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune.coupling import Coupling, Example, run_on_copy
 from lightning_prune.coupling.rules_shape import is_sized
+from lightning_prune.coupling.scaling import scalar_of
 from lightning_prune.coupling.trace import tensors_in
-from lightning_prune.plan import Plan, plan_removal
+from lightning_prune.plan import plan_removal
 from lightning_prune.surgery import apply_plan
 
 
-def failing_groups(
-    model: nn.Module, example: Example, coupling: Coupling, removed: Mapping[str, Tensor]
-) -> dict[str, str]:
-    """Which groups cannot be pruned as planned, and the error that the forward pass then raises.
+@dataclass(frozen=True)
+class Trial:
+    """What became of an attempt.
 
-    The exact plan runs on a copy, in eval and in train mode. The outputs must keep their shapes, and every reshape must
-    give the shape that the analysis foresees: a ``-1`` beside a number written in the code takes what is left, which
-    would run, with channels in the wrong places. On failure the groups at fault are found by bisection.
+    Attributes:
+        failing: Group name -> why it cannot be pruned, for the groups without which the others can.
+        scalars: The scalars that the smaller network multiplies by, in the order of ``Coupling.scalars``; empty where
+            its passes cannot be compared.
+    """
+
+    failing: Mapping[str, str]
+    scalars: tuple[float, ...]
+
+
+def try_widths(model: nn.Module, example: Example, coupling: Coupling, removed: Mapping[str, Tensor]) -> Trial:
+    """Run the network as it would be on a copy, in eval and in train mode, and find the groups that break it.
+
+    The outputs must keep their shapes, and every reshape, slice and split must give the shape that the analysis
+    foresees: a ``-1`` beside a number written in the code takes what is left, which would run, with channels in the
+    wrong places. What is foreseen also tells which groups are at fault; where it does not, bisection does.
 
     Args:
         model: The network; it is not touched.
@@ -30,76 +45,127 @@ def failing_groups(
         coupling: Its analysis.
         removed: Group name -> bool tensor (units,), True where the unit goes.
     """
-    expected, _ = _shapes(model, example, coupling, Plan())
+    bundle_of = {name: tuple(bundle.quantum) for bundle in coupling.bundles for name in bundle.quantum}
+    active = [name for name, units in removed.items() if units.any()]
+    blamed: dict[str, str] = {}
 
-    def failure(names: list[str]) -> str | None:
-        plan = plan_removal({name: removed[name] for name in names}, coupling)
-        try:
-            found, reshapes = _shapes(model, example, coupling, plan)
-        except Exception as error:
-            return f"without it the forward pass fails: {str(error).splitlines()[0] if str(error) else error!r}"
-        if found != expected:
-            return "without it the shapes of the outputs change"
-        return _wrong_reshape(coupling, {name: int(removed[name].sum()) for name in names}, reshapes)
+    def attempt(names: Iterable[str]) -> _Attempt:
+        return _attempt(model, example, coupling, {name: removed[name] for name in names})
 
-    return _culprits([name for name, units in removed.items() if units.any()], failure)
+    while (last := attempt(active)).error is not None:
+        named = {mate for name in last.suspects for mate in bundle_of.get(name, (name,))} & set(active)
+        culprits = dict.fromkeys(sorted(named), last.error) if named else _bisected(active, bundle_of, attempt)
+        blamed.update(culprits)
+        active = [name for name in active if name not in culprits]
+        if not culprits:  # each half works and the whole does not
+            blamed.update(dict.fromkeys(active, last.error))
+            active = []
+    return Trial(blamed, last.scalars)
 
 
-def _culprits(names: list[str], failure: Callable[[list[str]], str | None]) -> dict[str, str]:
+def _bisected(names: list[str], bundle_of: Mapping[str, tuple[str, ...]], attempt: Any) -> dict[str, str]:
     """The members of ``names`` without which the rest works together."""
+    parts = list(dict.fromkeys(tuple(m for m in bundle_of.get(name, (name,)) if m in names) for name in names))
     accepted: list[str] = []
     blamed: dict[str, str] = {}
 
-    def search(part: list[str]) -> None:
-        reason = failure([*accepted, *part])
-        if reason is None:
-            accepted.extend(part)
-        elif len(part) == 1:
-            blamed[part[0]] = reason
+    def search(some: list[tuple[str, ...]]) -> None:
+        inside = [name for part in some for name in part]
+        error = attempt([*accepted, *inside]).error
+        if error is None:
+            accepted.extend(inside)
+        elif len(some) == 1:
+            blamed.update(dict.fromkeys(inside, error))
         else:
-            search(part[: len(part) // 2])
-            search(part[len(part) // 2 :])
+            search(some[: len(some) // 2])
+            search(some[len(some) // 2 :])
 
-    search(names)
+    search(parts)
     return blamed
 
 
-class _Reshapes(TorchDispatchMode):
-    """Notes the shape that every reshape gives."""
+@dataclass(frozen=True)
+class _Attempt:
+    error: str | None
+    suspects: tuple[str, ...] = ()
+    scalars: tuple[float, ...] = ()
+
+
+class _Watch(TorchDispatchMode):
+    """Notes the shapes that operations with foreseen sizes give, and the scalars that tensors are multiplied by."""
 
     def __init__(self) -> None:
         super().__init__()
         self.shapes: list[tuple[int, ...]] = []
+        self.scalars: list[float] = []
+        self.failed_in_sized = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        sized = is_sized(func)
+        self.failed_in_sized = sized
         out = func(*args, **(kwargs or {}))
-        if is_sized(func):
+        self.failed_in_sized = False
+        if sized:
             self.shapes += [tuple(tensor.shape) for tensor in tensors_in(out)]
+        scalar = scalar_of(func, args)
+        if scalar is not None:
+            self.scalars.append(scalar)
         return out
 
 
-def _wrong_reshape(coupling: Coupling, gone: Mapping[str, int], found: list[tuple[int, ...]]) -> str | None:
-    if len(found) != len(coupling.sizes):  # control flow that reads values went another way
-        return None
-    for dims, shape in zip(coupling.sizes, found, strict=True):
-        due = tuple(round(dim.after(gone)) for dim in dims)
-        if dims and due != shape:
-            return f"without it a reshape gives {shape} instead of {due}: is a number written in the code?"
+def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Mapping[str, Tensor]) -> _Attempt:
+    plan = plan_removal(removed, coupling)
+    gone = {name: int(units.sum()) for name, units in removed.items()}
+
+    def use(copy: nn.Module, inputs: Example) -> _Attempt:
+        apply_plan(copy, plan)
+        watch = _Watch()
+        try:
+            with watch:
+                outputs = [inputs.run(copy.eval())]
+                if coupling.trains:
+                    outputs.append(inputs.run(copy.train()))
+        except Exception as error:
+            said = str(error).splitlines()[0] if str(error) else repr(error)
+            wrong = _unforeseen(coupling, gone, watch.shapes)
+            here = _groups_at(coupling, len(watch.shapes)) if watch.failed_in_sized else ()
+            return _Attempt(f"without it the forward pass fails: {said}", wrong[1] if wrong else here)
+        if not _same_shapes(coupling, [tensor.shape for tensor in tensors_in(outputs)]):
+            return _Attempt("without it the shapes of the outputs change")
+        comparable = len(watch.shapes) == len(coupling.sizes)  # else control flow that reads values went another way
+        wrong = _unforeseen(coupling, gone, watch.shapes) if comparable else None
+        if wrong:
+            return _Attempt(*wrong)
+        return _Attempt(None, scalars=tuple(watch.scalars))
+
+    attempt: _Attempt = run_on_copy(model, example, use, coupling.on_meta)
+    return attempt
+
+
+def _same_shapes(coupling: Coupling, found: list[torch.Size]) -> bool:
+    """Whether the outputs have their old shapes; how many objects a detector finds is no matter of its shape."""
+    old = coupling.outputs
+    if coupling.on_meta:
+        return [tuple(shape) for shape in found] == list(old)
+    return len(found) == len(old) and all(
+        len(a) == len(b) and tuple(a[1:]) == tuple(b[1:]) for a, b in zip(found, old, strict=True)
+    )
+
+
+def _unforeseen(
+    coupling: Coupling, gone: Mapping[str, int], found: list[tuple[int, ...]]
+) -> tuple[str, tuple[str, ...]] | None:
+    """The first shape that is not what the analysis foresees, and the groups that it has to do with."""
+    for number, (site, shape) in enumerate(zip(coupling.sizes, found, strict=False)):
+        due = tuple(round(dim.after(gone)) for dim in site.dims)
+        if site.dims and due != shape:
+            where = f"{site.where!r}: " if site.where else ""
+            said = f"{where}forward gives the shape {shape} instead of {due}: is a number written in the code?"
+            return said, _groups_at(coupling, number)
     return None
 
 
-def _shapes(
-    model: nn.Module, example: Example, coupling: Coupling, plan: Plan
-) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """Shapes of the outputs, and of what every reshape gives, in eval and in train mode."""
-
-    def use(copy: nn.Module, inputs: Example) -> Any:
-        apply_plan(copy, plan)
-        with _Reshapes() as reshapes:
-            outputs = [inputs.run(copy.eval())]
-            if coupling.trains:
-                outputs.append(inputs.run(copy.train()))
-        return [tuple(tensor.shape) for tensor in tensors_in(outputs)], reshapes.shapes
-
-    shapes: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] = run_on_copy(model, example, use, coupling.on_meta)
-    return shapes
+def _groups_at(coupling: Coupling, number: int) -> tuple[str, ...]:
+    if number >= len(coupling.sizes):
+        return ()
+    return tuple(name for dim in coupling.sizes[number].dims for name in dim.per_unit)

@@ -1,6 +1,6 @@
 import pytest
-
 from bundled import by_hand
+
 from lightning_prune.bundles import shrinking_together, stay_together
 
 COUPLING = by_hand({"a": 8, "b": 4, "c": 5, "d": 6, "e": 3}, ({"d": 2, "a": 1}, {"b": 1, "e": 3}))
@@ -15,7 +15,7 @@ def test_bundles_stand_where_their_first_group_does() -> None:
 
 @pytest.mark.parametrize("names", [["a", "b", "e"], ["c", "d"]], ids=str)
 def test_a_part_of_a_bundle_is_refused(names: list[str]) -> None:
-    with pytest.raises(ValueError, match="shrinks only together with '[ad]', which is not among"):
+    with pytest.raises(ValueError, match=r"shrinks only together with '[ad]', which is not among"):
         shrinking_together(COUPLING, names)
 
 

@@ -143,7 +143,11 @@ def test_widths_of_a_network(round_to: int, min_width: int, share: float, kept: 
             "leaves fewer channels than min_width=9 somewhere; at most share=0.1818 can go here",  # 1 + 3 of 22
         ),
         ({"min_width": 9}, MACs(keep=0.1), "Widen the scope, lower min_width or ask for less."),
-        ({"min_width": 9, "round_to": 2}, Params(0.1), "Widen the scope, lower round_to and min_width or ask for less."),
+        (
+            {"min_width": 9, "round_to": 2},
+            Params(0.1),
+            "Widen the scope, lower round_to and min_width or ask for less.",
+        ),
     ],
     ids=repr,
 )
@@ -187,7 +191,7 @@ def test_every_kind_gives_its_share() -> None:
         report = prune_once(net, image, granularity=Channels(ranking="isomorphic"), budget=budget, dry_run=True)
         widths = {name: after for name, (_, after) in report.widths.items()}
         hidden = 1 - (widths["up1.weight"] + widths["up2.weight"]) / 20
-        assert 0 < hidden
+        assert hidden > 0
         assert abs(hidden - (1 - widths["stem.weight"] / 6)) <= 1 / 6, budget
 
 
@@ -204,7 +208,11 @@ def test_classes_survive_a_checkpoint() -> None:
 
     first, second = pruner(), pruner()
     first.prepare(net, example)
-    assert first.origin.classes == {"stem.weight": "stem.weight", "up1.weight": "up1.weight", "up2.weight": "up1.weight"}
+    assert first.origin.classes == {
+        "stem.weight": "stem.weight",
+        "up1.weight": "up1.weight",
+        "up2.weight": "up1.weight",
+    }
     second.load_state_dict(first.state_dict())
     assert second.origin == first.origin
     assert {type(value) for value in first.state_dict()["origin"].values()} <= {dict, int, float}
@@ -272,7 +280,13 @@ def test_what_the_scope_leaves_out_keeps_its_bundle() -> None:
 @pytest.mark.usefixtures("tied")
 def test_what_the_criterion_cannot_score_keeps_its_bundle() -> None:
     net = nn.Sequential(
-        nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)
+        nn.Linear(3, 8),
+        nn.BatchNorm1d(8),
+        nn.Linear(8, 4),
+        nn.ReLU(),
+        nn.Linear(4, 5),
+        nn.BatchNorm1d(5),
+        nn.Linear(5, 2),
     )
     report = prune_once(net, INPUT, criterion=BatchNormScale())
     assert report.frozen["2.weight"] == "no batch norm with a scale stands behind these channels"

@@ -46,7 +46,8 @@ class Residual(nn.Module):
 def conv_net() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(3, 8, 3), Residual(8, 4, 3), nn.Conv2d(8, 6, 1), Residual(6, 9, 5, flipped=True),
-        nn.Conv2d(6, 10, 1), nn.BatchNorm2d(10), nn.Conv2d(10, 7, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(7, 2),
+        nn.Conv2d(6, 10, 1), nn.BatchNorm2d(10), nn.Conv2d(10, 7, 1), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(7, 2),
     )  # fmt: skip
 
 
@@ -75,7 +76,8 @@ def test_what_a_unit_owns_makes_a_kind() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Flatten(), nn.Linear(16, 2))
     pooled = nn.Sequential(nn.Conv2d(1, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     kinds = [
-        group_kind(each, analyse(each, Example.of(torch.zeros(2, 1, 2, 2))).groups["0.weight"]) for each in (net, pooled)
+        group_kind(each, analyse(each, Example.of(torch.zeros(2, 1, 2, 2))).groups["0.weight"])
+        for each in (net, pooled)
     ]
     assert kinds[0] != kinds[1]
     assert [sorted(entry[-1] for entry in kind) for kind in kinds] == [[1, 1, 4], [1, 1, 1]]

@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bundled import by_hand, space_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from bundled import by_hand, space_of
 from lightning_prune.coupling import Coupling, Example, Group, Member, analyse
 from lightning_prune.spaces import ChannelSpace, Original, WeightSpace
 
@@ -350,7 +350,7 @@ def test_costs_of_bundles() -> None:
 def test_a_part_of_a_bundle_cannot_be_ranked() -> None:
     coupling = by_hand({"stream": 8, "free": 4, "heads": 4}, (TIED,))
     space = space_of(coupling, {"stream": BUNDLED["stream"], "free": BUNDLED["free"]})
-    with pytest.raises(ValueError, match="^'stream' shrinks only together with 'heads', which is not among"):
+    with pytest.raises(ValueError, match=r"^'stream' shrinks only together with 'heads', which is not among"):
         space.floor  # noqa: B018
 
 
@@ -415,7 +415,9 @@ def test_groups_of_no_known_class_are_classes_of_their_own() -> None:
 def test_classes_differ_by_no_more_than_a_unit(sizes: list[int], kinds: list[str], count: int, data) -> None:
     names = [f"g{n}" for n in range(len(sizes))]
     coupling = by_hand(dict(zip(names, sizes, strict=True)))
-    scores = {n: data.draw(st.lists(st.floats(0, 1), min_size=s, max_size=s)) for n, s in zip(names, sizes, strict=True)}
+    scores = {
+        n: data.draw(st.lists(st.floats(0, 1), min_size=s, max_size=s)) for n, s in zip(names, sizes, strict=True)
+    }
     origin = Original.of(coupling, classes=dict(zip(names, kinds, strict=False)))
     space = space_of(coupling, scores, origin, ranking="isomorphic")
     kept = space.keep_after(count)

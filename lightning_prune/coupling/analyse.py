@@ -7,8 +7,13 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_prune.coupling import rules_index as _index
 from lightning_prune.coupling import rules_layers as _layers
+from lightning_prune.coupling import rules_math as _math
+from lightning_prune.coupling import rules_recurrent as _recurrent
+from lightning_prune.coupling import rules_reduce as _reduce
 from lightning_prune.coupling import rules_shape as _shape
+from lightning_prune.coupling import rules_vision as _vision
 from lightning_prune.coupling.build import build_coupling
 from lightning_prune.coupling.calls import Calls
 from lightning_prune.coupling.example import Example, run_on_copy
@@ -16,7 +21,7 @@ from lightning_prune.coupling.groups import Coupling
 from lightning_prune.coupling.rules import rule_of
 from lightning_prune.coupling.trace import Trace, Tracer, named_tensors, tensors_in
 
-_ = _layers, _shape  # imported for the rules that they register
+_ = _index, _layers, _math, _recurrent, _reduce, _shape, _vision  # imported for the rules that they register
 
 
 def analyse(model: nn.Module, example: Example) -> Coupling:
@@ -46,19 +51,20 @@ def _analyse_copy(copy: nn.Module, example: Example) -> Coupling:
     trace = Trace()
     trace.register(copy)
     trace.book.tag_attributes(copy)
-    _pass(trace, copy.eval(), example)
-    macs, sizes = list(trace.macs), list(trace.sizes)
+    outputs = _pass(trace, copy.eval(), example)
+    macs, sizes, scalars = list(trace.macs), list(trace.sizes), list(trace.scalars.found)
     try:
-        _pass(trace, copy.train(), example)
+        outputs += _pass(trace, copy.train(), example)
         trains = True
     except Exception:  # some networks want targets in train mode: then the eval pass has to be enough
         trains = False
-        trace.sizes = sizes
+        trace.sizes, trace.scalars.found = sizes, scalars
     trace.macs = [type(term)(term.constant / example.batch, term.dims) for term in macs]
-    return build_coupling(trace, copy, trains)
+    return build_coupling(trace, copy, trains, tuple(outputs))
 
 
-def _pass(trace: Trace, copy: nn.Module, example: Example) -> None:
+def _pass(trace: Trace, copy: nn.Module, example: Example) -> list[tuple[int, ...]]:
+    """Follow one forward pass; return the shapes of its outputs."""
     tracer = Tracer(trace, copy, rule_of)
     running: list[str] = []
 
@@ -83,3 +89,4 @@ def _pass(trace: Trace, copy: nn.Module, example: Example) -> None:
             handle.remove()
     for tensor in tensors_in(outputs):
         tracer.freeze(tensor, "output of the network")
+    return [tuple(tensor.shape) for tensor in tensors_in(outputs)]

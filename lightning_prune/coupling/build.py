@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling.bundles import bundled, known_attributes
-from lightning_prune.coupling.groups import Activation, Coupling, Group, Member
+from lightning_prune.coupling.groups import Activation, Coupling, Group, Member, Site, WidthScalar
 from lightning_prune.coupling.kindred import Kindred, settle
 from lightning_prune.coupling.numbers import Equation, Expression, LinearDim, SizeOf, rewritten
 from lightning_prune.coupling.slots import FIXED, Ids, Reasons
 from lightning_prune.coupling.trace import KERNEL, UNUSED, Labels, Trace, named_tensors
 
 
-def build_coupling(trace: Trace, module: nn.Module, trains: bool) -> Coupling:
+def build_coupling(
+    trace: Trace, module: nn.Module, trains: bool, outputs: tuple[tuple[int, ...], ...] = ()
+) -> Coupling:
     """Resolve the slots of ``trace``, which has seen ``module``, into groups."""
     for name, labels in trace.labels.items():
         if name not in trace.reached:
@@ -46,10 +48,12 @@ def build_coupling(trace: Trace, module: nn.Module, trains: bool) -> Coupling:
         mac_terms=tuple((term.constant, tuple(builder.linear(ids) for ids in term.dims)) for term in trace.macs),
         on_meta=all(tensor.is_meta for _, tensor in named_tensors(module)),
         trains=trains,
+        outputs=outputs,
         sizes=tuple(
-            builder.dims(shape, labels) if any(ids is not None for ids in labels) else ()
-            for shape, labels in trace.sizes
+            Site(where, builder.dims(shape, labels) if any(ids is not None for ids in labels) else ())
+            for where, shape, labels in trace.sizes
         ),
+        scalars=tuple(builder.scalar(number) for number, found in enumerate(trace.scalars.found) if found.run == 1),
         bundles=bundles,
         attributes=attributes,
     )
@@ -144,6 +148,22 @@ class _Builder:
         return tuple(
             LinearDim(size, {}) if ids is None else self.linear(ids) for ids, size in zip(labels, shape, strict=True)
         )
+
+    def scalar(self, number: int) -> WidthScalar:
+        """A scalar of the passes, and the weights that can take up its change."""
+        found = self.trace.scalars.found[number]
+        rows: dict[str, tuple[int, Tensor]] = {}
+        if found.origin is not None and not self.trace.scalars.leaked(number):
+            weight, *biases = found.origin.tensors
+            dim, start = next(
+                (dim, ids[0])
+                for dim, ids in enumerate(self.trace.labels[weight])
+                if ids is not None and np.isin(found.origin.ids, ids).all()
+            )
+            index = torch.from_numpy(np.sort(found.origin.ids - start))
+            rows = {weight: (dim, index), **{bias: (0, index) for bias in biases}}
+        power = found.origin.power if found.origin is not None else 1
+        return WidthScalar(found.value, rows, power, tuple(self.linear(found.widths).per_unit), found.where)
 
     def resolved(self, expression: Expression) -> Expression:
         """``expression`` in terms of the widths of groups."""

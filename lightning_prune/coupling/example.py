@@ -23,26 +23,69 @@ class Example:
     Attributes:
         args: Positional arguments.
         kwargs: Keyword arguments.
-        batch: Number of examples in them, 1 where the tensors share no leading dimension.
+        batch: Number of examples in them, 1 where nothing in them is a batch.
+        listed: Whether the batch is a list with an entry for each example, as detection networks take it.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     batch: int
+    listed: bool = False
 
     @classmethod
-    def of(cls, inputs: Any) -> Example:
+    def of(cls, inputs: Any, model: nn.Module | None = None) -> Example:
         """A tuple is positional, a dict is keyword, anything else is the one argument.
 
-        Batches are cut or repeated to two examples: the least that batch norm takes in train mode.
+        Batches are cut or repeated to two examples: the least that batch norm takes in train mode. A batch is a list of
+        images (of any sizes) or of dicts, or else the leading dimension that all tensors share.
+
+        Args:
+            inputs: What the forward receives.
+            model: If given, inputs that it refuses when they are cut stay as they are: one example without a batch.
+
+        Example:
+            >>> Example.of(torch.zeros(32, 3, 8, 8)).args[0].shape
+            torch.Size([2, 3, 8, 8])
+            >>> len(Example.of([torch.zeros(3, 8, 8)]).args[0])
+            2
+            >>> Example.of(torch.zeros(3, 8, 8), nn.Conv2d(3, 1, 1)).args[0].shape
+            torch.Size([3, 8, 8])
         """
-        leaves = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
-        sizes = {leaf.shape[0] for leaf in leaves if leaf.dim() > 0}
-        batched = len(sizes) == 1 and any(leaf.dim() > 1 for leaf in leaves)
-        if batched:
-            inputs = tree_map(lambda leaf: _two(leaf) if isinstance(leaf, Tensor) and leaf.dim() > 0 else leaf, inputs)
         args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
-        return cls(args, inputs if isinstance(inputs, dict) else {}, 2 if batched else 1)
+        given = cls(args, inputs if isinstance(inputs, dict) else {}, 1)
+        candidates = [*given._batched(listed=True), *given._batched(listed=False), given]
+        if model is None or len(candidates) == 1:
+            return candidates[0]
+        return next((candidate for candidate in candidates if candidate._runs(model)), candidates[0])
+
+    def _batched(self, listed: bool) -> Iterator[Example]:
+        """Two examples of these arguments, if they are a batch."""
+        arguments = (*self.args, *self.kwargs.values())
+        lists = [argument for argument in arguments if listed and _is_batch(argument)]
+        others = tree_flatten([argument for argument in arguments if not (listed and _is_batch(argument))])[0]
+        tensors = [leaf for leaf in others if isinstance(leaf, Tensor) and leaf.dim() > 0]
+        sizes = {len(tensor) for tensor in tensors} | {len(items) for items in lists}
+        shared = len(sizes) == 1 and 0 not in sizes
+        if shared and (lists or (not listed and any(tensor.dim() > 1 for tensor in tensors))):
+            yield Example(self.args, self.kwargs, sizes.pop(), listed)._with(2)
+
+    def _with(self, batch: int) -> Example:
+        times = -(-batch // self.batch)
+
+        def resize(argument: Any) -> Any:
+            if self.listed and _is_batch(argument):
+                return (argument * times)[:batch]
+            return tree_map(lambda leaf: _resized(leaf, times, batch), argument)
+
+        kwargs = {name: resize(argument) for name, argument in self.kwargs.items()}
+        return Example(tuple(resize(argument) for argument in self.args), kwargs, batch, self.listed)
+
+    def _runs(self, model: nn.Module) -> bool:
+        try:
+            run_on_copy(model, self, lambda copy, inputs: inputs.run(copy.eval()))
+        except Exception:
+            return False
+        return True
 
     def to(self, device: torch.device | str) -> Example:
         """The same arguments with every tensor on ``device``."""
@@ -50,26 +93,30 @@ class Example:
         def move(leaf: Any) -> Any:
             return leaf.to(device) if isinstance(leaf, Tensor) else leaf
 
-        return Example(tree_map(move, self.args), tree_map(move, dict(self.kwargs)), self.batch)
+        return Example(tree_map(move, self.args), tree_map(move, dict(self.kwargs)), self.batch, self.listed)
 
     def repeated(self, batch: int) -> Example:
-        """The same arguments with ``batch`` examples, where they have a batch dimension."""
-        times = -(-batch // self.batch)
-
-        def repeat(leaf: Any) -> Any:
-            return torch.cat([leaf] * times)[:batch] if isinstance(leaf, Tensor) and leaf.dim() > 0 else leaf
-
-        if self.batch == 1:
-            return self
-        return Example(tree_map(repeat, self.args), tree_map(repeat, dict(self.kwargs)), batch)
+        """The same arguments with ``batch`` examples, where they are a batch."""
+        return self if self.batch == 1 else self._with(batch)
 
     def run(self, model: nn.Module) -> Any:
         """The output of ``model`` on these arguments."""
         return model(*self.args, **self.kwargs)
 
 
-def _two(leaf: Tensor) -> Tensor:
-    return leaf[:2].detach() if len(leaf) > 1 else leaf.detach().expand(2, *leaf.shape[1:]).clone()
+def _is_batch(argument: Any) -> bool:
+    """Whether an argument is a list with an entry for each example: images, or what is said about each of them."""
+    if not isinstance(argument, list) or not argument:
+        return False
+    images = all(isinstance(item, Tensor) and item.dim() == 3 for item in argument)
+    return images or all(isinstance(item, dict) for item in argument)
+
+
+def _resized(leaf: Any, times: int, batch: int) -> Any:
+    """The first ``batch`` entries of a tensor, or of copies of it."""
+    if not isinstance(leaf, Tensor) or leaf.dim() == 0:
+        return leaf
+    return torch.cat([leaf.detach()] * times)[:batch] if times > 1 else leaf.detach()[:batch]
 
 
 def copy_of(model: nn.Module, copied: dict[int, Any] | None = None) -> nn.Module:

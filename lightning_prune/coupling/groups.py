@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 from torch import Tensor
 
@@ -86,6 +87,33 @@ class Bundle:
 
 
 @dataclass(frozen=True)
+class Site:
+    """A shape that the analysis foresees; ``dims`` is empty where it has no channels."""
+
+    where: str
+    dims: tuple[LinearDim, ...]
+
+
+@dataclass(frozen=True)
+class WidthScalar:
+    """A scalar that forward multiplies a tensor by, which may depend on a width.
+
+    Attributes:
+        value: The factor now.
+        rows: Tensor name -> (dimension, indices) of the weights that can take up a change; empty where none can.
+        power: How often these are a factor.
+        groups: Groups whose channels the tensor carries or was summed over.
+        where: Qualified name of the module whose forward multiplies.
+    """
+
+    value: float
+    rows: Mapping[str, tuple[int, Tensor]]
+    power: int
+    groups: tuple[str, ...]
+    where: str
+
+
+@dataclass(frozen=True)
 class Coupling:
     """What is known about a network: its groups, what must stay, and what each unit costs.
 
@@ -99,8 +127,9 @@ class Coupling:
         on_meta: Whether the network runs on the meta device, where a forward pass costs nothing.
         trains: Whether its forward pass also runs in train mode on the example input alone.
         bundles: Groups that shrink together; every group is in at most one.
-        sizes: What every reshape, slice and split of the passes in eval and in train mode gives; empty where it has no
-            channels.
+        outputs: Shapes of the outputs in eval and, where it trains, in train mode.
+        sizes: What every reshape, slice and split of these passes gives.
+        scalars: Every scalar that the pass in eval mode multiplies a tensor by.
         attributes: Integers that modules keep and that have to follow, as expressions of the widths.
     """
 
@@ -111,6 +140,16 @@ class Coupling:
     mac_terms: tuple[tuple[float, tuple[LinearDim, ...]], ...]
     on_meta: bool
     trains: bool
-    sizes: tuple[tuple[LinearDim, ...], ...] = ()
+    outputs: tuple[tuple[int, ...], ...] = ()
+    sizes: tuple[Site, ...] = ()
+    scalars: tuple[WidthScalar, ...] = ()
     bundles: tuple[Bundle, ...] = ()
     attributes: Mapping[Attribute, Expression] = field(default_factory=dict)
+
+    def params_after(self, removed: Mapping[str, int]) -> float:
+        """Parameters of the network once so many units of each group are removed."""
+        return sum(prod(dim.after(removed) for dim in dims) for dims in self.param_dims.values())
+
+    def macs_after(self, removed: Mapping[str, int]) -> float:
+        """Multiply-accumulates of one example once so many units of each group are removed."""
+        return sum(constant * prod(dim.after(removed) for dim in dims) for constant, dims in self.mac_terms)

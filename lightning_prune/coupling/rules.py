@@ -8,19 +8,23 @@ what it is given: it can make a channel unprunable, never wrong.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_prune.coupling.slots import Ids
-from lightning_prune.coupling.trace import Tracer, concatenate, tensors_in
+from lightning_prune.coupling.trace import Labels, Tracer, concatenate, tensors_in
+from lightning_prune.coupling.values import adopt, is_constant, is_leaky, leaky, note_constant
 
 Rule = Callable[[Tracer, Any, tuple[Any, ...], dict[str, Any], Any], None]
 _RULES: dict[str, Rule] = {}
+_FIRST: dict[str, Rule] = {}
 
 
 def rule_for(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for the ATen operations ``names`` (in-place variants included)."""
+    """Register a rule for the ATen operations ``names`` (in-place variants and copies of views included)."""
 
     def register(rule: Rule) -> Rule:
         _RULES.update(dict.fromkeys(names, rule))
@@ -29,38 +33,141 @@ def rule_for(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+def before_rule_of(*names: str) -> Callable[[Rule], Rule]:
+    """Register what is called before the rule of the operations ``names``."""
+
+    def register(rule: Rule) -> Rule:
+        _FIRST.update(dict.fromkeys(names, rule))
+        return rule
+
+    return register
+
+
 def rule_of(func: Any) -> Rule | None:
     """The rule of an ATen overload, None where there is none."""
     name = func._schema.name.removeprefix("aten::")
-    for candidate in (name, name.rstrip("_")):
+    for candidate in (name, name.rstrip("_"), name.removesuffix("_copy")):
         if candidate in _RULES:
-            return _RULES[candidate]
-    return _pointwise if torch.Tag.pointwise in func.tags else None
+            rule, first = _RULES[candidate], _FIRST.get(candidate)
+            return rule if first is None else partial(_both, first, rule)
+    return pointwise if torch.Tag.pointwise in func.tags else None
+
+
+def _both(first: Rule, second: Rule, *call: Any) -> None:
+    first(*call)
+    second(*call)
+
+
+def op_name(func: Any) -> str:
+    """``add`` for ``aten::add_.Tensor``."""
+    name: str = func._schema.name.removeprefix("aten::").rstrip("_")
+    return name
+
+
+def bound(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by the names of the schema; what was not given has its default."""
+    arguments = func._schema.arguments
+    given = {argument.name: argument.default_value for argument in arguments}
+    given.update(zip((argument.name for argument in arguments), args, strict=False))
+    given.update(kwargs)
+    return given
 
 
 @rule_for(  # not tagged as pointwise, but they are
     "hardswish", "hardsigmoid", "hardtanh", "silu", "gelu", "leaky_relu", "elu", "celu", "selu", "softplus", "mish",
     "log_sigmoid_forward", "relu6", "threshold", "rrelu_with_noise", "_prelu_kernel", "where", "softshrink",
+    "hardshrink", "masked_fill", "lerp", "complex", "polar", "angle", "clamp", "real", "imag", "bucketize",
+    "mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits",
 )  # fmt: skip
-def _pointwise(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+def pointwise(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Tie the channels of the operands one by one, aligned from the right."""
     inputs = list(tensors_in([args, kwargs]))
+    known = [tracer.labels(tensor) for tensor in inputs]
     for result in tensors_in(out):
         labels: list[Ids | None] = []
+        if result.dim() == 0:  # a loss with a reduction
+            for tensor in inputs:
+                tracer.freeze(tensor, f"{op_name(func)} over the channels")
         for back in range(result.dim(), 0, -1):
             size = result.shape[-back]
-            full = [t for t in inputs if t.dim() >= back and t.shape[-back] == size]
-            labels.append(_tie_all(tracer, [tracer.labels(t)[-back] for t in full]) if size > 1 else None)
+            full = [
+                own[-back]
+                for tensor, own in zip(inputs, known, strict=True)
+                if tensor.dim() >= back and tensor.shape[-back] == size and not _alike(tracer, tensor, own, back)
+            ]
+            labels.append(_pointwise_label(tracer, func, args, back, full) if size > 1 else None)
         tracer.set_labels(result, labels)
 
 
-def _tie_all(tracer: Tracer, labels: Sequence[Ids | None]) -> Ids | None:
+def _alike(tracer: Tracer, tensor: Tensor, labels: Labels, back: int) -> bool:
+    """Whether ``tensor`` is the same for all channels; if its size does not follow them, the pass fails by itself."""
+    return labels[-back] is None and (tensor.stride()[-back] == 0 or is_constant(tracer, tensor))
+
+
+def _pointwise_label(tracer: Tracer, func: Any, args: tuple[Any, ...], back: int, labels: Labels) -> Ids | None:
+    label = tie_all(tracer, labels)
+    if label is None:
+        return None
+    zero = [_zero(tracer, argument, back) for argument in args]
+    if not _stays_zero(op_name(func), args, zero):
+        return leaky(tracer, label)
+    exact = (other for other in labels if other is not None and not is_leaky(tracer, other))
+    return next(exact, label)
+
+
+def _zero(tracer: Tracer, argument: Any, back: int) -> bool:
+    """Whether an operand is 0 in the masked channels of the dimension ``back`` from the right."""
+    if not isinstance(argument, Tensor):
+        return isinstance(argument, (int, float)) and argument == 0
+    label = tracer.labels(argument)[-back] if argument.dim() >= back else None
+    return label is not None and not is_leaky(tracer, label)
+
+
+_ZERO_AT_ZERO = frozenset((
+    "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "silu", "gelu", "mish", "hardswish",
+    "rrelu_with_noise", "_prelu_kernel", "softshrink", "hardshrink", "tanh", "sin", "tan", "sinh", "asin",
+    "asinh", "atan", "atanh", "erf", "abs", "neg", "sqrt", "square", "sign", "sgn", "ceil", "floor", "round",
+    "trunc", "frac", "log1p", "expm1", "nan_to_num", "deg2rad", "rad2deg", "conj", "_conj", "div", "real",
+    "imag", "angle", "positive", "copy", "conj_physical", "remainder", "fmod",
+))  # fmt: skip
+
+
+def _stays_zero(name: str, args: tuple[Any, ...], zero: list[bool]) -> bool:
+    """Whether a masked channel is 0 behind an operation; ``zero`` says where it is 0 in its arguments."""
+    if name in ("mul", "multiply", "logical_and"):
+        return any(zero[:2])
+    if name in ("add", "sub", "maximum", "minimum", "fmax", "fmin", "lerp", "hypot", "complex", "rsub", "mse_loss"):
+        return all(zero[:2])
+    if name in ("addcmul", "addcdiv"):
+        return zero[0] and (zero[1] or (name == "addcmul" and zero[2]))
+    if name == "where":
+        return all(zero[1:3])
+    if name in ("gt", "lt", "ne"):
+        return all(zero[:2])
+    if name == "masked_fill":
+        return zero[0] and zero[2]
+    if name in ("clamp", "clamp_min", "clamp_max", "hardtanh"):
+        low, high = {"clamp_min": (args[1:2], ()), "clamp_max": ((), args[1:2])}.get(name, (args[1:2], args[2:3]))
+        limits = [*low, *high]
+        if any(isinstance(limit, Tensor) for limit in limits):
+            return False
+        return zero[0] and all(x is None or x <= 0 for x in low) and all(x is None or x >= 0 for x in high)
+    if name == "threshold":
+        return zero[0] and zero[2]
+    if name == "pow":
+        return zero[0] and isinstance(args[1], (int, float)) and args[1] > 0
+    return zero[0] and name in _ZERO_AT_ZERO
+
+
+def tie_all(tracer: Tracer, labels: Sequence[Ids | None]) -> Ids | None:
+    """Tie all ``labels``; where one is no channel, the others have to stay."""
     known = next((label for label in labels if label is not None), None)
     if known is None:
         return None
     for label in labels:
         if label is not known:
             tracer.tie(known, label)
-    return known
+    return None if any(label is None for label in labels) else known
 
 
 @rule_for("as_strided")
@@ -77,14 +184,13 @@ def _as_strided(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
 def _copy(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     target, source = args[:2]
     before = tracer.labels(target)
-    _pointwise(tracer, func, (target, source), {}, out)
+    pointwise(tracer, func, (target, source), {}, out)
     tracer.set_labels(target, before)
 
 
 @rule_for(
     "alias", "clone", "detach", "_to_copy", "contiguous", "lift_fresh", "dropout", "native_dropout", "_conj",
-    "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like",
-    "bernoulli", "uniform", "normal", "random", "fill", "zero",
+    "zeros_like", "zero", "_fused_dropout", "lift_fresh_copy", "_neg_view", "resolve_conj",
 )  # fmt: skip
 def _same_shape(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source = args[0]
@@ -94,50 +200,36 @@ def _same_shape(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
             tracer.same_parameter(source, result)
 
 
+@rule_for(
+    "empty_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like", "bernoulli", "uniform",
+    "normal", "random", "fill", "exponential", "log_normal", "cauchy", "geometric",
+)  # fmt: skip
+def _filled(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source = args[0]
+    whole = source.numel() * source.element_size() == source.untyped_storage().nbytes()
+    if whole and is_constant(tracer, source, writes=1):
+        note_constant(tracer, source, zero=False)
+    labels = tracer.labels(source)
+    tracer.set_labels(out, [None if label is None else leaky(tracer, label) for label in labels])
+
+
 @rule_for("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided")
 def _new(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    source = args[0]
+    source, zero = args[0], op_name(func) == "new_zeros"
+    note_constant(tracer, out, zero)
     if source.dim() == out.dim():  # a guess that code sizes it after `source`; the verification decides
-        labels = [
-            label if a == b else None
-            for label, a, b in zip(tracer.labels(source), source.shape, out.shape, strict=True)
-        ]
-        tracer.set_labels(out, labels)
+        for dim, label in enumerate(tracer.labels(source)):
+            adopt(tracer, out, dim, label)
 
 
-@rule_for(
-    "empty",
-    "zeros",
-    "ones",
-    "full",
-    "arange",
-    "rand",
-    "randn",
-    "scalar_tensor",
-    "linspace",
-    "eye",
-    "randperm",
-)
+@rule_for("zeros", "ones", "full", "empty", "rand", "randn", "empty_strided")
 def _constant(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    note_constant(tracer, out, op_name(func) == "zeros" or (op_name(func) == "full" and args[1] == 0))
+
+
+@rule_for("arange", "scalar_tensor", "linspace", "logspace", "eye", "randperm", "randint", "tril_indices")
+def _numbers(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     return None
-
-
-@rule_for(
-    "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d",
-    "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", "avg_pool1d", "adaptive_avg_pool1d",
-    "max_pool2d", "mkldnn_max_pool2d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
-    "_upsample_nearest_exact2d", "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d",
-    "upsample_linear1d", "upsample_trilinear3d", "reflection_pad1d", "reflection_pad2d", "replication_pad1d",
-    "replication_pad2d",
-)  # fmt: skip
-def _spatial(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    source = args[0]
-    spatial = next((int(d) for d in func._schema.name if d.isdigit()), 2)
-    first = source.dim() - spatial
-    tracer.freeze(source, "pooled, padded or resized along the channels", range(first, source.dim()))
-    labels = tracer.labels(source)[:first] + [None] * spatial
-    for result in tensors_in(out):
-        tracer.set_labels(result, labels)
 
 
 @rule_for("cat", "concat")
@@ -148,68 +240,25 @@ def _cat(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     for dim in range(out.dim()):
         parts = [tracer.labels(t)[dim] for t in tensors]
         sizes = [t.shape[dim] for t in tensors]
-        labels.append(concatenate(parts, sizes) if dim == axis else _tie_all(tracer, parts))
+        labels.append(concatenate(parts, sizes) if dim == axis else _side_by_side(tracer, tensors, dim))
     tracer.set_labels(out, labels)
 
 
 @rule_for("stack")
 def _stack(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     axis = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()
-    parts = [tracer.labels(t) for t in args[0]]
-    labels = [_tie_all(tracer, [part[dim] for part in parts]) for dim in range(out.dim() - 1)]
+    labels = [_side_by_side(tracer, args[0], dim) for dim in range(out.dim() - 1)]
     labels.insert(axis, None)
     tracer.set_labels(out, labels)
 
 
-@rule_for(
-    "mean",
-    "sum",
-    "amax",
-    "amin",
-    "var",
-    "std",
-    "var_mean",
-    "std_mean",
-    "linalg_vector_norm",
-    "max",
-    "min",
-    "any",
-)
-def _reduce(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    source = args[0]
-    names = [argument.name for argument in func._schema.arguments]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    if "other" in names:
-        _pointwise(tracer, func, args, kwargs, out)
-        return
-    dims = given.get("dim")
-    dims = [dims] if isinstance(dims, int) else list(dims or range(source.dim()))
-    reduced = {dim % source.dim() for dim in dims} if source.dim() else set()
-    tracer.freeze(source, f"{func._schema.name.removeprefix('aten::')} over the channels", sorted(reduced))
-    kept = [None if dim in reduced else label for dim, label in enumerate(tracer.labels(source))]
-    if not given.get("keepdim", False):
-        kept = [label for dim, label in enumerate(kept) if dim not in reduced]
-    for result in tensors_in(out):
-        tracer.set_labels(result, kept)
-
-
-@rule_for("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "flip", "roll", "sort", "topk")
-def _along_dim(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    source = args[0]
-    name = func._schema.name.removeprefix("aten::").strip("_")
-    position = 2 if name in ("roll", "topk") else 1
-    unsaid: int | list[int] = [] if name == "roll" else -1  # `roll` without dimensions shifts the flattened tensor
-    dims = args[position] if len(args) > position else kwargs.get("dim", kwargs.get("dims", unsaid))
-    dims = [dims] if isinstance(dims, int) else (list(dims) or list(range(source.dim())))
-    mixed = {dim % source.dim() for dim in dims}
-    tracer.freeze(source, f"{name} over the channels", sorted(mixed))
-    for result in tensors_in(out):
-        tracer.set_labels(result, [None if d in mixed else label for d, label in enumerate(tracer.labels(source))])
-
-
-@rule_for("triu", "tril")
-def _triangle(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    source = args[0]
-    name = func._schema.name.removeprefix("aten::").strip("_")
-    tracer.freeze(source, f"{name} over the channels", [source.dim() - 2, source.dim() - 1])
-    tracer.set_labels(out, [*tracer.labels(source)[:-2], None, None])
+def _side_by_side(tracer: Tracer, tensors: Sequence[Tensor], dim: int) -> Ids | None:
+    """The channels along a dimension that ``tensors``, which lie along another one, have in common."""
+    parts = [t for t in tensors if not _alike(tracer, t, tracer.labels(t), t.dim() - dim)]
+    labels = [tracer.labels(t)[dim] for t in parts]
+    label = tie_all(tracer, labels)
+    if label is None:
+        return None
+    if len(parts) < len(tensors):
+        return leaky(tracer, label)
+    return next((own for own in labels if own is not None and is_leaky(tracer, own)), label)

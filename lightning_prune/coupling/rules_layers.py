@@ -94,7 +94,7 @@ def _matmul(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     labels: Labels = a[:-1] if vector else [*a[:-1], b[-1]]
     if left.dim() == 3:
         tracer.tie(a[0], b[0])
-        labels[0] = a[0] if a[0] is not None else b[0]
+        labels[0] = a[0] if b[0] is not None else None
     tracer.set_labels(out, labels)
     if has_bias:
         _tie_bias(tracer, args[0], out)

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_prune.coupling.numbers import Book, Expression, Number, SizeOf
+from lightning_prune.coupling.scaling import Origins, Scalars
 from lightning_prune.coupling.slots import FIXED, Ids, Slots
 
 Labels = list["Ids | None"]
@@ -99,9 +100,10 @@ class Trace:
     consumed: set[tuple[str, int]] = field(default_factory=set)
     taps: dict[str, Tap] = field(default_factory=dict)
     macs: list[MacTerm] = field(default_factory=list)
-    sizes: list[tuple[tuple[int, ...], Labels]] = field(default_factory=list)
+    sizes: list[tuple[str, tuple[int, ...], Labels]] = field(default_factory=list)
     balances: list[tuple[list[Ids], str]] = field(default_factory=list)
     book: Book = field(default_factory=Book)
+    scalars: Scalars = field(default_factory=Scalars)
 
     def register(self, module: nn.Module) -> None:
         """Give fresh slots to every dimension of every parameter and buffer of ``module``."""
@@ -132,6 +134,7 @@ class Tracer(TorchDispatchMode):
         self._parts = WeakTensorKeyDictionary()
         self._names = WeakTensorKeyDictionary()
         self._producers = WeakTensorKeyDictionary()
+        self._origins = Origins(self)
         self.given: list[int] = []  # the numbers that the operation now running was called with in Python
         for name, tensor in named_tensors(module):
             self.set_labels(tensor, trace.labels[name])
@@ -151,6 +154,7 @@ class Tracer(TorchDispatchMode):
         else:
             for tensor in tensors:
                 self.freeze(tensor, f"no rule for {func} yet")
+        self._origins.after(func, args, out)
         return out
 
     def parts(self, tensor: Tensor) -> list[Part]:
@@ -239,7 +243,7 @@ class Tracer(TorchDispatchMode):
         """Note the shape of ``tensor``: what it becomes with fewer channels can be foreseen, and is checked."""
         channels = [self.size(tensor, dim) for dim in range(tensor.dim())]
         labels = [size.ids if isinstance(size, SizeOf) else None for size in channels]
-        self.trace.sizes.append((tuple(tensor.shape), labels))
+        self.trace.sizes.append((self.where, tuple(tensor.shape), labels))
 
     def balance(self, rows: Sequence[Ids], where: str) -> None:
         """Say that each of ``rows`` has to lose as many channels as the others, whichever they are."""

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -69,3 +71,15 @@ def test_every_batch_norm_with_a_scale_is_found() -> None:
     assert batch_norm_scales(net)["bn2.weight"] is net.bn2.weight
     assert list(batch_norm_scales(nn.BatchNorm1d(2))) == ["weight"]
     assert batch_norm_scales(nn.Sequential(nn.BatchNorm2d(2, affine=False), nn.LayerNorm(3))) == {}
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"), [("sum", [2, 3, 4]), ("mean", [2, 3, 4]), ("max", [3, 4, 5]), ("first", [1, 2, 3])]
+)
+def test_several_norms_by_hand(how: str, expected: list[float]) -> None:
+    net = Residual()
+    with torch.no_grad():
+        net.bn1.weight.copy_(torch.tensor([1.0, -2.0, 3.0]))
+        net.bn2.weight.copy_(torch.tensor([3.0, 4.0, -5.0]))
+    group = first_group(net, torch.zeros(2, 1, 4, 4))
+    assert BatchNormScale().score_units(group, replace(scoring_of(net), aggregate=how)).tolist() == expected

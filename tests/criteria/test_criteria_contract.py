@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_prune import criteria
 from lightning_prune.coupling import Coupling, Example, analyse, named_tensors
 from lightning_prune.criteria import BatchNormScale, Criterion, Magnitude, Random, Scoring, Taylor
+from lightning_prune.criteria.base import combine
 
 ROWS = [Magnitude(), Magnitude(p=1), BatchNormScale(), Random(), Random(seed=7), Taylor(), Taylor(every_n_steps=2)]
 CHANNELS = [row for row in ROWS if row.scores_channels]
@@ -199,3 +200,43 @@ def test_every_pruner_gets_a_collector_of_its_own(criterion: Criterion) -> None:
     first, second = criterion.statistics(), criterion.statistics()
     assert (first is None) is (second is None)
     assert first is None or first is not second
+
+
+# ---- how the scores in several coupled tensors become one
+
+
+@pytest.mark.parametrize("how", ["sum", "mean", "max", "first"])
+@pytest.mark.parametrize("criterion", CHANNELS, ids=repr)
+def test_scores_of_every_aggregate_are_finite_and_on_the_same_scale(criterion: Criterion, how: str) -> None:
+    net, coupling, batch = make()
+    plain = scoring_of(criterion, net, coupling, batch)
+    for name, group in coupling.groups.items():
+        by_sum = criterion.score_units(group, plain)
+        scores = criterion.score_units(group, replace(plain, aggregate=how))
+        assert scores.dtype == torch.float32
+        assert scores.shape == (group.size,)
+        assert scores.isfinite().all()
+        if isinstance(criterion, Magnitude):
+            assert scores.mean().item() == pytest.approx(1), name
+        if isinstance(criterion, Taylor):
+            assert scores.norm().item() == pytest.approx(1), name
+        if how in ("sum", "mean"):
+            torch.testing.assert_close(scores, by_sum)
+
+
+@pytest.mark.parametrize("criterion", [row for row in CHANNELS if not isinstance(row, Random)], ids=repr)
+def test_aggregates_differ_where_several_tensors_are_coupled(criterion: Criterion) -> None:
+    net, coupling, batch = make()
+    plain, group = scoring_of(criterion, net, coupling, batch), coupling.groups["stem.weight"]
+    found = [criterion.score_units(group, replace(plain, aggregate=how)) for how in ("sum", "max", "first")]
+    assert not any(torch.allclose(found[a], found[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_combine_by_hand() -> None:
+    scores = [torch.tensor([1.0, 4.0, 0.0]), torch.tensor([3.0, 0.0, 0.0]), torch.tensor([2.0, 2.0, 0.0])]
+    assert combine(scores, "sum").tolist() == [6, 6, 0]
+    assert combine(scores, "mean").tolist() == [2, 2, 0]
+    assert combine(scores, "max").tolist() == [3, 4, 0]
+    assert combine(scores, "first").tolist() == [1, 4, 0]
+    for how in ("sum", "mean", "max", "first"):
+        assert torch.equal(combine(scores[:1], how), scores[0])

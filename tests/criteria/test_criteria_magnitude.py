@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_prune.coupling import Coupling, Example, analyse, named_tensors
+from lightning_prune.coupling import Coupling, Example, Group, Member, analyse, named_tensors
 from lightning_prune.criteria import Magnitude, Scoring
 
 
@@ -81,3 +81,50 @@ def test_a_group_of_zeros_scores_zero() -> None:
 def test_p_is_checked(p: object) -> None:
     with pytest.raises(ValueError, match="^" + re.escape(f"Magnitude p={p!r} must be 1 or 2") + "$"):
         Magnitude(p)
+
+
+@pytest.mark.parametrize(
+    ("p", "how", "powers"),
+    [
+        (1, "sum", [6, 7, 2]),
+        (1, "mean", [3, 3.5, 1]),
+        (1, "max", [3, 4, 2]),
+        (1, "first", [3, 4, 0]),
+        (2, "sum", [9 + 5, 16 + 5, 2]),
+        (2, "max", [9, 16, 2]),
+        (2, "first", [9, 16, 0]),
+    ],
+)
+def test_layers_are_taken_together_before_the_root(p: int, how: str, powers: list[float]) -> None:
+    net = network()
+    coupling = analyse(net, Example.of(torch.zeros(2, 1, 4, 4, dtype=torch.float64)))
+    scoring = Scoring(net, dict(named_tensors(net)), aggregate=how)
+    found = Magnitude(p).score_units(coupling.groups["0.weight"], scoring)
+    expected = torch.tensor(powers) ** (1 / p)
+    torch.testing.assert_close(found, expected / expected.mean())
+
+
+def test_the_first_layer_is_the_one_that_makes_the_channels() -> None:
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(2, 1, bias=False)
+            self.first = nn.Linear(1, 2, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.first(x).relu())
+
+    net = Backwards()
+    with torch.no_grad():
+        net.first.weight.copy_(torch.tensor([[1.0], [3.0]]))
+        net.last.weight.copy_(torch.tensor([[5.0, 1.0]]))
+    (group,) = analyse(net, Example.of(torch.zeros(1, 1))).groups.values()
+    found = Magnitude().score_units(group, Scoring(net, dict(named_tensors(net)), aggregate="first"))
+    torch.testing.assert_close(found, torch.tensor([0.5, 1.5]))
+
+
+def test_a_group_without_parameters_scores_zero() -> None:
+    net = nn.Module()
+    net.register_buffer("table", torch.ones(3, 2))
+    group = Group("table", (Member("table", 0, torch.arange(3).reshape(3, 1), False),), ())
+    assert Magnitude().score_units(group, Scoring(net, dict(named_tensors(net)))).tolist() == [0, 0, 0]

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -158,3 +159,16 @@ def test_every_n_steps_is_a_whole_number(value: object) -> None:
     message = f"Taylor every_n_steps={value!r} must be a whole number of at least 1"
     with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
         Taylor(every_n_steps=value)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"), [("sum", [5, 4, 3]), ("mean", [5, 4, 3]), ("max", [4, 2, 3]), ("first", [1, 2, 3])]
+)
+def test_several_activations_by_hand(how: str, expected: list[int]) -> None:
+    group = analyse(Residual(), Example.of(torch.zeros(2, 2, 4, 4))).groups["stem.weight"]
+    first, second = (activation.module for activation in group.activations)
+    index = torch.arange(3).reshape(3, 1)  # the first three channels are enough
+    group = replace(group, activations=tuple(replace(a, index=index) for a in group.activations))
+    sums = {first: torch.tensor([1.0, 2.0, 3.0]), second: torch.tensor([4.0, 2.0, 0.0])}
+    found = Taylor().score_units(group, Scoring(nn.Identity(), {}, sums, aggregate=how))
+    torch.testing.assert_close(found, normalised([float(value) for value in expected]))

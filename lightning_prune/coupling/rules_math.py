@@ -1,0 +1,121 @@
+"""How channels flow through gates, contractions, Fourier transforms, lookups and weights computed from others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lightning_prune.coupling.rules import bound, op_name, rule_for, tie_all
+from lightning_prune.coupling.trace import Labels, Tracer
+from lightning_prune.coupling.values import is_leaky
+
+_INPUT = "fed by the network's input or by a tensor of fixed size"
+
+
+@rule_for("glu")
+def _glu(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    labels = tracer.labels(args[0])
+    axis = (args[1] if len(args) > 1 else kwargs.get("dim", -1)) % len(labels)
+    label = labels[axis]
+    if label is not None:
+        values, gates = np.split(label, 2)
+        tracer.tie(values, gates)
+        labels[axis] = values  # value times sigmoid(gate): 0 where the value is
+    tracer.set_labels(out, labels)
+
+
+@rule_for("_cdist_forward", "_euclidean_dist", "cdist")
+def _distances(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    left, right = args[:2]
+    a, b = tracer.labels(left), tracer.labels(right)
+    tracer.tie(a[-1], b[-1], _INPUT)
+    for label in (a[-1], b[-1]):
+        if label is not None and is_leaky(tracer, label):
+            tracer.slots.mark_inexact(label, "distance over the channels: masked ones are not 0 there")
+    labels: Labels = [None] * out.dim()
+    labels[-2], labels[-1] = a[-2], b[-2]
+    for dim in range(out.dim() - 2):
+        labels[dim] = tie_all(tracer, [x[dim] for x in (a, b) if len(x) == out.dim()])
+    tracer.set_labels(out, labels)
+
+
+@rule_for("_trilinear")
+def _trilinear(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    given = bound(func, args, kwargs)
+    rows, present = [], []
+    for number in (1, 2, 3):
+        tensor, new = given[f"i{number}"], sorted(given[f"expand{number}"])
+        labels: Labels = tracer.labels(tensor)
+        own = [True] * len(labels)
+        for dim in new:
+            labels.insert(dim, None)
+            own.insert(dim, False)
+        rows.append(labels)
+        present.append(own)
+    dims = range(len(rows[0]))
+    tied = [tie_all(tracer, [row[d] for row, own in zip(rows, present, strict=True) if own[d]]) for d in dims]
+    summed = {dim % len(tied) for dim in given["sumdim"]}
+    for dim in summed:
+        label = tied[dim]
+        if label is not None:
+            for number, row in enumerate(rows, start=1):
+                if present[number - 1][dim] and row[dim] is not None:
+                    tracer.consume(given[f"i{number}"], row[dim])
+    tracer.set_labels(out, [label for dim, label in enumerate(tied) if dim not in summed])
+    tracer.produced_by(given["i2"], out, out.dim() - 1)
+
+
+@rule_for("vdot")
+def _inner(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    tracer.tie(tracer.labels(args[0])[0], tracer.labels(args[1])[0], _INPUT)
+
+
+@rule_for("_fft_r2c", "_fft_c2r", "_fft_c2c")
+def _fourier(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, dims = args[0], {dim % args[0].dim() for dim in args[1]}
+    tracer.freeze(source, "Fourier transform over the channels", sorted(dims))
+    tracer.set_labels(out, [None if d in dims else label for d, label in enumerate(tracer.labels(source))])
+
+
+@rule_for("view_as_real", "view_as_complex")
+def _complex_view(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    labels = tracer.labels(args[0])
+    if op_name(func) == "view_as_complex":
+        tracer.freeze(args[0], "real and imaginary part", [len(labels) - 1])
+        tracer.set_labels(out, labels[:-1])
+    else:
+        tracer.set_labels(out, [*labels, None])
+
+
+@rule_for("_embedding_bag", "_embedding_bag_forward_only")
+def _embedding_bag(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    weight = args[0]
+    tracer.freeze(weight, "embedding entries are looked up by number", [0])
+    tracer.set_labels(out[0], [None, tracer.labels(weight)[1]])
+    tracer.produced_by(weight, out[0], 1)
+
+
+@rule_for("_weight_norm_interface", "_weight_norm")
+def _weight_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    direction, length = args[:2]
+    labels = tracer.labels(direction)
+    for dim, label in enumerate(tracer.labels(length)):
+        if length.shape[dim] > 1:
+            tracer.tie(labels[dim], label)
+    tracer.set_labels(out[0] if isinstance(out, tuple) else out, labels)
+
+
+@rule_for(
+    "nll_loss_forward", "nll_loss2d_forward", "nll_loss", "nll_loss2d", "cross_entropy_loss", "_ctc_loss", "linalg_det",
+    "linalg_inv_ex", "linalg_matrix_exp", "_linalg_svd", "linalg_qr", "_linalg_eigh", "linalg_cholesky_ex",
+)  # fmt: skip
+def _closed(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    _freeze_all(tracer, [value for value in args if isinstance(value, Tensor)], f"{op_name(func)} over the channels")
+
+
+def _freeze_all(tracer: Tracer, tensors: Sequence[Tensor], reason: str) -> None:
+    for tensor in tensors:
+        tracer.freeze(tensor, reason)

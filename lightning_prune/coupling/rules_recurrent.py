@@ -1,0 +1,131 @@
+"""How channels flow through recurrent layers: a hidden unit owns one row of every gate and a column of ``weight_hh``.
+
+On the meta device and for most layers on a CPU, ATen takes a recurrent layer apart into matrix products, splits and
+gates, which have their own rules. What is special is said here: the first hidden state is a constant, and all layers
+and directions of one module have the same ``hidden_size``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import Tensor
+
+from lightning_prune.coupling.rules import before_rule_of, bound, rule_for, tie_all
+from lightning_prune.coupling.slots import Ids
+from lightning_prune.coupling.trace import Tracer, concatenate
+from lightning_prune.coupling.values import adopt, is_constant
+
+_INPUT = "fed by the network's input or by a tensor of fixed size"
+_STATE = "first hidden state given from outside"
+_HIDDEN = re.compile(r"(.*\.|)weight_hh_l\d+(_reverse)?")
+
+
+@before_rule_of("mm", "addmm", "bmm", "baddbmm", "linear")
+def _constant_operand(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    name = func._schema.name.removeprefix("aten::")
+    left, weight = args[1:3] if "add" in name else args[:2]
+    labels = tracer.labels(weight)
+    adopt(tracer, left, left.dim() - 1, labels[-1] if name == "linear" else labels[-2])
+    _same_units(tracer, weight)
+
+
+def _same_units(tracer: Tracer, weight: Tensor) -> None:
+    """Tie what layers and directions of the module that owns ``weight`` have in common: its ``hidden_size``."""
+    name = tracer.name(weight)
+    found = _HIDDEN.fullmatch(name) if name else None
+    if name is None or found is None:
+        return
+    first = tracer.trace.labels.get(f"{found[1]}weight_hh_l0")
+    own = tracer.trace.labels[name]
+    if first is None or own is first or len(own) != len(first):
+        return
+    for a, b in zip(first, own, strict=True):
+        if a is not None and b is not None and len(a) == len(b):
+            tracer.tie(a, b)
+
+
+@rule_for("mkldnn_rnn_layer")
+def _mkldnn(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    given = bound(func, args, kwargs)
+    weights = [given[f"weight{number}"] for number in (0, 1, 2, 3)]
+    source = given["input"]
+    units = _layer(tracer, weights, tracer.labels(source)[-1], source.shape[0] * source.shape[1])
+    for state in (given["hx_"], given["cx_"]):
+        _tie_state(tracer, state, units)
+    for result in out[:3]:
+        tracer.set_labels(result, [*[None] * (result.dim() - 1), units])
+
+
+@rule_for("_cudnn_rnn", "miopen_rnn")
+def _cudnn(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    given = bound(func, args, kwargs)
+    weights, stride = list(given["weight"]), int(given["weight_stride0"])
+    directions = 2 if given["bidirectional"] else 1
+    if given.get("proj_size") or stride not in (2, 4):
+        for tensor in weights:
+            tracer.freeze(tensor, "recurrent layer with a projection")
+        return
+    source = given["input"]
+    read = tracer.labels(source)[-1]
+    steps = source.numel() // source.shape[-1]
+    units: Ids | None = None
+    for layer in range(0, len(weights) // stride, directions):
+        made = [
+            _layer(tracer, weights[stride * (layer + d) : stride * (layer + d + 1)], read, steps)
+            for d in range(directions)
+        ]
+        units = tie_all(tracer, [*made, *([] if units is None else [units])])
+        read = concatenate(made, [0 if ids is None else len(ids) for ids in made])
+    for state in (given["hx"], given["cx"]):
+        _tie_state(tracer, state, units)
+    tracer.set_labels(out[0], [*[None] * (out[0].dim() - 1), read])
+    for state in out[1:3]:
+        if state.numel():
+            tracer.set_labels(state, [*[None] * (state.dim() - 1), units])
+
+
+def _layer(tracer: Tracer, weights: list[Tensor], given: Ids | None, steps: int) -> Ids | None:
+    """Tie the gates of one layer and direction; return its hidden units."""
+    from_input, from_hidden = weights[:2]
+    read, units = tracer.labels(from_input)[1], tracer.labels(from_hidden)[1]
+    tracer.consume(from_input, read)
+    tracer.consume(from_hidden, units)
+    tracer.tie(given, read, _INPUT)
+    _same_units(tracer, from_hidden)
+    for tensor in weights:
+        rows = tracer.labels(tensor)[0] if tensor.dim() else None
+        if rows is not None and units is not None:
+            for gate in rows.reshape(-1, len(units)):
+                tracer.tie(units, gate)
+    for tensor, columns in ((from_input, read), (from_hidden, units)):
+        tracer.add_macs(steps, tensor.shape, (tracer.labels(tensor)[0], columns))
+    return units
+
+
+def _tie_state(tracer: Tracer, state: Tensor | None, units: Ids | None) -> None:
+    if state is not None and state.numel() and not is_constant(tracer, state):
+        tracer.tie(tracer.labels(state)[-1], units, _STATE)
+
+
+@rule_for("_thnn_fused_lstm_cell", "_thnn_fused_gru_cell")
+def _fused_cell(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    from_input, from_hidden, state, *biases = args[:5]
+    width = state.shape[-1]
+    first = tracer.labels(from_input)[-1]
+    rows = [tracer.labels(t)[-1] for t in (from_input, from_hidden, *biases) if isinstance(t, Tensor)]
+    gates = tie_all(tracer, [first, *rows] if first is not None else rows)
+    units: Ids | None = None
+    if gates is not None:
+        units = tie_all(tracer, list(gates.reshape(-1, width)))
+    _tie_state(tracer, state, units)
+    for result in out[:-1]:
+        tracer.set_labels(result, [*[None] * (result.dim() - 1), units])
+
+
+@rule_for("_pack_padded_sequence")
+def _pack(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source = args[0]
+    tracer.freeze(source, "packed by length", [0, 1])
+    tracer.set_labels(out[0], [None, *tracer.labels(source)[2:]])

@@ -1,0 +1,99 @@
+"""How channels flow through reductions and scans: over channels most of them change by the count of what they see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from lightning_prune.coupling.rules import bound, op_name, pointwise, rule_for
+from lightning_prune.coupling.slots import Ids
+from lightning_prune.coupling.trace import Tracer, tensors_in
+from lightning_prune.coupling.values import is_leaky, leaky
+
+_SUMS = frozenset(("sum", "nansum", "linalg_vector_norm", "norm", "any", "count_nonzero", "cumsum"))
+
+
+@rule_for(
+    "mean", "nanmean", "sum", "nansum", "amax", "amin", "var", "std", "var_mean", "std_mean", "linalg_vector_norm",
+    "norm", "any", "all", "prod", "logsumexp", "count_nonzero", "max", "min", "aminmax",
+)  # fmt: skip
+def _reduce(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, given = args[0], bound(func, args, kwargs)
+    if "other" in given:
+        pointwise(tracer, func, args, kwargs, out)
+        return
+    reduced = _dims(given.get("dim"), source.dim())
+    labels = tracer.labels(source)
+    returns_positions = op_name(func) in ("max", "min") and given.get("dim") is not None
+    for dim in reduced:
+        if returns_positions:
+            tracer.freeze(source, f"{op_name(func)} over the channels also returns where it is", [dim])
+        else:
+            mark_mixed(tracer, func, given, labels[dim])
+    kept = [None if dim in reduced else label for dim, label in enumerate(labels)]
+    if not given.get("keepdim", False):
+        kept = [label for dim, label in enumerate(kept) if dim not in reduced]
+    for result in tensors_in(out):
+        tracer.set_labels(result, kept)
+
+
+def mark_mixed(tracer: Tracer, func: Any, given: dict[str, Any], label: Ids | None) -> None:
+    """Say that the channels ``label`` are reduced over: zeros change no sum, but a mean and a maximum."""
+    if label is None:
+        return
+    name = op_name(func)
+    order = given.get("ord", given.get("p", 2))
+    if name not in _SUMS or (isinstance(order, (int, float)) and order < 0):
+        tracer.slots.mark_inexact(label, f"{name} over the channels: masked ones take part in it")
+    elif is_leaky(tracer, label):
+        tracer.slots.mark_inexact(label, f"{name} over the channels: masked ones are not 0 there")
+
+
+def _dims(dims: int | Iterable[int] | None, count: int) -> set[int]:
+    if isinstance(dims, int):
+        dims = [dims]
+    given = list(dims) if dims is not None else []
+    return {dim % count for dim in given or range(count)} if count else set()
+
+
+@rule_for("softmax", "_softmax", "log_softmax", "_log_softmax", "_safe_softmax", "cumsum")
+def _scan(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    given = bound(func, args, kwargs)
+    source, axis = args[0], given["dim"]
+    labels = tracer.labels(source)
+    for dim in _dims(axis, source.dim()):
+        label = labels[dim]
+        mark_mixed(tracer, func, given, label)
+        labels[dim] = None if label is None else leaky(tracer, label)
+    tracer.set_labels(out, labels)
+
+
+@rule_for("flip")
+def _flip(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    labels = tracer.labels(args[0])
+    for dim in _dims(args[1], args[0].dim()):
+        label = labels[dim]
+        labels[dim] = None if label is None else label[::-1].copy()
+    tracer.set_labels(out, labels)
+
+
+@rule_for(
+    "roll", "sort", "topk", "argsort", "argmax", "argmin", "kthvalue", "median", "nanmedian", "mode", "cummax",
+    "cummin", "cumprod", "logcumsumexp",
+)  # fmt: skip
+def _positions(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, given = args[0], bound(func, args, kwargs)
+    axis = given.get("dim", given.get("dims"))
+    mixed = _dims(axis, source.dim())
+    tracer.freeze(source, f"{op_name(func)} over the channels", sorted(mixed))
+    labels = [None if dim in mixed else label for dim, label in enumerate(tracer.labels(source))]
+    for result in tensors_in(out):
+        same = result.dim() == source.dim()
+        tracer.set_labels(result, labels if same else [x for dim, x in enumerate(labels) if dim not in mixed])
+
+
+@rule_for("triu", "tril")
+def _triangle(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source = args[0]
+    tracer.freeze(source, f"{op_name(func)} over the channels", [source.dim() - 2, source.dim() - 1])
+    tracer.set_labels(out, [*tracer.labels(source)[:-2], None, None])

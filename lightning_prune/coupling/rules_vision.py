@@ -1,0 +1,188 @@
+"""How channels flow through operations on images: pooling, resizing, sampling, unfolding and pixel shuffles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lightning_prune.coupling.rules import op_name, rule_for, tie_all
+from lightning_prune.coupling.slots import FIXED, Ids
+from lightning_prune.coupling.trace import KERNEL, Tracer, tensors_in
+
+
+@rule_for(
+    "max_pool2d_with_indices", "max_pool3d_with_indices", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
+    "adaptive_max_pool2d", "adaptive_max_pool3d", "adaptive_avg_pool1d", "max_pool2d", "mkldnn_max_pool2d",
+    "mkldnn_max_pool3d", "mkldnn_adaptive_avg_pool2d", "upsample_nearest1d", "upsample_nearest2d",
+    "upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
+    "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa",
+    "_upsample_lanczos2d_aa", "upsample_linear1d", "upsample_trilinear3d", "reflection_pad1d", "reflection_pad2d",
+    "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "fractional_max_pool2d",
+    "fractional_max_pool3d",
+)  # fmt: skip
+def _spatial(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source = args[0]
+    first = source.dim() - _spatial_dims(func)
+    tracer.freeze(source, "pooled, padded or resized along the channels", range(first, source.dim()))
+    labels = [*tracer.labels(source)[:first], *[None] * (source.dim() - first)]
+    for result in tensors_in(out):
+        tracer.set_labels(result, labels)
+
+
+def _spatial_dims(func: Any) -> int:
+    return next((int(d) for d in op_name(func) if d.isdigit()), 2)
+
+
+@rule_for("avg_pool1d", "avg_pool2d", "avg_pool3d")
+def _average(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, labels = args[0], tracer.labels(args[0])
+    count = _spatial_dims(func)
+    kernel, stride = _each(args[1], count), _each(args[2] if len(args) > 2 else kwargs.get("stride"), count)
+    padding = _each(args[3] if len(args) > 3 else kwargs.get("padding", 0), count)
+    for number, dim in enumerate(range(source.dim() - count, source.dim())):
+        if (stride or kernel)[number] == 1 and padding[number] == 0:
+            labels[dim] = _averaged(tracer, labels[dim], kernel[number])
+        elif labels[dim] is not None:
+            tracer.freeze(source, "pooled, padded or resized along the channels", [dim])
+            labels[dim] = None
+    tracer.set_labels(out, labels)
+
+
+def _each(value: Any, count: int) -> list[int]:
+    given = [value] if isinstance(value, int) else list(value or [])
+    return given * count if len(given) == 1 else given
+
+
+def _averaged(tracer: Tracer, label: Ids | None, kernel: int) -> Ids | None:
+    """Labels behind an average with the channels beside each, as local response norm takes it."""
+    if label is None or kernel == 1:
+        return label
+    real = np.flatnonzero(label != FIXED)
+    if len(real) != real[-1] - real[0] + 1 or len(label) - len(real) != kernel - 1:
+        tracer.slots.freeze(label, "pooled, padded or resized along the channels")
+        return None
+    tracer.slots.mark_inexact(label, "average with the channels beside it")
+    return label[real]
+
+
+@rule_for("max_unpool2d", "max_unpool3d")
+def _unpool(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    first = out.dim() - _spatial_dims(func)
+    tracer.freeze(args[0], "pooled, padded or resized along the channels", range(first, out.dim()))
+    tracer.freeze(args[1], "pooled, padded or resized along the channels", range(first, out.dim()))
+    given = zip(tracer.labels(args[0])[:first], tracer.labels(args[1])[:first], strict=True)
+    tracer.set_labels(out, [*(tie_all(tracer, pair) for pair in given), *[None] * (out.dim() - first)])
+
+
+@rule_for("grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler", "_grid_sampler_2d_cpu_fallback")
+def _grid_sample(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, grid = args[:2]
+    tracer.freeze(grid, "where an image is sampled")
+    tracer.freeze(source, "sampled along the channels", range(2, source.dim()))
+    tracer.set_labels(out, [*tracer.labels(source)[:2], *[None] * (out.dim() - 2)])
+
+
+@rule_for("affine_grid_generator", "torchvision::nms", "nonzero", "_unique2", "unique_dim", "unique_consecutive")
+def _to_positions(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    for tensor in tensors_in([args, kwargs]):
+        tracer.freeze(tensor, f"{op_name(func).removeprefix('torchvision::')} makes positions of it")
+
+
+@rule_for("torchvision::roi_align", "torchvision::roi_pool", "torchvision::ps_roi_align", "torchvision::ps_roi_pool")
+def _regions(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, regions = args[:2]
+    tracer.freeze(regions, "the box of a region")
+    tracer.freeze(source, "sampled along the channels", [0, 2, 3])
+    label = tracer.labels(source)[1]
+    if "::ps_" in op_name(func) and label is not None:  # every output channel takes one input channel from each bin
+        label = _blocks(tracer, label, source.shape[1] // out[0].shape[1])
+    for result in tensors_in(out):
+        tracer.set_labels(result, [None, label, None, None])
+
+
+@rule_for("pixel_shuffle")
+def _pixel_shuffle(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, channels = args[0], args[0].dim() - 3
+    tracer.freeze(source, "a pixel shuffle along the image", [channels + 1, channels + 2])
+    labels = tracer.labels(source)
+    label = labels[channels]
+    if label is not None:
+        label = _blocks(tracer, label, int(args[1]) ** 2)
+    tracer.set_labels(out, [*labels[:channels], label, None, None])
+
+
+@rule_for("pixel_unshuffle")
+def _pixel_unshuffle(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, channels = args[0], args[0].dim() - 3
+    tracer.freeze(source, "a pixel shuffle along the image", [channels + 1, channels + 2])
+    labels = tracer.labels(source)
+    label = labels[channels]
+    label = None if label is None else np.repeat(label, int(args[1]) ** 2)
+    tracer.set_labels(out, [*labels[:channels], label, None, None])
+
+
+@rule_for("channel_shuffle", "native_channel_shuffle")
+def _channel_shuffle(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    labels, groups = tracer.labels(args[0]), int(args[1])
+    label = labels[1]
+    if label is not None:
+        rows = label.reshape(groups, -1)
+        tie_all(tracer, list(rows))  # every group has to lose as much
+        labels[1] = rows.T.ravel()
+    tracer.set_labels(out, labels)
+
+
+@rule_for("im2col")
+def _unfold(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, channels = args[0], args[0].dim() - 3
+    tracer.freeze(source, "unfolded along the image", [channels + 1, channels + 2])
+    labels = tracer.labels(source)
+    label = labels[channels]
+    label = None if label is None else np.repeat(label, out.shape[channels] // source.shape[channels])
+    tracer.set_labels(out, [*labels[:channels], label, None])
+
+
+@rule_for("col2im")
+def _fold(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, channels = args[0], args[0].dim() - 2
+    tracer.freeze(source, "folded along the channels", [channels + 1])
+    labels = tracer.labels(source)
+    label = labels[channels]
+    if label is not None:
+        label = _blocks(tracer, label, source.shape[channels] // out.shape[channels])
+    tracer.set_labels(out, [*labels[:channels], label, None, None])
+
+
+def _blocks(tracer: Tracer, label: Ids, size: int) -> Ids:
+    """One label for every ``size`` channels side by side, which become one."""
+    rows = label.reshape(-1, size)
+    tie_all(tracer, list(rows.T))
+    made: Ids = rows[:, 0]
+    return made
+
+
+@rule_for("torchvision::deform_conv2d")
+def _deformable(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, weight, offset, mask, bias = args[:5]
+    groups = int(args[11])
+    for where in (offset, mask):
+        tracer.freeze(where, "where a deformable convolution samples")
+    tracer.freeze(weight, KERNEL, [2, 3])
+    read, made = tracer.labels(weight)[1], tracer.labels(weight)[0]
+    reason = "fed by the network's input or by a tensor of fixed size"
+    if groups == 1 and int(args[12]) == 1:
+        tracer.consume(weight, read)
+        tracer.tie(tracer.labels(source)[1], read, reason)
+    else:
+        _freeze_all(tracer, [source, weight], "grouped deformable convolution")
+    tracer.tie(tracer.labels(bias)[0], made) if made is not None and bias.numel() == len(made) else None
+    tracer.set_labels(out, [None, made, None, None])
+    tracer.produced_by(weight, out, 1)
+
+
+def _freeze_all(tracer: Tracer, tensors: Sequence[Tensor], reason: str) -> None:
+    for tensor in tensors:
+        tracer.freeze(tensor, reason)
