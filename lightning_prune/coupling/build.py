@@ -65,6 +65,7 @@ class _Builder:
     def __init__(self, trace: Trace, module: nn.Module, kin: Kindred) -> None:
         self.trace, self.kin = trace, kin
         self.shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(module)}
+        self._parameters = {name for name, _ in module.named_parameters()}
         self.groups: dict[str, Group] = {}
         self.frozen: dict[str, str] = {}
         self._group_of = np.full(trace.slots.count, -1, dtype=np.int64)  # of every unit
@@ -95,9 +96,15 @@ class _Builder:
             name = own[0] if used[own[0]] == 1 else f"{own[0]}#{used[own[0]]}"
             if len(members) == 1:
                 self.frozen[name] = "all of its channels can only go together"
+            elif not any(self._makes(*places[p]) for p, _ in signature):
+                self.frozen[name] = "read from a buffer, which holds data"
             else:
                 self._group_of[free] = len(self.groups)
                 self.groups[name] = self._group(name, [places[p] for p, _ in signature], free, inexact, grouped)
+
+    def _makes(self, tensor: str, dim: int) -> bool:
+        """Whether these are channels of a parameter that no layer only reads."""
+        return tensor in self._parameters and (tensor, dim) not in self.trace.consumed
 
     def _group(
         self, name: str, places: Iterable[tuple[str, int]], members: Ids, inexact: Reasons, grouped: set[int]
