@@ -46,17 +46,14 @@ THEIR_HINTS = {  # besides the output layers, in their own benchmark of torchvis
 TOOLS = ("ours", "theirs")
 
 
-def ours(network: nn.Module, example: Any) -> float:
-    started = time.perf_counter()
+def ours(network: nn.Module, example: Any) -> None:
     prune_once(network, example)
-    return time.perf_counter() - started
 
 
-def theirs(network: nn.Module, example: Any, ignored: list[nn.Module]) -> float:
+def theirs(network: nn.Module, example: Any, ignored: list[nn.Module]) -> None:
     import torch_pruning
 
     attention = [module for module in network.modules() if isinstance(module, nn.MultiheadAttention)]
-    started = time.perf_counter()
     pruner = torch_pruning.pruner.MagnitudePruner(
         network,
         list(example) if isinstance(example, tuple) else example,
@@ -68,25 +65,28 @@ def theirs(network: nn.Module, example: Any, ignored: list[nn.Module]) -> float:
     pruner.step()
     if isinstance(network, VisionTransformer):
         network.hidden_dim = network.conv_proj.out_channels
-    return time.perf_counter() - started
 
 
 def once(tool: str, name: str, network: nn.Module, example: Any) -> dict[str, float]:
     """Seconds and the share of the parameters that is left; raises if the pruned network does not run."""
     params = sum(parameter.numel() for parameter in network.parameters())
-    if tool == "ours":
-        seconds = ours(network, example)
-    else:
-        patterns = zoo.OUTPUTS[zoo.family(name)] + THEIR_HINTS.get(zoo.family(name), [])
-        ignored = [m for path, m in network.named_modules() if any(fnmatchcase(path, p) for p in patterns)]
-        seconds = theirs(network, example, ignored)
+    patterns = zoo.OUTPUTS[zoo.family(name)] + THEIR_HINTS.get(zoo.family(name), [])
+    ignored = [m for path, m in network.named_modules() if any(fnmatchcase(path, p) for p in patterns)]
+    call = partial(ours, network, example) if tool == "ours" else partial(theirs, network, example, ignored)
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     with torch.no_grad():
         outputs = zoo.raw_outputs(network, example)
     expected = _shapes[name]
     found = [tuple(out.shape) for out in outputs]
     if found != expected:
         raise ValueError(f"the outputs have the shapes {found[:3]} instead of {expected[:3]}")
-    return {"seconds": seconds, "kept": sum(parameter.numel() for parameter in network.parameters()) / params}
+    return {
+        "seconds": wall,
+        "cpu_s": cpu,
+        "kept": sum(parameter.numel() for parameter in network.parameters()) / params,
+    }
 
 
 _shapes: dict[str, list[tuple[int, ...]]] = {}  # made before the forks
@@ -119,6 +119,7 @@ def measure(name: str, limit_s: float, repeats: int) -> dict[str, Any]:
         row[tool] = {
             "error": errors[tool],
             "seconds": round(statistics.median(run["seconds"] for run in runs[tool]), 3) if runs[tool] else None,
+            "cpu_s": round(statistics.median(run["cpu_s"] for run in runs[tool]), 3) if runs[tool] else None,
             "runs": [round(run["seconds"], 3) for run in runs[tool]],
             "kept": round(runs[tool][0]["kept"], 4) if runs[tool] else None,
         }
@@ -148,6 +149,7 @@ def totals(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "both": len(both),
         **{f"{tool}_done": sum(row[tool]["seconds"] is not None for row in rows) for tool in TOOLS},
         **{f"{tool}_s": round(sum(row[tool]["seconds"] for row in both), 2) for tool in TOOLS},
+        **{f"{tool}_cpu_s": round(sum(row[tool]["cpu_s"] for row in both), 2) for tool in TOOLS},
         "ours_faster": sum(row["ours"]["seconds"] < row["theirs"]["seconds"] for row in both),
     }
 
@@ -203,7 +205,10 @@ def warm_up() -> None:
     for tool in TOOLS:
         network = torchvision.models.get_model("resnet18", weights=None).eval()
         example = torch.randn(1, 3, 64, 64)
-        _ = ours(network, example) if tool == "ours" else theirs(network, example, [network.fc])
+        if tool == "ours":
+            ours(network, example)
+        else:
+            theirs(network, example, [network.fc])
 
 
 assert lightning_prune.__version__

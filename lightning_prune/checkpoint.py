@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,64 +26,117 @@ def track_shapes(module: nn.Module) -> None:
     the module was built with; any other difference is the usual error of ``load_state_dict``. Tracking again adds the
     tensors that the module has been given since.
     """
-    tracking = [hook for hook in module._state_dict_hooks.values() if isinstance(hook, _ManifestWriter)]
-    dense = tracking[0].dense if tracking else {}
-    _note_new(module, dense)
-    if not tracking:
+    writer = _writer(module)
+    dense = _Dense({}, {}) if writer is None else writer.dense
+    dense.note_shapes(module)
+    if writer is None:
         module._register_state_dict_hook(_ManifestWriter(dense))
         module.register_load_state_dict_pre_hook(_ShapeLoader(dense))
 
 
+def track_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Let a tracked module also write what becomes of these attributes (module name -> attribute -> anything).
+
+    To be called before they change.
+    """
+    writer = _writer(module)
+    if writer is not None:
+        writer.dense.note_attributes(module, attributes)
+
+
 def is_pruned(module: nn.Module) -> bool:
     """Whether a tracked module has tensors of other shapes than it was built with."""
-    return any(hook.pruned(module) for hook in module._state_dict_hooks.values() if isinstance(hook, _ManifestWriter))
+    writer = _writer(module)
+    return writer is not None and bool(writer.pruned(module))
 
 
-def _note_new(module: nn.Module, dense: dict[str, list[int]]) -> None:
-    for name, tensor in named_tensors(module):
-        dense.setdefault(name, list(tensor.shape))
+def _writer(module: nn.Module) -> _ManifestWriter | None:
+    return next((hook for hook in module._state_dict_hooks.values() if isinstance(hook, _ManifestWriter)), None)
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """What a module was built with.
+
+    Attributes:
+        shapes: Tensor name -> shape.
+        attributes: (module name, attribute) -> value, for the attributes that pruning has changed at some time.
+    """
+
+    shapes: dict[str, list[int]]
+    attributes: dict[tuple[str, str], Any]
+
+    def note_shapes(self, module: nn.Module) -> None:
+        for name, tensor in named_tensors(module):
+            self.shapes.setdefault(name, list(tensor.shape))
+
+    def note_attributes(self, module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
+        for path, values in attributes.items():
+            for name in values:
+                self.attributes.setdefault((path, name), getattr(module.get_submodule(path), name))
 
 
 class _ManifestWriter:
-    """State dict hook: which tensors are smaller than they were built, and how large they were."""
+    """State dict hook: which tensors are smaller than they were built, how large they were, and changed attributes."""
 
-    def __init__(self, dense: dict[str, list[int]]) -> None:
+    def __init__(self, dense: _Dense) -> None:
         self.dense = dense
 
     def __call__(self, module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
         if prefix or not hasattr(state_dict, "_metadata"):
             return
-        state_dict._metadata[_KEY] = {"version": 1, "dense_shapes": self.pruned(module)}
+        state_dict._metadata[_KEY] = {
+            "version": 1,
+            "dense_shapes": self.pruned(module),
+            "attributes": self.changed(module),
+        }
 
     def pruned(self, module: nn.Module) -> dict[str, list[int]]:
         """Dense shapes of the tensors that have another one now."""
         return {
-            name: self.dense[name]
+            name: self.dense.shapes[name]
             for name, tensor in named_tensors(module)
-            if name in self.dense and list(tensor.shape) != self.dense[name]
+            if name in self.dense.shapes and list(tensor.shape) != self.dense.shapes[name]
         }
+
+    def changed(self, module: nn.Module) -> dict[str, dict[str, Any]]:
+        """Values of the attributes that have another one now."""
+        found: dict[str, dict[str, Any]] = {}
+        for (path, name), dense in self.dense.attributes.items():
+            value = getattr(module.get_submodule(path), name)
+            if value != dense:
+                found.setdefault(path, {})[name] = list(value) if isinstance(value, tuple) else value
+        return found
 
 
 class _ShapeLoader:
     """Load hook: bring the module to the shapes in the file, smaller or larger, before its weights are copied."""
 
-    def __init__(self, dense: dict[str, list[int]]) -> None:
+    def __init__(self, dense: _Dense) -> None:
         self.dense = dense
 
     def __call__(self, module: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
         manifest = getattr(state_dict, "_metadata", {}).get(_KEY)
         if prefix or manifest is None:
             return
-        _note_new(module, self.dense)  # networks built in `setup` or `configure_model` come after `track_shapes`
+        self.dense.note_shapes(module)  # networks built in `setup` or `configure_model` come after `track_shapes`
         built = {name: list(shape) for name, shape in manifest["dense_shapes"].items()}
         _reshape(
             module,
             {
                 name: state_dict[name].shape
-                for name, dense in self.dense.items()
+                for name, dense in self.dense.shapes.items()
                 if name in state_dict and built.get(name, list(state_dict[name].shape)) == dense
             },
         )
+        self._restore_attributes(module, manifest.get("attributes", {}))
+
+    def _restore_attributes(self, module: nn.Module, saved: Mapping[str, Mapping[str, Any]]) -> None:
+        self.dense.note_attributes(module, saved)
+        due: dict[str, dict[str, Any]] = {}
+        for (path, name), dense in self.dense.attributes.items():
+            due.setdefault(path, {})[name] = saved.get(path, {}).get(name, dense)
+        _set_inside(module, "", due)
 
 
 def reshape_to(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
@@ -140,8 +194,11 @@ def load_pruned(model: type[_Module] | _Module, path: str | Path, **kwargs: Any)
                 f"load_pruned takes {sorted(kwargs)} only with a LightningModule class, not with an instance"
             )
         content = torch.load(path, map_location="cpu", weights_only=True)
-        state_dict = _without_prefix(model, content.get("state_dict", content))
+        content = content.get("state_dict", content)
+        prefix = _prefix_of(model, content)
+        state_dict = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
         reshape_to(model, state_dict)
+        _set_inside(model, prefix, getattr(content, "_metadata", {}).get(_KEY, {}).get("attributes", {}))
         model.load_state_dict(state_dict)
         return model
     load = getattr(model, "load_from_checkpoint", None)
@@ -175,14 +232,23 @@ def _shrinking_before_load(cls: type[nn.Module]) -> Iterator[None]:
             cls.load_state_dict = own  # type: ignore[method-assign]
 
 
-def _without_prefix(module: nn.Module, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The part of ``state_dict`` that belongs to ``module``, where it was saved as a child of another module."""
+def _prefix_of(module: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
+    """What the names of ``module`` begin with in ``state_dict``, where it was saved as a child of another module."""
     names = list(module.state_dict())
     if not names or names[0] in state_dict:
-        return state_dict
+        return ""
     for key in state_dict:
         if key.endswith("." + names[0]):
             prefix = key.removesuffix(names[0])
             if all(prefix + name in state_dict for name in names):
-                return {name: state_dict[prefix + name] for name in names}
-    return state_dict
+                return prefix
+    return ""
+
+
+def _set_inside(module: nn.Module, prefix: str, attributes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Set those of the saved attributes that belong to ``module``, which was saved under ``prefix``."""
+    for path, values in attributes.items():
+        if (path + ".").startswith(prefix):
+            owner = module.get_submodule((path + ".").removeprefix(prefix).removesuffix("."))
+            for name, value in values.items():
+                setattr(owner, name, tuple(value) if isinstance(getattr(owner, name), tuple) else value)

@@ -23,7 +23,7 @@ from lightning_prune.callbacks.example import declared_example, example_from_bat
 from lightning_prune.callbacks.pace import Pace
 from lightning_prune.callbacks.rebuild import check_optimizers, check_trainer, unwrapped
 from lightning_prune.callbacks.support import as_misconfiguration, forget_best, tell
-from lightning_prune.checkpoint import is_pruned, track_shapes
+from lightning_prune.checkpoint import is_pruned, track_attributes, track_shapes
 from lightning_prune.coupling import Example
 from lightning_prune.criteria import Criterion, Magnitude, criterion_named
 from lightning_prune.functional import make_pruner
@@ -249,6 +249,7 @@ class IterativePruning(Callback):
             self.pruner.fraction = report.fraction
             return
         with unwrapped(trainer):
+            track_attributes(pl_module, report.plan.attributes)
             self.pruner.apply(pl_module, report, trainer.strategy.optimizers)
         self._hold_masks(trainer, pl_module)
         rank_zero_info(f"Pruning event {self.pruner.event} at epoch {trainer.current_epoch}: {report}")

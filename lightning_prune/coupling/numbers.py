@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lightning_prune.coupling.slots import Ids
 
@@ -182,6 +183,8 @@ def _keeps_numbers(module: nn.Module) -> bool:
     """Whether the attributes of ``module`` are the user's: those of PyTorch's own layers follow by a table."""
     if isinstance(module, (nn.MultiheadAttention, nn.modules.conv._ConvNd, torch.jit.ScriptModule)):
         return False
+    if isinstance(module, _InstanceNorm):
+        return not module.affine  # with parameters, it follows their shape
     return not type(module).__module__.startswith(("torch.nn.modules", "torch.ao."))
 
 
