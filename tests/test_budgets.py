@@ -551,6 +551,16 @@ def test_bundles_that_are_too_coarse_say_so(budget: Budget, settings: dict[str, 
     assert str(error.value) == message
 
 
+def test_a_count_is_not_rounded_up_by_a_bundle() -> None:
+    """f f f b b b are 12 units; rounding the bundle's 5 steps to 4 would take 3 more."""
+    coupling = by_hand({"stream": 16, "free": 8, "heads": 8}, (TIED,))
+    scores = {"stream": [5.0] * 16, "free": [1.0] * 3 + [9.0] * 5, "heads": [5.0] * 8}
+    space = space_of(coupling, scores, round_to=4)
+    assert Count(12).keep_units(space, 1.0) == {"stream": 16, "free": 4, "heads": 8}
+    assert Count(15).keep_units(space, 1.0) == {"stream": 8, "free": 4, "heads": 4}
+    assert space.keep_after(12) == {"stream": 8, "free": 4, "heads": 4}
+
+
 def test_a_bundle_that_cannot_shrink_is_in_no_count_s_way() -> None:
     space = space_of(by_hand({"stream": 2, "free": 4, "heads": 1}, (TIED,)), {
         "stream": [0.0] * 2, "free": [1.0, 2.0, 3.0, 4.0], "heads": [0.0],

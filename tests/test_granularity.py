@@ -15,7 +15,7 @@ from lightning_prune.channel_pruner import ChannelPruner
 from lightning_prune.cli import PruneCLI
 from lightning_prune.coupling import Bundle, Example
 from lightning_prune.criteria import BatchNormScale, Magnitude
-from lightning_prune.scope import Scope as ScopeClass
+from lightning_prune.verify import Trial
 
 QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
 INPUT = torch.zeros(2, 3)
@@ -204,7 +204,7 @@ def test_classes_survive_a_checkpoint() -> None:
     net, example = Blocks(), Example.of(torch.zeros(1, 1, 5, 5))
 
     def pruner() -> ChannelPruner:
-        return ChannelPruner(Channels(ranking="isomorphic"), Magnitude(), Ratio(0.5, per_layer=False), ScopeClass())
+        return ChannelPruner(Channels(ranking="isomorphic"), Magnitude(), Ratio(0.5, per_layer=False), Scope())
 
     first, second = pruner(), pruner()
     first.prepare(net, example)
@@ -302,9 +302,9 @@ def test_what_breaks_the_network_keeps_its_bundle(monkeypatch: pytest.MonkeyPatc
 
     def failing(model, example, coupling, removed):
         asked.append(sorted(removed))
-        return {"2.weight": "without it the forward pass fails"} if "2.weight" in removed else {}
+        return Trial({"2.weight": "without it the forward pass fails"} if "2.weight" in removed else {}, ())
 
-    monkeypatch.setattr(channel_pruner, "failing_groups", failing)
+    monkeypatch.setattr(channel_pruner, "try_widths", failing)
     report = prune_once(mlp(8, 4, 5), INPUT)
     assert asked[:2] == [["0.weight", "2.weight", "4.weight"], ["4.weight"]]
     assert report.frozen["2.weight"] == "without it the forward pass fails"

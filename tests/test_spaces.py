@@ -400,6 +400,15 @@ def test_what_a_class_has_given_before_counts() -> None:
     assert [tuple(later.keep_after(n).values()) for n in (1, 3, 4)] == [(3, 3, 2), (1, 3, 2), (1, 2, 2)]
 
 
+def test_the_last_unit_of_a_group_is_not_gone() -> None:
+    """3 of 8 are gone from a and b, 3 of 8 from c: both have given the same; of equals the lower score is next."""
+    dense = by_hand({"a": 4, "b": 4, "c": 8})
+    origin = Original.of(dense, classes={"a": "a", "b": "a", "c": "c"})
+    scores = {"b": [1.0, 2.0, 3.0, 4.0], "c": [5.0, 6.0, 7.0, 8.0, 9.0]}
+    later = space_of(by_hand({"b": 4, "c": 5}), scores, origin, ranking="isomorphic")
+    assert [later.keep_after(n) for n in (1, 2)] == [{"b": 3, "c": 5}, {"b": 3, "c": 4}]
+
+
 def test_groups_of_no_known_class_are_classes_of_their_own() -> None:
     coupling = by_hand({"a": 4, "c": 4})
     space = space_of(coupling, {"a": [1.0, 2.0, 3.0, 4.0], "c": [10.0, 20.0, 30.0, 40.0]}, ranking="isomorphic")

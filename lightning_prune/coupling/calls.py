@@ -52,6 +52,8 @@ class Calls(TorchFunctionMode):
             return shape if dim is None else shape[dim]
         if func is F.multi_head_attention_forward:
             return self._attention(func, args, kwargs)
+        if func is F.batch_norm and args[0].numel() == 0:
+            return self._empty_batch_norm(func, args, kwargs)
         self.tracer.given = [number for value in (args, kwargs) for number in _numbers(value)]
         try:
             out = func(*args, **kwargs)
@@ -67,6 +69,18 @@ class Calls(TorchFunctionMode):
         if not any(isinstance(size, SizeOf) for size in sizes):
             return shape
         return Sizes(self.tracer.number(tensor, dim) for dim in range(len(shape)))
+
+    def _empty_batch_norm(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """PyTorch takes a way of its own here, which only looks at the first channel."""
+        with self.tracer.paused():
+            out = func(*args, **kwargs)
+        labels = self.tracer.labels(args[0])
+        for tensor in (*args[1:5], *kwargs.values()):
+            if isinstance(tensor, Tensor):
+                self.tracer.reach(tensor)
+                self.tracer.tie(labels[1], self.tracer.labels(tensor)[0])
+        self.tracer.set_labels(out, labels)
+        return out
 
     def _attention(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The numbers inside PyTorch's attention cannot be seen, but they are known."""

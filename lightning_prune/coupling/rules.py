@@ -50,7 +50,10 @@ def rule_of(func: Any) -> Rule | None:
         if candidate in _RULES:
             rule, first = _RULES[candidate], _FIRST.get(candidate)
             return rule if first is None else partial(_both, first, rule)
-    return pointwise if torch.Tag.pointwise in func.tags else None
+    plain = getattr(torch.ops.aten, name.rstrip("_"), None)  # in-place variants are not always tagged
+    alike = getattr(plain, func._overloadname, None) if func._schema.name.startswith("aten::") else None
+    tagged = any(torch.Tag.pointwise in variant.tags for variant in (func, alike) if variant is not None)
+    return pointwise if tagged else None
 
 
 def _both(first: Rule, second: Rule, *call: Any) -> None:
@@ -90,12 +93,16 @@ def pointwise(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str
                 tracer.freeze(tensor, f"{op_name(func)} over the channels")
         for back in range(result.dim(), 0, -1):
             size = result.shape[-back]
-            full = [
-                own[-back]
+            operands = [
+                (tensor, own[-back], _alike(tracer, tensor, own, back))
                 for tensor, own in zip(inputs, known, strict=True)
-                if tensor.dim() >= back and tensor.shape[-back] == size and not _alike(tracer, tensor, own, back)
+                if tensor.dim() >= back and tensor.shape[-back] == size > 1
             ]
-            labels.append(_pointwise_label(tracer, func, args, back, full) if size > 1 else None)
+            label = _pointwise_label(tracer, func, args, back, [own for _, own, alike in operands if not alike])
+            for tensor, _, alike in operands:
+                if alike:
+                    adopt(tracer, tensor, tensor.dim() - back, label)
+            labels.append(label)
         tracer.set_labels(result, labels)
 
 

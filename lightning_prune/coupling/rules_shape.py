@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,19 @@ def is_sized(func: Any) -> bool:
 @rule_for("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "flatten", "unflatten")
 def _reshape(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source = args[0]
-    if source.numel() == 0 and source.shape != out.shape:
+    before, after = _filled(source.shape), _filled(out.shape)
+    if prod(before) != prod(after):
         tracer.freeze(source, "a reshape while it is empty")
     else:
-        tracer.set_parts(out, reshaped(tracer, tracer.parts(source), source.shape, out.shape))
+        tracer.set_parts(out, reshaped(tracer, tracer.parts(source), before, after))
         tracer.same_parameter(source, out)
     _equate_shape(tracer, out)
     tracer.check_size(out)
+
+
+def _filled(shape: Sequence[int]) -> list[int]:
+    """A shape in which an empty batch holds one entry: a detector that has found nothing runs its heads on that."""
+    return [max(size, 1) for size in shape]
 
 
 def _equate_shape(tracer: Tracer, out: Tensor) -> None:

@@ -12,6 +12,7 @@ first one that needs a label for each dimension makes one of them the channels a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from math import prod
 from typing import Any
@@ -135,6 +136,7 @@ class Tracer(TorchDispatchMode):
         self._names = WeakTensorKeyDictionary()
         self._producers = WeakTensorKeyDictionary()
         self._origins = Origins(self)
+        self._paused = False
         self.given: list[int] = []  # the numbers that the operation now running was called with in Python
         for name, tensor in named_tensors(module):
             self.set_labels(tensor, trace.labels[name])
@@ -144,10 +146,11 @@ class Tracer(TorchDispatchMode):
         """Run ``func``, then let its rule label the result."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        if self._paused:
+            return out
         tensors = list(tensors_in([args, kwargs]))
         for tensor in tensors:
-            if tensor in self._names:
-                self.trace.reached.add(self._names[tensor])
+            self.reach(tensor)
         rule = self._rule_of(func)
         if rule is not None:
             rule(self, func, args, kwargs, out)
@@ -156,6 +159,20 @@ class Tracer(TorchDispatchMode):
                 self.freeze(tensor, f"no rule for {func} yet")
         self._origins.after(func, args, out)
         return out
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Operations inside are not followed."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def reach(self, tensor: Tensor) -> None:
+        """Note that the forward pass uses ``tensor``, if that is a parameter or buffer."""
+        if tensor in self._names:
+            self.trace.reached.add(self._names[tensor])
 
     def parts(self, tensor: Tensor) -> list[Part]:
         """The channels that ``tensor`` carries."""

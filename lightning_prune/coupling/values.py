@@ -11,12 +11,14 @@ over the channels) it has to be known: such channels carry *leaky* labels, fresh
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from torch import Tensor
 
+from lightning_prune.coupling.numbers import Number
 from lightning_prune.coupling.slots import Ids, Slots
 from lightning_prune.coupling.trace import Tracer
 
@@ -26,6 +28,7 @@ class _Constant:
     tensor: Tensor  # kept alive, so that its storage is not taken by another
     version: int
     zero: bool
+    numbers: Mapping[int, int]  # what was written for its dimensions
 
 
 _CONSTANTS: WeakKeyDictionary[Tracer, dict[int, _Constant]] = WeakKeyDictionary()
@@ -35,7 +38,7 @@ _LEAKY: WeakKeyDictionary[Slots, defaultdict[str, list[int]]] = WeakKeyDictionar
 def note_constant(tracer: Tracer, tensor: Tensor, zero: bool) -> None:
     """Say that ``tensor`` was just made, and that no channel can be told from another in it."""
     found = _CONSTANTS.setdefault(tracer, {})
-    found[tensor.untyped_storage()._cdata] = _Constant(tensor, tensor._version, zero)
+    found[tensor.untyped_storage()._cdata] = _Constant(tensor, tensor._version, zero, tracer.shape_given(tensor))
 
 
 def is_constant(tracer: Tracer, tensor: Tensor, writes: int = 0) -> bool:
@@ -54,6 +57,12 @@ def adopt(tracer: Tracer, tensor: Tensor, dim: int, label: Ids | None, writes: i
         assert label is not None
         labels[dim] = label if constant.zero else leaky(tracer, label)
         tracer.set_labels(tensor, labels)
+        dim %= tensor.dim()
+        before = constant.tensor.dim() - tensor.dim()
+        whole = before >= 0 and constant.tensor.stride()[before:] == tensor.stride()
+        written = constant.numbers.get(dim + before)
+        if whole and constant.tensor.shape[before:] == tensor.shape and isinstance(written, Number):
+            tracer.trace.book.equate(written, tracer.number(tensor, dim))
 
 
 def leaky(tracer: Tracer, label: Ids) -> Ids:

@@ -40,7 +40,10 @@ FROZEN = {
     "select": (head_net(lambda net, x: x[:, 3].flatten(1), read=64), "picks single channels by number"),
     "unbind": (head_net(lambda net, x: x.unbind(1)[0].flatten(1), read=64), "picks single channels by number"),
     "assignment": (head_net(overwritten), "picks single channels by number"),
-    "uneven split": (head_net(lambda net, x: pooled(x.split((2, 6), 1)[1]), read=6), r"splits into \(2, 6\), written as numbers"),
+    "uneven split": (
+        head_net(lambda net, x: pooled(x.split((2, 6), 1)[1]), read=6),
+        r"splits into \(2, 6\), written as numbers",
+    ),
     "crop": (head_net(lambda net, x: pooled(F.pad(x, (0, 0, 0, 0, -1, 0))), read=7), "cropped along the channels"),
     "outer product": (head_net(merged, read=64), "a reshape merges it with other channels"),
     "fixed tensor": (

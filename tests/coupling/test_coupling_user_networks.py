@@ -33,20 +33,20 @@ def tokens() -> Tensor:
 
 
 U_NET = {
-    "down1.0.weight": 4, "down2.0.weight": 6, "bottom.0.weight": 8, "up2.weight": 6, "up1.weight": 4,
-    "merge2.0.weight": 6, "merge1.0.weight": 4,
+    "down1.0.weight": 4, "down2.0.weight": 6, "bottom.0.weight": 8, "up2.weight": 6, "up1.weight": 6,
+    "up1.weight#2": 4, "merge1.0.weight": 4,
 }  # fmt: skip
 CASES = {
     "concats": Case(
         nets.DenseBlock, {"stem.weight": 6, "layers.0.weight": 4, "layers.1.weight": 4, "layers.2.weight": 4}
     ),
-    "shuffle": Case(nets.ShuffleUnit, {"stem.weight": 4}),
+    "shuffle": Case(nets.ShuffleUnit, {"branch.weight": 4, "branch.weight#2": 4}),
     "squeeze-excite": Case(nets.SqueezeExcite, {"conv.weight": 8, "gate.0.weight": 4}),
     "glu": Case(nets.GatedConvs, {"first.weight": 6, "second.weight": 4}, lambda: image(2, 3, 8)),
     "swiglu": Case(lambda: nets.SwiGLU(False), {"up.weight": 8}, lambda: image(2, 4, 6)),
     "swiglu fused": Case(lambda: nets.SwiGLU(True), {"up.weight": 8}, lambda: image(2, 4, 6)),
-    "raw scales": Case(nets.Scales, {"a.weight": 8}),
-    "tied gru": Case(nets.LanguageModel, {"embed.weight": 6}, tokens),
+    "raw scales": Case(nets.Scales, {"gamma": 8}),
+    "tied gru": Case(nets.LanguageModel, {"positions": 6}, tokens),
     "siamese": Case(nets.Siamese, {"tower.0.weight": 6, "tower.3.weight": 4}, lambda: (image(), image(seed=1))),
     "u-net 1-D": Case(lambda: nets.UNet(1), U_NET, lambda: image(2, 2, 8)),
     "u-net 2-D": Case(lambda: nets.UNet(2), U_NET, lambda: image(2, 2, 8, 8)),
@@ -58,7 +58,7 @@ CASES = {
     ),
     "text reader": Case(nets.TextReader, {"conv.0.weight": 4, "rnn.weight_ih_l0": 6}, lambda: image(2, 1, 8, 8)),
     "bag of words": Case(nets.BagOfWords, {"bag.weight": 6, "a.weight": 8}, tokens),
-    "einsum": Case(nets.Einsums, {"a.weight": 6, "mix": 8}),
+    "einsum": Case(nets.Einsums, {"mix": 8, "mix#2": 6}),
     "signature": Case(
         nets.Signature,
         {"a.weight": 6},
@@ -140,14 +140,17 @@ def test_weight_norm_is_removed_with_its_length() -> None:
 
 
 def test_recurrent_layers_know_their_new_sizes() -> None:
-    net = nn.Sequential(nn.Embedding(9, 6), nn.LSTM(6, 8, 2, bidirectional=True, proj_size=4))
-    prune_once(net, tokens())
-    rnn = net[1]
-    assert (rnn.input_size, rnn.hidden_size, rnn.proj_size) == (3, 4, 4)
-    assert rnn.weight_hr_l1_reverse.shape == (4, 4)
-    for kind in (nn.GRU, nn.RNN):
-        check(net := nets.LastState(kind), image(2, 4, 3), {"rnn.weight_ih_l0": 6}, 1e-5)
-        assert (net.rnn.input_size, net.rnn.hidden_size) == (3, 3)
+    net = nets.Tagger()
+    net.rnn = nn.LSTM(10, 8, 2, bidirectional=True, proj_size=4, batch_first=True)
+    net.fc = nn.Linear(8, 3)
+    units = {"words.weight": 6, "shapes.weight": 4, "rnn.weight_ih_l0": 8, "rnn.weight_hh_l0": 4}
+    check(net, (tokens(), tokens() % 3), units, 1e-5)
+    assert (net.rnn.input_size, net.rnn.hidden_size, net.rnn.proj_size) == (5, 4, 2)
+    assert net.rnn.weight_hr_l1_reverse.shape == (2, 4)
+    for cell in (nn.LSTMCell, nn.GRUCell, nn.RNNCell):
+        net = nets.Decoder(cell)
+        prune_once(net, image(2, 4, 3))
+        assert (net.cell.input_size, net.cell.hidden_size, net.hidden) == (3, 3, 3)
 
 
 def test_a_hidden_state_given_from_outside_keeps_its_size() -> None:
