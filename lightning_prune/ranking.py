@@ -29,8 +29,8 @@ def rank_steps(
         gone: Class -> units of these that are gone already.
 
     Returns:
-        The candidate that gives each step, and the units gone after it, both of shape (steps,). Of classes that have given
-        equal shares the lower score goes first; of equal scores the earlier candidate.
+        The candidate that gives each step, and the units gone after it, both of shape (steps,). Of classes
+        that have given equal shares the lower score goes first; of equal scores the earlier candidate.
 
     Example:
         >>> tensors = [torch.tensor([1.0, 2.0]), torch.tensor([9.0])]  # the second gives 2 units a step

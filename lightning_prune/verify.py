@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_prune.coupling import Coupling, Example, run_on_copy
+from lightning_prune.coupling import Coupling, Example, run_on_copy, shapes
 from lightning_prune.coupling.rules_shape import is_sized
 from lightning_prune.coupling.scaling import scalar_of
 from lightning_prune.coupling.trace import tensors_in
@@ -103,7 +103,7 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         sized = is_sized(func)
         self.failed_in_sized = sized
-        out = func(*args, **(kwargs or {}))
+        out = shapes.run(func, args, kwargs or {})
         self.failed_in_sized = False
         if sized:
             self.shapes += [tuple(tensor.shape) for tensor in tensors_in(out)]

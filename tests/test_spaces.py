@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from bundled import by_hand, space_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -180,6 +180,7 @@ def test_the_fewest_units_that_may_stay(now: int, per_unit: int, round_to: int, 
 
 
 @given(st.integers(1, 100), st.integers(1, 6), st.integers(1, 16), st.integers(0, 120))
+@settings(deadline=None)
 def test_kept_widths_fit_whatever_is_asked(now: int, per_unit: int, round_to: int, asked: int) -> None:
     space = one_group(now, per_unit, round_to)
     kept = space.rounded("w", asked)
@@ -190,6 +191,7 @@ def test_kept_widths_fit_whatever_is_asked(now: int, per_unit: int, round_to: in
 
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=8), st.lists(st.integers(0, 3), min_size=2, max_size=8))
+@settings(deadline=None)
 def test_ranking_is_a_sort_of_all_but_the_best_of_each_group(first: list[int], second: list[int]) -> None:
     groups = {
         name: Group(name, (Member(name, 0, torch.arange(len(values)).reshape(-1, 1), False),), ())
@@ -421,6 +423,7 @@ def test_groups_of_no_known_class_are_classes_of_their_own() -> None:
     st.integers(0, 60),
     st.data(),
 )
+@settings(deadline=None)
 def test_classes_differ_by_no_more_than_a_unit(sizes: list[int], kinds: list[str], count: int, data) -> None:
     names = [f"g{n}" for n in range(len(sizes))]
     coupling = by_hand(dict(zip(names, sizes, strict=True)))

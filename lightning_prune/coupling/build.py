@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,7 +14,7 @@ from lightning_prune.coupling.groups import Activation, Coupling, Group, Member,
 from lightning_prune.coupling.kindred import Kindred, settle
 from lightning_prune.coupling.numbers import Equation, Expression, LinearDim, SizeOf, rewritten
 from lightning_prune.coupling.slots import FIXED, Ids, Reasons
-from lightning_prune.coupling.trace import KERNEL, UNUSED, Labels, Trace, named_tensors
+from lightning_prune.coupling.trace import KERNEL, UNUSED, Labels, Tap, Trace, named_tensors
 
 
 def build_coupling(
@@ -70,6 +70,11 @@ class _Builder:
         self.frozen: dict[str, str] = {}
         self._group_of = np.full(trace.slots.count, -1, dtype=np.int64)  # of every unit
         self._linear: dict[int, LinearDim] = {}
+        self._taps: defaultdict[int, list[Tap]] = defaultdict(list)  # by the families that they show
+        for tap in trace.taps.values():
+            if tap.dim is not None:
+                for family in np.unique(kin.family_of[kin.units[tap.ids[tap.ids != FIXED]]]).tolist():
+                    self._taps[family].append(tap)
         self._find_groups()
         self._names = list(self.groups)
         self._sizes = np.array([group.size for group in self.groups.values()] or [1])
@@ -111,11 +116,10 @@ class _Builder:
     ) -> Group:
         own = [(place, self.trace.labels[place[0]][place[1]]) for place in places]
         activations = []
-        for tap in self.trace.taps.values():
-            if tap.dim is not None:
-                index = self._index(tap.ids, members)
-                if index is not None:
-                    activations.append(Activation(tap.module, tap.dim, index))
+        for tap in self._taps.get(int(self.kin.family_of[members[0]]), []):
+            index = self._index(tap.ids, members)
+            if index is not None and tap.dim is not None:
+                activations.append(Activation(tap.module, tap.dim, index))
         doubtful = members[inexact.known(members)]
         return Group(
             name=name,

@@ -15,6 +15,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_prune.coupling.trace import named_tensors, tensors_in
 
+MOST_COLOURS = 4  # channels of an image
+
 
 @dataclass(frozen=True)
 class Example:
@@ -53,7 +55,10 @@ class Example:
         """
         args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
         given = cls(args, inputs if isinstance(inputs, dict) else {}, 1)
-        candidates = [*given._batched(listed=True), *given._batched(listed=False), given]
+        candidates = [*given._batched(listed=True), *given._batched(listed=False)]
+        if not given._lists_images():
+            candidates.reverse()
+        candidates.append(given)
         if model is None or len(candidates) == 1:
             return candidates[0]
         return next((candidate for candidate in candidates if candidate._runs(model)), candidates[0])
@@ -68,6 +73,11 @@ class Example:
         shared = len(sizes) == 1 and 0 not in sizes
         if shared and (lists or (not listed and any(tensor.dim() > 1 for tensor in tensors))):
             yield Example(self.args, self.kwargs, sizes.pop(), listed)._with(2)
+
+    def _lists_images(self) -> bool:
+        """Whether what is in lists looks like images, not like levels or sequences that are batches themselves."""
+        tensors = [x for a in (*self.args, *self.kwargs.values()) if _is_batch(a) for x in a if isinstance(x, Tensor)]
+        return all(len(tensor) <= MOST_COLOURS for tensor in tensors)
 
     def _with(self, batch: int) -> Example:
         times = -(-batch // self.batch)

@@ -23,6 +23,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from lightning_prune.coupling import shapes
 from lightning_prune.coupling.numbers import Book, Expression, Number, SizeOf
 from lightning_prune.coupling.scaling import Origins, Scalars
 from lightning_prune.coupling.slots import FIXED, Ids, Slots
@@ -66,6 +67,8 @@ class Part:
 
     def rows(self) -> Ids:
         """Ids as (what differs along the other dimensions, channels)."""
+        if len(self.dims) == 1:
+            return self.ids[None]
         moved = np.moveaxis(self.ids, self.dims.index(self.channel), -1)
         return moved.reshape(-1, moved.shape[-1])
 
@@ -145,7 +148,7 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func``, then let its rule label the result."""
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = shapes.run(func, args, kwargs)
         if self._paused:
             return out
         tensors = list(tensors_in([args, kwargs]))
