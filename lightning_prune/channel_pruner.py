@@ -74,7 +74,7 @@ class ChannelPruner(Pruner):
             )
         shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
         if self._coupling is None or self._coupling.shapes != shapes:
-            self._coupling = analyse(model, example)
+            self._coupling = analyse(model, example, self.granularity.attention)
         return self._coupling
 
     def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:

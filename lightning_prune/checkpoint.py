@@ -252,3 +252,4 @@ def _set_inside(module: nn.Module, prefix: str, attributes: Mapping[str, Mapping
             owner = module.get_submodule((path + ".").removeprefix(prefix).removesuffix("."))
             for name, value in values.items():
                 setattr(owner, name, tuple(value) if isinstance(getattr(owner, name), tuple) else value)
+            sync_attributes(owner)

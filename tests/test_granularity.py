@@ -178,13 +178,17 @@ class Blocks(nn.Module):
 def test_every_kind_gives_its_share() -> None:
     torch.manual_seed(0)
     net = Blocks()
-    with torch.no_grad():  # the hidden layers look unimportant beside the stream
-        for layer in (net.up1, net.down1, net.up2, net.down2):
-            layer.weight[: layer.out_features // 2] *= 1e-3
+    with torch.no_grad():  # most hidden units look unimportant beside the stream
+        for up, down in ((net.up1, net.down1), (net.up2, net.down2)):
+            few = up.out_features * 3 // 4
+            up.weight[:few] *= 1e-3
+            down.weight[:, :few] *= 1e-3
     image = torch.zeros(1, 1, 5, 5)
     alike = {"granularity": Channels(ranking="isomorphic"), "budget": Ratio(0.5, per_layer=False)}
     report = prune_once(net, image, **alike, dry_run=True)
     widths = {name: after for name, (_, after) in report.widths.items()}
+    together = prune_once(net, image, budget=Ratio(0.5, per_layer=False), dry_run=True)
+    assert together.widths["stem.weight"] == (6, 6)
     assert widths["stem.weight"] == 3
     assert widths["up1.weight"] + widths["up2.weight"] == 10
     for budget in (Params(0.4), MACs(0.4), Sparsity(0.6), Count(13)):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -24,7 +25,7 @@ from lightning_prune.coupling.trace import Trace, Tracer, named_tensors, tensors
 _ = _index, _layers, _math, _recurrent, _reduce, _shape, _vision  # imported for the rules that they register
 
 
-def analyse(model: nn.Module, example: Example) -> Coupling:
+def analyse(model: nn.Module, example: Example, attention: Literal["head_dims", "heads"] = "head_dims") -> Coupling:
     """Find which channels of ``model`` must be removed together, by following them through a forward pass.
 
     One pass runs in eval and one in train mode, on a copy: ``model`` is not touched.
@@ -32,23 +33,30 @@ def analyse(model: nn.Module, example: Example) -> Coupling:
     Args:
         model: Any network.
         example: What its forward receives.
+        attention: Whether the units of attention layers are dimensions inside every head, or whole heads.
 
     Raises:
         ValueError: If the network has lazy parameters, or its forward pass fails on the example.
     """
     dict(named_tensors(model))  # refuses lazy parameters before they look like a wrong example
     try:
-        coupling: Coupling = run_on_copy(model, example, _analyse_copy)
+        coupling, heads = run_on_copy(model, example, _analyse_copy)
+        if attention == "heads" and heads:
+            coupling, _ = run_on_copy(model, example, partial(_analyse_copy, heads=heads))
     except Exception as error:
         raise ValueError(
             f"the forward pass of {type(model).__name__} failed on the example input: {error}. "
             "Pass what its forward receives (in a Trainer: set `example_input_array` on the LightningModule)."
         ) from error
-    return coupling
+    found: Coupling = coupling
+    return found
 
 
-def _analyse_copy(copy: nn.Module, example: Example) -> Coupling:
-    trace = Trace()
+def _analyse_copy(
+    copy: nn.Module, example: Example, heads: frozenset[int] = frozenset()
+) -> tuple[Coupling, frozenset[int]]:
+    """The analysis, and the numbers of the reshapes that make heads."""
+    trace = Trace(heads=heads)
     trace.register(copy)
     trace.book.tag_attributes(copy)
     outputs = _pass(trace, copy.eval(), example)
@@ -60,7 +68,7 @@ def _analyse_copy(copy: nn.Module, example: Example) -> Coupling:
         trains = False
         trace.sizes, trace.scalars.found = sizes, scalars
     trace.macs = [type(term)(term.constant / example.batch, term.dims) for term in macs]
-    return build_coupling(trace, copy, trains, tuple(outputs))
+    return build_coupling(trace, copy, trains, tuple(outputs)), trace.attention_splits()
 
 
 def _pass(trace: Trace, copy: nn.Module, example: Example) -> list[tuple[int, ...]]:

@@ -87,11 +87,11 @@ class _Builder:
         used: Counter[str] = Counter()
         for signature, members in self.kin.families:
             place = places[signature[0][0]]
-            kept = reasons.known(members)
-            free = members[~kept]
+            free = members[~reasons.known(members)]
+            made = any(self._makes(*places[p]) for p, _ in signature)  # else it is read from data
             if not free.size:
                 reason = reasons.of(int(members[0]))
-                if reason != KERNEL and place not in self.trace.consumed:
+                if reason != KERNEL and made and place not in self.trace.consumed:
                     self.frozen.setdefault(place[0], reason)
                 continue
             own = next(
@@ -99,11 +99,9 @@ class _Builder:
             )
             used[own[0]] += 1
             name = own[0] if used[own[0]] == 1 else f"{own[0]}#{used[own[0]]}"
-            if len(members) == 1:
+            if len(members) == 1 and made:
                 self.frozen[name] = "all of its channels can only go together"
-            elif not any(self._makes(*places[p]) for p, _ in signature):
-                self.frozen[name] = "read from a buffer, which holds data"
-            else:
+            elif made:
                 self._group_of[free] = len(self.groups)
                 self.groups[name] = self._group(name, [places[p] for p, _ in signature], free, inexact, grouped)
 

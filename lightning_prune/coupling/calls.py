@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_prune.coupling.numbers import SizeOf
+from lightning_prune.coupling.numbers import Number, SizeOf
 from lightning_prune.coupling.trace import Tracer
 
 _MAKERS = {
@@ -84,9 +84,13 @@ class Calls(TorchFunctionMode):
 
     def _attention(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The numbers inside PyTorch's attention cannot be seen, but they are known."""
-        query, out_proj = args[0], args[11]
+        query, heads, out_proj = args[0], args[4], args[11]
         out = func(*args, **kwargs)
-        self.tracer.trace.book.equate(self.tracer.number(out_proj, 1), self.tracer.number(query, query.dim() - 1))
+        width, book = self.tracer.number(out_proj, 1), self.tracer.trace.book
+        book.equate(width, self.tracer.number(query, query.dim() - 1))
+        if self.tracer.trace.heads:
+            head_dim = int(width) // int(heads)
+            book.equate(width // head_dim, heads if isinstance(heads, Number) else book.tagged(heads, "num_heads"))
         return out
 
 

@@ -119,8 +119,8 @@ class Coupling:
 
     Attributes:
         groups: Removable groups by name.
-        frozen: Group name -> why nothing in it can be removed. Kernel positions and what layers read from the
-            network's input go without saying.
+        frozen: Group name -> why nothing in it can be removed. Kernel positions and what layers read from
+            the network's input or from data in buffers go without saying.
         shapes: Shape of every parameter and buffer when it was analysed.
         param_dims: For every parameter, its dimensions.
         mac_terms: (constant, dimensions) of every convolution and matrix product of one example's forward pass.

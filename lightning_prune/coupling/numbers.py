@@ -155,6 +155,10 @@ class Book:
         if not (isinstance(left, int) and isinstance(right, int)) and left is not right:
             self.equations.append(Equation(left, right, self.where))
 
+    def tagged(self, value: int, name: str) -> Number:
+        """``value``, which the module whose forward is running keeps as ``name``."""
+        return self._attribute(value, Attribute(self.where, name))
+
     def tag_attributes(self, module: nn.Module) -> None:
         """Replace the integers that the user's modules inside ``module`` keep by numbers that know where they are."""
         for path, owner in module.named_modules():

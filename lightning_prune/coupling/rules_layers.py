@@ -93,6 +93,7 @@ def _matmul(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     tracer.tie(a[-1], b[inner], _INPUT)
     labels: Labels = a[:-1] if vector else [*a[:-1], b[-1]]
     if left.dim() == 3:
+        tracer.trace.attended += [ids for ids in (a[-1], b[inner], b[-1]) if ids is not None]
         tracer.tie(a[0], b[0])
         labels[0] = a[0] if b[0] is not None else None
     tracer.set_labels(out, labels)

@@ -1,13 +1,12 @@
 """How channels flow through recurrent layers: a hidden unit owns one row of every gate and a column of ``weight_hh``.
 
 On the meta device and for most layers on a CPU, ATen takes a recurrent layer apart into matrix products, splits and
-gates, which have their own rules. What is special is said here: the first hidden state is a constant, and all layers
-and directions of one module have the same ``hidden_size``.
+gates, which have their own rules. What is special is said here: the first hidden state is a constant. All layers and
+directions of one module have the same ``hidden_size``, as their last states are stacked.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +18,6 @@ from lightning_prune.coupling.values import adopt, is_constant
 
 _INPUT = "fed by the network's input or by a tensor of fixed size"
 _STATE = "first hidden state given from outside"
-_HIDDEN = re.compile(r"(.*\.|)weight_hh_l\d+(_reverse)?")
 
 
 @before_rule_of("mm", "addmm", "bmm", "baddbmm", "linear")
@@ -28,22 +26,6 @@ def _constant_operand(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: 
     left, weight = args[1:3] if "add" in name else args[:2]
     labels = tracer.labels(weight)
     adopt(tracer, left, left.dim() - 1, labels[-1] if name == "linear" else labels[-2])
-    _same_units(tracer, weight)
-
-
-def _same_units(tracer: Tracer, weight: Tensor) -> None:
-    """Tie what layers and directions of the module that owns ``weight`` have in common: its ``hidden_size``."""
-    name = tracer.name(weight)
-    found = _HIDDEN.fullmatch(name) if name else None
-    if name is None or found is None:
-        return
-    first = tracer.trace.labels.get(f"{found[1]}weight_hh_l0")
-    own = tracer.trace.labels[name]
-    if first is None or own is first or len(own) != len(first):
-        return
-    for a, b in zip(first, own, strict=True):
-        if a is not None and b is not None and len(a) == len(b):
-            tracer.tie(a, b)
 
 
 @rule_for("mkldnn_rnn_layer")
@@ -93,7 +75,6 @@ def _layer(tracer: Tracer, weights: list[Tensor], given: Ids | None, steps: int)
     tracer.consume(from_input, read)
     tracer.consume(from_hidden, units)
     tracer.tie(given, read, _INPUT)
-    _same_units(tracer, from_hidden)
     for tensor in weights:
         rows = tracer.labels(tensor)[0] if tensor.dim() else None
         if rows is not None and units is not None:

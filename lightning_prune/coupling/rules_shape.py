@@ -66,8 +66,21 @@ def reshaped(tracer: Tracer, parts: Sequence[Part], before: Sequence[int], after
         else:
             new = [n for o, n in zip(old, new, strict=True) if o in part.dims]
         made = next(n for o, n in blocks if part.channel in o)
-        result.append(_along_varying(ids, new, made))
+        result.append(_numbered(tracer, part, _along_varying(ids, new, made)))
     return result
+
+
+def _numbered(tracer: Tracer, before: Part, part: Part) -> Part:
+    """``part``, with the number of the reshape if that made more dimensions of it; heads are taken if asked for."""
+    if len(part.dims) == 1 or len(part.dims) <= len(before.dims):
+        return part if len(part.dims) == 1 else Part(part.dims, part.ids, part.channel, before.split)
+    trace = tracer.trace
+    if before.split is not None:
+        trace.splits[before.split] = part.ids[:0].ravel()  # these are no heads yet
+    number = len(trace.splits)
+    trace.splits.append(part.ids.ravel())
+    at = part.dims.index(part.channel)
+    return Part(part.dims, part.ids, part.dims[at - 1] if number in trace.heads and at else part.channel, number)
 
 
 def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:

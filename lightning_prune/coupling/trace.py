@@ -54,11 +54,13 @@ class Part:
         dims: The dimensions, ascending.
         ids: Slot ids, one axis for each of them.
         channel: The one of ``dims`` that is taken for the channels: the last of those that a reshape made.
+        split: Number of the reshape that made several dimensions out of one, None where there was none.
     """
 
     dims: tuple[int, ...]
     ids: Ids
     channel: int
+    split: int | None = None
 
     @classmethod
     def along(cls, dim: int, ids: Ids) -> Part:
@@ -75,7 +77,7 @@ class Part:
     def moved(self, to: Callable[[int], int]) -> Part:
         """The part with its dimensions at other places."""
         dims = [to(dim) for dim in self.dims]
-        return Part(tuple(sorted(dims)), self.ids.transpose(np.argsort(dims)), to(self.channel))
+        return Part(tuple(sorted(dims)), self.ids.transpose(np.argsort(dims)), to(self.channel), self.split)
 
     def narrowed(self, ids: Ids) -> Part | None:
         """The part with other ids, without the dimensions in which they have size 1; None where nothing is left."""
@@ -83,7 +85,8 @@ class Part:
         if not wide:
             return None
         dims = tuple(self.dims[n] for n in wide)
-        return Part(dims, ids.reshape([ids.shape[n] for n in wide]), self.channel if self.channel in dims else dims[-1])
+        channel = self.channel if self.channel in dims else dims[-1]
+        return Part(dims, ids.reshape([ids.shape[n] for n in wide]), channel, self.split)
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,16 @@ class Trace:
     balances: list[tuple[list[Ids], str]] = field(default_factory=list)
     book: Book = field(default_factory=Book)
     scalars: Scalars = field(default_factory=Scalars)
+    splits: list[Ids] = field(default_factory=list)
+    attended: list[Ids] = field(default_factory=list)
+    heads: frozenset[int] = frozenset()
+
+    def attention_splits(self) -> frozenset[int]:
+        """Numbers of the reshapes that made heads: their channels met in a product of two activations."""
+        if not self.attended:
+            return frozenset()
+        met = np.unique(np.concatenate(self.attended))
+        return frozenset(number for number, ids in enumerate(self.splits) if np.isin(ids, met).any())
 
     def register(self, module: nn.Module) -> None:
         """Give fresh slots to every dimension of every parameter and buffer of ``module``."""

@@ -12,7 +12,7 @@ from lightning_prune.coupling import Coupling, Example, analyse
 from lightning_prune.coupling.trace import tensors_in
 from lightning_prune.plan import plan_removal
 from lightning_prune.surgery import apply_plan, zero_removed
-from lightning_prune.verify import failing_groups
+from lightning_prune.verify import try_widths
 
 
 class Net(nn.Module):
@@ -92,7 +92,7 @@ def removal_error(model: nn.Module, inputs: Any, seed: int = 0) -> float:
     coupling = analyse(model, example)
     removed: Mapping[str, Tensor] = remove_some(coupling, seed)
     assert removed, coupling.frozen
-    assert failing_groups(model, example, coupling, removed) == {}
+    assert try_widths(model, example, coupling, removed).failing == {}
     plan = plan_removal(removed, coupling)
     masked = copy.deepcopy(model)
     zero_removed(masked, plan)

@@ -28,6 +28,12 @@ def overwritten(net: Any, x: Tensor) -> Tensor:
     return pooled(x)
 
 
+def written(net: Any, x: Tensor) -> Tensor:
+    y = torch.zeros(8, 1, 1, device=x.device)
+    y[3] = 1.0
+    return pooled(x + y)
+
+
 FROZEN = {
     "max": (head_net(lambda net, x: x.max(1).values.flatten(1), read=64), "max over the channels"),
     "roll": (head_net(lambda net, x: pooled(x.roll(1, 1))), "roll over the channels"),
@@ -50,6 +56,7 @@ FROZEN = {
         head_net(lambda net, x: pooled(x + torch.arange(8, device=x.device).view(8, 1, 1))),
         "meets a tensor whose size is fixed",
     ),
+    "constant with something written": (head_net(written), "meets a tensor whose size is fixed"),
     "other strides": (head_net(lambda net, x: x.as_strided((2, 4, 8, 8), x.stride()).mean((2, 3)), read=4), "strides"),
 }
 

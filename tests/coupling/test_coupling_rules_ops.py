@@ -81,6 +81,17 @@ def apart(net: Any, x: Tensor) -> Tensor:
     return x[which, :, :, columns].unsqueeze(-1)
 
 
+def apart_behind_channels(net: Any, x: Tensor) -> Tensor:
+    which, columns = torch.tensor([1, 0, 0], device=x.device), torch.tensor([0, 5, 1], device=x.device)
+    return x.transpose(0, 1)[:, which, :, columns].unsqueeze(-1)
+
+
+def overwritten(net: Any, x: Tensor) -> Tensor:
+    y = x.flip(1).clone()
+    y[torch.tensor([1], device=x.device)] = x[:1]
+    return y
+
+
 def softmax_gate(net: Any, x: Tensor) -> Tensor:
     return x * pooled(x).softmax(1)[:, :, None, None]
 
@@ -118,6 +129,8 @@ OPS = {
     "index": Op(picked),
     "index of two dimensions": Op(advanced),
     "index of dimensions apart": Op(apart),
+    "index of dimensions apart behind the channels": Op(apart_behind_channels),
+    "index_put into other channels": Op(overwritten, units=4, owns=(2, 2)),
     "index_select": Op(lambda net, x: x.index_select(2, torch.tensor([1, 4], device=x.device))),
     "index_put": Op(written),
     "gather": Op(gathered),
@@ -150,6 +163,7 @@ OPS = {
     "sum of gates": Op(lambda net, x: x * x.sigmoid().sum(1, keepdim=True), inexact="sum .* not 0 there"),
     "sum of gated": Op(lambda net, x: x * (x * x.sigmoid()).sum(1, keepdim=True)),
     "sum of shifted": Op(lambda net, x: x * (x + 1).sum(1, keepdim=True), inexact="sum .* not 0 there"),
+    "sum of sums": Op(lambda net, x: x * x.cumsum(1).sum(1, keepdim=True), inexact="sum .* not 0 there"),
     "mean": Op(lambda net, x: x - x.mean(1, keepdim=True), inexact="mean over the channels"),
     "var": Op(lambda net, x: x / (1 + x.var(1, keepdim=True)), inexact="var over the channels"),
     "amax": Op(lambda net, x: x * x.amax(1, keepdim=True), inexact="amax over the channels"),

@@ -153,6 +153,25 @@ def test_recurrent_layers_know_their_new_sizes() -> None:
         assert (net.cell.input_size, net.cell.hidden_size, net.hidden) == (3, 3, 3)
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_on_a_real_pass(kind: Any) -> None:
+    class Reading(nets.Tagger):
+        def forward(self, words: Tensor, shapes: Tensor) -> Tensor:
+            return super().forward(words, shapes) if int(words.sum()) > 0 else words
+
+    net = Reading()
+    net.rnn = kind(10, 5, num_layers=2, bidirectional=True, batch_first=True)
+    inputs = tokens(), tokens() % 3
+    coupling = analyse(net, Example.of(inputs))
+    assert not coupling.on_meta
+    gates = 4 if kind is nn.LSTM else 3
+    index = {(m.tensor, m.dim): m.index.tolist() for m in coupling.groups["rnn.weight_ih_l0"].members}
+    assert len(index) == 4 * 5 + 2 + 1  # of each layer and direction; what the second layer and the head read
+    assert index["rnn.weight_hh_l1", 0][1] == [1 + 5 * gate for gate in range(gates)]
+    assert index["rnn.weight_ih_l1_reverse", 1][1] == [1, 6]
+    check(net, inputs, {"words.weight": 6, "shapes.weight": 4, "rnn.weight_ih_l0": 5}, 1e-5)
+
+
 def test_a_hidden_state_given_from_outside_keeps_its_size() -> None:
     class Continued(nets.LastState):
         def forward(self, x: Tensor, state: Tensor) -> Tensor:
