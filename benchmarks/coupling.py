@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import torchvision
 import zoo
+import zoo_halved
 from _children import in_child
 from rich.console import Console
 from rich.table import Column, Table
@@ -70,7 +71,7 @@ def theirs(network: nn.Module, example: Any, ignored: list[nn.Module]) -> None:
 def once(tool: str, name: str, network: nn.Module, example: Any) -> dict[str, float]:
     """Seconds and the share of the parameters that is left; raises if the pruned network does not run."""
     params = sum(parameter.numel() for parameter in network.parameters())
-    patterns = zoo.OUTPUTS[zoo.family(name)] + THEIR_HINTS.get(zoo.family(name), [])
+    patterns = zoo_halved.OUTPUTS[zoo.family(name)] + THEIR_HINTS.get(zoo.family(name), [])
     ignored = [m for path, m in network.named_modules() if any(fnmatchcase(path, p) for p in patterns)]
     call = partial(ours, network, example) if tool == "ours" else partial(theirs, network, example, ignored)
     wall, cpu = time.perf_counter(), time.process_time()

@@ -1,7 +1,7 @@
 """Every network of torchvision, pruned by one call without hints: python benchmarks/torchvision_models.py [--only P].
 
-Each network runs in its own process with a time limit, one after the other. See ``zoo.check`` for what is tried and
-``zoo.halved`` for the reference that the parameters are compared with.
+Each network runs in its own process with a time limit, one after the other. See ``zoo_check.check`` for what is tried and
+``zoo_halved.halved`` for the reference that the parameters are compared with.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torchvision
 import zoo
+import zoo_check
 from _children import in_child
 from rich.console import Console
 from rich.table import Column, Table
@@ -29,7 +30,7 @@ half of every group of channels goes. Written by `python benchmarks/torchvision_
 - groups: groups of channels that gave some up
 - prunable: share of the parameters in tensors of which at least one dimension lost something
 - kept, halved: share of the parameters that is left, and what is left where every dimension but the network's inputs
-  and outputs is halved, counted from module types and weight shapes (`zoo.halved`)
+  and outputs is halved, counted from module types and weight shapes (`zoo_halved.halved`)
 - error: largest difference between the outputs of the pruned network and of a copy in which the same channels are zero,
   relative to the largest output; raw outputs of the heads for detectors
 - exact groups: the same where only groups are pruned that no norm across channels touches, if others exist
@@ -49,17 +50,17 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     console = Console(width=max(Console().width, 150))
     for name in names:
-        row, error = in_child(partial(zoo.check, name, options.flavour), LIMIT_S)
+        row, error = in_child(partial(zoo_check.check, name, options.flavour), LIMIT_S)
         row = {"name": name, "error": error} if row is None else row
         rows.append(row)
         console.print(f"{len(rows):3}/{len(names)} {name}: {status(row)}, {row.get('wall_s', 0)} s", highlight=False)
         write(options.json, options.markdown or options.json.with_suffix(".md"), rows)
     console.print(table(rows))
-    console.print(f"{sum(not zoo.problems(row) for row in rows)} of {len(rows)} networks as they should be")
+    console.print(f"{sum(not zoo_check.problems(row) for row in rows)} of {len(rows)} networks as they should be")
 
 
 def status(row: dict[str, Any]) -> str:
-    found = zoo.problems(row)
+    found = zoo_check.problems(row)
     return "; ".join(found) if found else f"kept {row['kept']:.3f} of {row['halved']:.3f}"
 
 
@@ -67,7 +68,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
     columns = ("network", "groups", "prunable", "kept", "halved", "error", "exact groups", "s")
     result = Table(*(Column(name, no_wrap=True) for name in columns), "problems", box=None)
     for row in rows:
-        result.add_row(row["name"], *_figures(row), "; ".join(zoo.problems(row)))
+        result.add_row(row["name"], *_figures(row), "; ".join(zoo_check.problems(row)))
     return result
 
 
@@ -77,7 +78,7 @@ def write(json_file: Path, markdown: Path, rows: list[dict[str, Any]]) -> None:
         "torchvision": torchvision.__version__,
         "lightning_prune": lightning_prune.__version__,
     }
-    good = sum(not zoo.problems(row) for row in rows)
+    good = sum(not zoo_check.problems(row) for row in rows)
     json_file.write_text(json.dumps({"versions": versions, "as_should_be": good, "rows": rows}, indent=1) + "\n")
     if str(json_file) == "/dev/null":
         return
@@ -86,7 +87,7 @@ def write(json_file: Path, markdown: Path, rows: list[dict[str, Any]]) -> None:
     lines += ["| network | groups | prunable | kept | halved | error | exact groups | s | frozen, and why | problems |"]
     lines += ["|---|--:|--:|--:|--:|--:|--:|--:|---|---|"]
     for row in rows:
-        cells = [row["name"], *_figures(row), frozen(row), "; ".join(zoo.problems(row))]
+        cells = [row["name"], *_figures(row), frozen(row), "; ".join(zoo_check.problems(row))]
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     markdown.write_text("\n".join(lines) + "\n")
 

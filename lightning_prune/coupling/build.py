@@ -107,7 +107,8 @@ class _Builder:
 
     def _makes(self, tensor: str, dim: int) -> bool:
         """Whether these are channels of a parameter that no layer only reads."""
-        return tensor in self._parameters and (tensor, dim) not in self.trace.consumed
+        read_only = (tensor, dim) in self.trace.consumed - self.trace.produced
+        return tensor in self._parameters and not read_only
 
     def _group(
         self, name: str, places: Iterable[tuple[str, int]], members: Ids, inexact: Reasons, grouped: set[int]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from lightning_prune.coupling.numbers import Number, SizeOf
+from lightning_prune.coupling.numbers import Number, SizeOf, sizes_in
 from lightning_prune.coupling.rules import rule_for, rule_of
 from lightning_prune.coupling.slots import FIXED, Ids
 from lightning_prune.coupling.trace import Part, Tracer, tensors_in
@@ -27,7 +27,7 @@ def _reshape(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     if prod(before) != prod(after):
         tracer.freeze(source, "a reshape while it is empty")
     else:
-        tracer.set_parts(out, reshaped(tracer, tracer.parts(source), before, after))
+        tracer.set_parts(out, reshaped(tracer, tracer.parts(source), before, after, _flexible(tracer, out)))
         tracer.same_parameter(source, out)
     _equate_shape(tracer, out)
     tracer.check_size(out)
@@ -45,8 +45,28 @@ def _equate_shape(tracer: Tracer, out: Tensor) -> None:
             tracer.trace.book.equate(number, tracer.number(out, dim))
 
 
-def reshaped(tracer: Tracer, parts: Sequence[Part], before: Sequence[int], after: Sequence[int]) -> list[Part]:
-    """Parts behind a reshape."""
+def _flexible(tracer: Tracer, out: Tensor) -> set[int]:
+    """Dimensions that follow by themselves: written as -1, or computed from a size that follows."""
+    given = tracer.shape_given(out)
+    if not given:
+        return set()
+    computed = {dim for dim, number in given.items() if isinstance(number, Number) and any(sizes_in(number.expression))}
+    return computed | (set(range(out.dim())) - given.keys())
+
+
+def reshaped(
+    tracer: Tracer, parts: Sequence[Part], before: Sequence[int], after: Sequence[int], flexible: Collection[int] = ()
+) -> list[Part]:
+    """Parts behind a reshape.
+
+    Args:
+        tracer: Notes ties.
+        parts: What is there before.
+        before: Shape before.
+        after: Shape behind.
+        flexible: Dimensions behind that may become smaller: where channels are spread over several, one of these is
+            taken for the channels, else the last.
+    """
     blocks = _blocks(before, after)
     moved = [[before[d] for d in old] != [after[d] for d in new] for old, new in blocks]
     kept = [_merged(tracer, part, blocks, moved) for part in parts]
@@ -66,7 +86,7 @@ def reshaped(tracer: Tracer, parts: Sequence[Part], before: Sequence[int], after
         else:
             new = [n for o, n in zip(old, new, strict=True) if o in part.dims]
         made = next(n for o, n in blocks if part.channel in o)
-        result.append(_numbered(tracer, part, _along_varying(ids, new, made)))
+        result.append(_numbered(tracer, part, _along_varying(ids, new, made, flexible)))
     return result
 
 
@@ -110,8 +130,8 @@ def _merged(tracer: Tracer, part: Part, blocks: list[tuple[list[int], list[int]]
     return part
 
 
-def _along_varying(ids: Ids, dims: list[int], made: list[int]) -> Part:
-    """The part over those of ``dims`` along which ``ids`` vary; its channels are the last of the dims in ``made``."""
+def _along_varying(ids: Ids, dims: list[int], made: list[int], flexible: Collection[int]) -> Part:
+    """The part over those of ``dims`` along which ``ids`` vary; its channels are one of the dims in ``made``."""
     varying = [n for n in range(ids.ndim) if not (ids == ids.take([0], axis=n)).all()]
     if not varying:  # one channel spread over several positions
         varying = [ids.ndim - 1]
@@ -119,7 +139,8 @@ def _along_varying(ids: Ids, dims: list[int], made: list[int]) -> Part:
         if n not in varying:
             ids = ids.take([0], axis=n).squeeze(n)
     left = tuple(dims[n] for n in varying)
-    return Part(left, ids, ([dim for dim in left if dim in made] or left)[-1])
+    candidates = [dim for dim in left if dim in made] or list(left)
+    return Part(left, ids, ([dim for dim in candidates if dim in flexible] or candidates)[-1])
 
 
 @rule_for("t", "transpose", "permute", "numpy_T", "movedim", "swapaxes")

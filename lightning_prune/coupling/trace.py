@@ -105,6 +105,7 @@ class Trace:
     labels: dict[str, Labels] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
     consumed: set[tuple[str, int]] = field(default_factory=set)
+    produced: set[tuple[str, int]] = field(default_factory=set)
     taps: dict[str, Tap] = field(default_factory=dict)
     macs: list[MacTerm] = field(default_factory=list)
     sizes: list[tuple[str, tuple[int, ...], Labels]] = field(default_factory=list)
@@ -312,12 +313,15 @@ class Tracer(TorchDispatchMode):
 
     def consume(self, tensor: Tensor, ids: Ids | None) -> None:
         """Note that a layer reads the channels ``ids`` of its parameter ``tensor`` from its input."""
+        self.trace.consumed.update(self._places(tensor, ids))
+
+    def _places(self, tensor: Tensor, ids: Ids | None) -> list[tuple[str, int]]:
+        """The dimensions of the parameter ``tensor`` that channels are its own slots of."""
         name = self.name(tensor)
         if name is None or ids is None:
-            return
-        for dim, label in enumerate(self.trace.labels[name]):
-            if label is not None and label.size and label[0] == ids[0]:
-                self.trace.consumed.add((name, dim))
+            return []
+        labels = self.trace.labels[name]
+        return [(name, dim) for dim, own in enumerate(labels) if own is not None and own[0] <= ids[0] <= own[-1]]
 
     def produced_by(self, weight: Tensor, out: Tensor, dim: int) -> None:
         """Note that the layer that owns ``weight`` made ``out``, with its channels along ``dim``."""
@@ -325,6 +329,7 @@ class Tracer(TorchDispatchMode):
         name = self.name(weight)
         if name is not None and label is not None:
             owner = name.rpartition(".")[0]
+            self.trace.produced.update(self._places(weight, label))
             self.trace.taps.setdefault(owner, Tap(owner, label))
             self._producers[out] = owner
 

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_prune.coupling import Coupling, Example, analyse
 from lightning_prune.coupling.trace import tensors_in
-from lightning_prune.plan import plan_removal
+from lightning_prune.plan import plan_removal, rescaled
 from lightning_prune.surgery import apply_plan, zero_removed
 from lightning_prune.verify import try_widths
 
@@ -74,14 +74,18 @@ def error_between(found: Any, expected: Any) -> float:
 
 
 def remove_some(coupling: Coupling, seed: int = 0, names: list[str] | None = None) -> dict[str, Tensor]:
-    """About half of the units of every group (or of ``names``), at least one and never all."""
+    """About half of the units of every group (or of ``names``), at least one and never all; bundles by steps."""
     draw = torch.Generator().manual_seed(seed)
+    alone = {name for name in coupling.groups} - {name for bundle in coupling.bundles for name in bundle.quantum}
     removed = {}
-    for name, group in coupling.groups.items():
-        if names is None or name in names:
-            order = torch.randperm(group.size, generator=draw)
-            count = int(torch.randint(1, group.size, (), generator=draw))
-            removed[name] = torch.zeros(group.size, dtype=torch.bool).index_fill_(0, order[:count], True)
+    for quantum in [*({name: 1} for name in coupling.groups if name in alone), *(b.quantum for b in coupling.bundles)]:
+        steps = min(coupling.groups[name].size // units for name, units in quantum.items())
+        gone = int(torch.randint(1, steps, (), generator=draw))
+        for name, units in quantum.items():
+            if names is None or name in names:
+                size = coupling.groups[name].size
+                order = torch.randperm(size, generator=draw)[: gone * units]
+                removed[name] = torch.zeros(size, dtype=torch.bool).index_fill_(0, order, True)
     return removed
 
 
@@ -92,8 +96,10 @@ def removal_error(model: nn.Module, inputs: Any, seed: int = 0) -> float:
     coupling = analyse(model, example)
     removed: Mapping[str, Tensor] = remove_some(coupling, seed)
     assert removed, coupling.frozen
-    assert try_widths(model, example, coupling, removed).failing == {}
-    plan = plan_removal(removed, coupling)
+    trial = try_widths(model, example, coupling, removed)
+    assert trial.failing == {}
+    plan, inexact = rescaled(plan_removal(removed, coupling), coupling, trial.scalars)
+    assert inexact == {}
     masked = copy.deepcopy(model)
     zero_removed(masked, plan)
     apply_plan(model, plan)

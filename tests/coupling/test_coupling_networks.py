@@ -355,3 +355,17 @@ def test_float64_is_exact_to_its_own_precision() -> None:
         net = randomise(CASES[name].make().double())
         assert removal_error(net, image().double()) <= 1e-12
         assert {p.dtype for p in net.parameters()} == {torch.float64}
+
+
+def test_a_shuffle_written_with_the_number_of_channels_in_a_group_shrinks_in_the_other_factor() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        y = net.a(x)
+        y = y.view(len(x), -1, 2, 8, 8).transpose(1, 2).reshape(len(x), -1, 8, 8)
+        return net.head(pooled((y * net.b(x)).relu()))
+
+    net = Net(run, a=conv(3, 8), b=conv(3, 8), head=nn.Linear(8, 3))
+    (group,) = analyse(net, Example.of(image())).groups.values()
+    assert group.size == 4
+    assert [m.index[1].tolist() for m in group.members if m.tensor == "a.weight"] == [[2, 3]]
+    assert [m.index[1].tolist() for m in group.members if m.tensor == "b.weight"] == [[1, 5]]
+    assert removal_error(net, image()) <= 1e-5

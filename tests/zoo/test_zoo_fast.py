@@ -3,7 +3,12 @@
 import pytest
 import torch
 import zoo
+import zoo_check
+import zoo_halved
 from torch import nn
+
+from lightning_prune import prune_once
+from lightning_prune.budgets import Ratio
 
 REPRESENTATIVES = (
     "densenet121", "fasterrcnn_mobilenet_v3_large_320_fpn", "fcn_resnet50", "googlenet", "mobilenet_v2", "r3d_18",
@@ -14,13 +19,13 @@ REPRESENTATIVES = (
 
 @pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_half_of_a_network_goes_without_a_hint(name: str) -> None:
-    row = zoo.check(name, "tiny")
-    assert zoo.problems(row) == [], row
+    row = zoo_check.check(name, "tiny")
+    assert zoo_check.problems(row) == [], row
 
 
 def test_every_network_of_torchvision_is_known() -> None:
     assert len(zoo.names()) >= 109
-    assert {zoo.family(name) for name in zoo.names()} == zoo.OUTPUTS.keys()
+    assert {zoo.family(name) for name in zoo.names()} == zoo_halved.OUTPUTS.keys()
 
 
 def test_the_halved_reference_of_a_plain_network_by_hand() -> None:
@@ -28,7 +33,7 @@ def test_the_halved_reference_of_a_plain_network_by_hand() -> None:
     widths = [64, 128, 256, 256, 512, 512, 512, 512]
     convolutions = sum(a * b * 9 + b for a, b in zip([3, *[w // 2 for w in widths]], [w // 2 for w in widths]))  # noqa: B905
     linear = 256 * 49 * 2048 + 2048 + 2048 * 2048 + 2048 + 2048 * 1000 + 1000
-    assert zoo.halved("vgg11", network) == convolutions + linear
+    assert zoo_halved.halved("vgg11", network) == convolutions + linear
 
 
 def test_the_halved_reference_of_depthwise_and_odd_layers_by_hand() -> None:
@@ -38,7 +43,7 @@ def test_the_halved_reference_of_depthwise_and_odd_layers_by_hand() -> None:
         "odd": nn.Linear(5, 7),  # 4 outputs, 3 inputs
         "fc": nn.Linear(7, 5),  # the output
     })  # fmt: skip
-    assert zoo.halved("resnet18", network) == (6 * 9 + 6) + 6 * 2 + (4 * 3 + 4) + (5 * 4 + 5)
+    assert zoo_halved.halved("resnet18", network) == (6 * 9 + 6) + 6 * 2 + (4 * 3 + 4) + (5 * 4 + 5)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_b_32", "fasterrcnn_mobilenet_v3_large_320_fpn", "convnext_tiny"])
@@ -63,9 +68,6 @@ def test_raw_outputs_of_a_detector_do_not_depend_on_scores() -> None:
 
 def test_a_check_sees_what_is_wrong() -> None:
     # Guards this folder: a call that prunes nothing, and one that changes a flag, must not pass.
-    from lightning_prune import prune_once
-    from lightning_prune.budgets import Ratio
-
     def little(network: nn.Module, example: object, **options: object) -> object:
         return prune_once(network, example, budget=Ratio(0.1), **options)
 
@@ -79,6 +81,11 @@ def test_a_check_sees_what_is_wrong() -> None:
             network.layer4[1].conv2.weight[-1] += 10
         return prune_once(network, example, **options)
 
-    assert any("halved reference" in problem for problem in zoo.problems(zoo.check("resnet18", "tiny", little)))
-    assert any("modes changed" in problem for problem in zoo.problems(zoo.check("resnet18", "tiny", flags)))
-    assert any("relative error" in problem for problem in zoo.problems(zoo.check("resnet18", "tiny", other_channels)))
+    assert any(
+        "halved reference" in problem for problem in zoo_check.problems(zoo_check.check("resnet18", "tiny", little))
+    )
+    assert any("modes changed" in problem for problem in zoo_check.problems(zoo_check.check("resnet18", "tiny", flags)))
+    assert any(
+        "relative error" in problem
+        for problem in zoo_check.problems(zoo_check.check("resnet18", "tiny", other_channels))
+    )
