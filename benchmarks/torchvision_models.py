@@ -1,7 +1,7 @@
 """Every network of torchvision, pruned by one call without hints: python benchmarks/torchvision_models.py [--only P].
 
-Each network runs in its own process with a time limit, one after the other. See ``zoo_check.check`` for what is tried and
-``zoo_halved.halved`` for the reference that the parameters are compared with.
+Each network runs in its own process with a time limit, one after the other. See ``zoo_check.check`` for what is
+tried and ``zoo_halved.halved`` for the reference that the parameters are compared with.
 """
 
 import argparse

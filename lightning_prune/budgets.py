@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lightning_prune.search import BudgetError, masked, shrink
@@ -66,6 +66,11 @@ def _check_moves(budget: Budget, space: ChannelSpace, kept: Mapping[str, int]) -
         )
 
 
+def _some(names: Iterable[str]) -> str:
+    first, *others = names
+    return ", ".join([first, *others[:1], *["..."] * (len(others) > 1)])
+
+
 @dataclass(frozen=True)
 class Ratio(Budget):
     """A share of the channels (of every group, or of all), or of the weights, is removed.
@@ -112,7 +117,7 @@ class Ratio(Budget):
             units = sum(candidate.quantum.values())
             if candidate.bundled and candidate.jump and units > round(self.share * total):
                 raise BudgetError(
-                    f"{self} is {round(self.share * total)} units, but {', '.join(candidate.quantum)} shrink only "
+                    f"{self} is {round(self.share * total)} units, but {_some(candidate.quantum)} shrink only "
                     f"together, by {units} units at once; ask for share={units / total:.4f} or more, or exclude them "
                     "by the scope"
                 )
@@ -179,7 +184,7 @@ class Count(Budget):
             at_once = candidate.jump * (max(units) if self.per_layer else sum(units))
             if candidate.bundled and at_once > self.count:
                 raise BudgetError(
-                    f"{self}: {', '.join(candidate.quantum)} shrink only together, by {at_once} units at once; use "
+                    f"{self}: {_some(candidate.quantum)} shrink only together, by {at_once} units at once; use "
                     f"count={at_once} or more, or exclude them by the scope"
                 )
         if self.per_layer:

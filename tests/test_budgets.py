@@ -554,6 +554,14 @@ def test_bundles_that_are_too_coarse_say_so(budget: Budget, settings: dict[str, 
     assert str(error.value) == message
 
 
+def test_many_names_of_a_bundle_are_cut() -> None:
+    space = space_of(by_hand({n: 4 for n in "abcd"}, (dict.fromkeys("abcd", 1),)), {n: [0.0] * 4 for n in "abcd"})
+    with pytest.raises(
+        BudgetError, match=r": a, b, \.\.\. shrink only together, by 4 units at once; use count=4 or more"
+    ):
+        Count(1).keep_units(space, 1.0)
+
+
 def test_a_count_is_not_rounded_up_by_a_bundle() -> None:
     """f f f b b b are 12 units; rounding the bundle's 5 steps to 4 would take 3 more."""
     coupling = by_hand({"stream": 16, "free": 8, "heads": 8}, (TIED,))
