@@ -61,7 +61,8 @@ class ChannelPruner(Pruner):
         self.groups = frozenset(scored)
         if self.origin is None:
             self.origin = Original.of(coupling, scored, isomorphism_classes(model, coupling, scored))
-        self._choose(model, example, scored, 1.0)
+        assert example is not None
+        self._choose(model, example, coupling, scored, 1.0)
         self.budget.check_units(self._space(coupling, scored), None if events is None else events - self.event)
         if self.statistics is not None:
             self.statistics.attach(model, [groups[name] for name in scored if name not in self.blocked])
@@ -89,7 +90,8 @@ class ChannelPruner(Pruner):
         left_out = reasons.keys() | self.blocked.keys()
         scores = {n: self.criterion.score_units(g, scoring) for n, g in groups.items() if n not in left_out}
         check_finite(self.criterion, scores)
-        choice = self._choose(model, example, scores, fraction)
+        assert example is not None
+        choice = self._choose(model, example, coupling, scores, fraction)
         before, after = _sizes(model, coupling, choice)
         return Report(
             plan=choice.plan,
@@ -137,13 +139,12 @@ class ChannelPruner(Pruner):
     def _choose(
         self,
         model: nn.Module,
-        example: Example | None,
+        example: Example,
+        coupling: Coupling,
         scores: Mapping[str, Tensor],
         fraction: float,
     ) -> _Choice:
         """Widths, removed units and plan that meet the budget and run; groups that break the network are blocked."""
-        coupling = self.coupling(model, example)
-        assert example is not None
         while True:
             space = self._space(coupling, scores)
             kept = {n: min(k, space.now[n]) for n, k in self.budget.keep_units(space, fraction).items()}

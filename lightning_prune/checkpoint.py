@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.coupling import named_tensors, sync_attributes
+from lightning_prune.coupling import named_tensors, sync_attributes, sync_changed
 from lightning_prune.surgery import replace_data
 
 _KEY = "lightning_prune"  # in `state_dict._metadata`, which checkpoints with weights alone keep as well
@@ -166,9 +166,7 @@ def _reshape(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
             tensor.grad = None
             replace_data(tensor, torch.zeros(shape, dtype=tensor.dtype, device=tensor.device))
             changed.add(id(tensor))
-    for owner in module.modules():
-        if any(id(tensor) in changed for tensor in (*owner._parameters.values(), *owner._buffers.values())):
-            sync_attributes(owner)
+    sync_changed(module, changed)
 
 
 def load_pruned(model: type[_Module] | _Module, path: str | Path, **kwargs: Any) -> _Module:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.coupling import named_tensors, sync_attributes
+from lightning_prune.coupling import named_tensors, sync_changed
 from lightning_prune.plan import Plan, select
 
 
@@ -38,9 +38,7 @@ def apply_plan(module: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = 
             tensors[name].data.mul_(factors.to(tensors[name]).view(shape))
     set_attributes(module, plan.attributes)
     changed = {id(tensors[name]) for name in plan.keep}
-    for owner in module.modules():
-        if any(id(tensor) in changed for tensor in (*owner._parameters.values(), *owner._buffers.values())):
-            sync_attributes(owner)
+    sync_changed(module, changed)
 
 
 def set_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:

@@ -35,6 +35,8 @@ class Trial:
 def try_widths(model: nn.Module, example: Example, coupling: Coupling, removed: Mapping[str, Tensor]) -> Trial:
     """Run the network as it would be on a copy, in eval and in train mode, and find the groups that break it.
 
+    Where train mode runs the same operations on the same shapes, eval mode speaks for it.
+
     The outputs must keep their shapes, and every reshape, slice and split must give the shape that the analysis
     foresees: a ``-1`` beside a number written in the code takes what is left, which would run, with channels in the
     wrong places. What is foreseen also tells which groups are at fault; where it does not, bisection does.
@@ -123,7 +125,7 @@ def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Ma
         try:
             with watch:
                 outputs = [inputs.run(copy.eval())]
-                if coupling.trains:
+                if coupling.passes.trains and not coupling.passes.alike:
                     outputs.append(inputs.run(copy.train()))
         except Exception as error:
             said = str(error).splitlines()[0] if str(error) else repr(error)
@@ -144,7 +146,7 @@ def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Ma
 
 def _same_shapes(coupling: Coupling, found: list[torch.Size]) -> bool:
     """Whether the outputs have their old shapes; how many objects a detector finds is no matter of its shape."""
-    old = coupling.outputs
+    old = coupling.passes.outputs
     if coupling.on_meta:
         return [tuple(shape) for shape in found] == list(old)
     return len(found) == len(old) and all(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from lightning_prune.coupling import Bundle, Coupling, Group, LinearDim, Member
+from lightning_prune.coupling import Bundle, Coupling, Group, LinearDim, Member, Passes
 from lightning_prune.spaces import ChannelSpace, Original
 
 
@@ -33,7 +33,7 @@ def by_hand(
         dims,
         ((1, (width, width)),),
         on_meta=False,
-        trains=True,
+        passes=Passes(trains=True),
         bundles=tuple(Bundle(bundle, "the code splits one by the other") for bundle in bundles),
     )
 

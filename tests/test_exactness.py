@@ -198,6 +198,8 @@ def test_predicted_params_and_macs_are_those_of_the_pruned_network(name: str) ->
     assert space.original_params == sum(parameter.numel() for parameter in model.parameters())
     assert space.original_macs == count_macs(model, example)
     kept = {group: int(torch.randint(1, g.size + 1, (), generator=draw)) for group, g in coupling.groups.items()}
+    for bundle in coupling.bundles:
+        kept.update({group: units * 2 for group, units in bundle.quantum.items()})
     apply_plan(model, plan_removal(space.lowest(kept), coupling))
     assert space.params(kept) == pytest.approx(sum(parameter.numel() for parameter in model.parameters()), abs=0.5)
     assert space.macs(kept) == pytest.approx(count_macs(model, example), abs=0.5)

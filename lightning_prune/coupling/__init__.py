@@ -1,9 +1,10 @@
 """Which channels must be removed together: found by following their indices through a forward pass."""
 
 from lightning_prune.coupling.analyse import analyse
-from lightning_prune.coupling.attributes import sync_attributes
-from lightning_prune.coupling.example import Example, copy_of, run_on_copy
-from lightning_prune.coupling.groups import Activation, Bundle, Coupling, Group, LinearDim, Member
+from lightning_prune.coupling.attributes import sync_attributes, sync_changed
+from lightning_prune.coupling.copies import copy_of
+from lightning_prune.coupling.example import Example, run_on_copy
+from lightning_prune.coupling.groups import Activation, Bundle, Coupling, Group, LinearDim, Member, Passes
 from lightning_prune.coupling.trace import named_tensors
 
 __all__ = [
@@ -14,9 +15,11 @@ __all__ = [
     "Group",
     "LinearDim",
     "Member",
+    "Passes",
     "analyse",
     "copy_of",
     "named_tensors",
     "run_on_copy",
     "sync_attributes",
+    "sync_changed",
 ]

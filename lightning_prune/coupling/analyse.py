@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Literal
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from lightning_prune.coupling import rules_index as _index
 from lightning_prune.coupling import rules_layers as _layers
@@ -16,11 +16,11 @@ from lightning_prune.coupling import rules_reduce as _reduce
 from lightning_prune.coupling import rules_shape as _shape
 from lightning_prune.coupling import rules_vision as _vision
 from lightning_prune.coupling.build import build_coupling
-from lightning_prune.coupling.calls import Calls
+from lightning_prune.coupling.calls import Calls, WithoutDropout
 from lightning_prune.coupling.example import Example, run_on_copy
-from lightning_prune.coupling.groups import Coupling
+from lightning_prune.coupling.groups import Coupling, Passes
 from lightning_prune.coupling.rules import rule_of
-from lightning_prune.coupling.trace import Trace, Tracer, named_tensors, tensors_in
+from lightning_prune.coupling.trace import Operations, Trace, Tracer, named_tensors, tensors_in
 
 _ = _index, _layers, _math, _recurrent, _reduce, _shape, _vision  # imported for the rules that they register
 
@@ -59,36 +59,49 @@ def _analyse_copy(
     trace = Trace(heads=heads)
     trace.register(copy)
     trace.book.tag_attributes(copy)
-    outputs = _pass(trace, copy.eval(), example)
+    outputs, operations = _pass(trace, copy.eval(), example)
     macs, sizes, scalars = list(trace.macs), list(trace.sizes), list(trace.scalars.found)
     try:
-        outputs += _pass(trace, copy.train(), example)
-        trains = True
+        trains, alike = True, _operations(copy.train(), example) == operations
+        if not alike:
+            outputs += _pass(trace, copy.train(), example)[0]
     except Exception:  # some networks want targets in train mode: then the eval pass has to be enough
-        trains = False
+        trains = alike = False
         trace.sizes, trace.scalars.found = sizes, scalars
     trace.macs = [type(term)(term.constant / example.batch, term.dims) for term in macs]
-    return build_coupling(trace, copy, trains, tuple(outputs)), trace.attention_splits()
+    return build_coupling(trace, Passes(trains, alike, tuple(outputs))), trace.attention_splits()
 
 
-def _pass(trace: Trace, copy: nn.Module, example: Example) -> list[tuple[int, ...]]:
-    """Follow one forward pass; return the shapes of its outputs."""
-    tracer = Tracer(trace, copy, rule_of)
+def _operations(copy: nn.Module, example: Example) -> list[Any]:
+    """What a pass runs, but for dropout: it need not be followed if that is what another has run."""
+    seen = Operations()
+    with WithoutDropout(), seen:
+        example.run(copy)
+    return seen.found
+
+
+def _pass(trace: Trace, copy: nn.Module, example: Example) -> tuple[list[tuple[int, ...]], list[Any]]:
+    """Follow one forward pass; return the shapes of its outputs, and the operations that ran."""
+    tracer = Tracer(trace, rule_of)
     running: list[str] = []
 
-    def begin(name: str) -> None:
-        running.append(name)
-        trace.book.where = name
+    def begin(name: str | None) -> None:
+        if name is not None:
+            running.append(name)
+            trace.book.where = name
 
-    def end(name: str, output: Any) -> None:
+    def end(name: str | None, output: Any) -> None:
+        if name is None:
+            return
         running.pop()
         trace.book.where = running[-1] if running else ""
         tracer.returned(name, output)
 
-    handles: list[RemovableHandle] = []
-    for name, module in copy.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda _module, _inputs, name=name: begin(name), prepend=True))
-        handles.append(module.register_forward_hook(lambda _module, _inputs, out, name=name: end(name, out)))
+    names = {id(module): name for name, module in copy.named_modules()}
+    handles = [  # for all modules at once, which is faster than one by one
+        register_module_forward_pre_hook(lambda module, _inputs: begin(names.get(id(module)))),
+        register_module_forward_hook(lambda module, _inputs, out: end(names.get(id(module)), out)),
+    ]
     try:
         with Calls(tracer), tracer:
             outputs = example.run(copy)
@@ -97,4 +110,5 @@ def _pass(trace: Trace, copy: nn.Module, example: Example) -> list[tuple[int, ..
             handle.remove()
     for tensor in tensors_in(outputs):
         tracer.freeze(tensor, "output of the network")
-    return [tuple(tensor.shape) for tensor in tensors_in(outputs)]
+        tracer.reach(tensor)
+    return [tuple(tensor.shape) for tensor in tensors_in(outputs)], tracer.operations

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+
+
+def sync_changed(module: nn.Module, changed: Collection[int]) -> None:
+    """Synchronise the layers that own, or compute a weight from, a tensor with its id in ``changed``."""
+    for owner in module.modules():
+        computed = getattr(owner, "parametrizations", None)
+        own = (*owner._parameters.values(), *owner._buffers.values())
+        below = computed.parameters() if isinstance(computed, nn.ModuleDict) else ()
+        if any(id(tensor) in changed for tensor in (*own, *below)):
+            sync_attributes(owner)
 
 
 def sync_attributes(module: nn.Module) -> None:

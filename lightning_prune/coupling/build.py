@@ -10,24 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling.bundles import bundled, known_attributes
-from lightning_prune.coupling.groups import Activation, Coupling, Group, Member, Site, WidthScalar
+from lightning_prune.coupling.groups import Activation, Coupling, Group, Member, Passes, Site, WidthScalar
 from lightning_prune.coupling.kindred import Kindred, settle
 from lightning_prune.coupling.numbers import Equation, Expression, LinearDim, SizeOf, rewritten
 from lightning_prune.coupling.slots import FIXED, Ids, Reasons
-from lightning_prune.coupling.trace import KERNEL, UNUSED, Labels, Tap, Trace, named_tensors
+from lightning_prune.coupling.trace import KERNEL, UNUSED, Labels, Tap, Trace
 
 
-def build_coupling(
-    trace: Trace, module: nn.Module, trains: bool, outputs: tuple[tuple[int, ...], ...] = ()
-) -> Coupling:
-    """Resolve the slots of ``trace``, which has seen ``module``, into groups."""
+def build_coupling(trace: Trace, passes: Passes) -> Coupling:
+    """Resolve the slots of ``trace`` into groups."""
     for name, labels in trace.labels.items():
         if name not in trace.reached:
             for label in labels:
                 if label is not None:
                     trace.slots.freeze(label, UNUSED)
     kin, balanced = settle(trace)
-    builder = _Builder(trace, module, kin)
+    builder = _Builder(trace, kin)
     groups, frozen = builder.groups, builder.frozen
     equations = [
         Equation(builder.resolved(e.left), builder.resolved(e.right), e.where)
@@ -42,13 +40,10 @@ def build_coupling(
         groups=groups,
         frozen={name: reason for name, reason in frozen.items() if name not in groups},
         shapes=builder.shapes,
-        param_dims={
-            name: builder.dims(builder.shapes[name], trace.labels[name]) for name, _ in module.named_parameters()
-        },
+        param_dims={name: builder.dims(builder.shapes[name], trace.labels[name]) for name in builder.parameters},
         mac_terms=tuple((term.constant, tuple(builder.linear(ids) for ids in term.dims)) for term in trace.macs),
-        on_meta=all(tensor.is_meta for _, tensor in named_tensors(module)),
-        trains=trains,
-        outputs=outputs,
+        on_meta=all(tensor.is_meta for tensor in trace.tensors.values()),
+        passes=passes,
         sizes=tuple(
             Site(where, builder.dims(shape, labels) if any(ids is not None for ids in labels) else ())
             for where, shape, labels in trace.sizes
@@ -62,10 +57,10 @@ def build_coupling(
 class _Builder:
     """Groups, and every size as a function of their widths."""
 
-    def __init__(self, trace: Trace, module: nn.Module, kin: Kindred) -> None:
+    def __init__(self, trace: Trace, kin: Kindred) -> None:
         self.trace, self.kin = trace, kin
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(module)}
-        self._parameters = {name for name, _ in module.named_parameters()}
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in trace.tensors.items()}
+        self.parameters = {name: None for name, tensor in trace.tensors.items() if isinstance(tensor, nn.Parameter)}
         self.groups: dict[str, Group] = {}
         self.frozen: dict[str, str] = {}
         self._group_of = np.full(trace.slots.count, -1, dtype=np.int64)  # of every unit
@@ -108,7 +103,7 @@ class _Builder:
     def _makes(self, tensor: str, dim: int) -> bool:
         """Whether these are channels of a parameter that no layer only reads."""
         read_only = (tensor, dim) in self.trace.consumed - self.trace.produced
-        return tensor in self._parameters and not read_only
+        return tensor in self.parameters and not read_only
 
     def _group(
         self, name: str, places: Iterable[tuple[str, int]], members: Ids, inexact: Reasons, grouped: set[int]

@@ -16,6 +16,22 @@ _MAKERS = {
     *("zeros", "ones", "empty", "full", "rand", "randn"),
     *("new_zeros", "new_ones", "new_empty", "new_full"),
 }
+_TAKING_SIZES = _MAKERS | {
+    *("view", "reshape", "unflatten", "expand", "split", "chunk", "tensor_split", "narrow", "__getitem__", "repeat"),
+    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    *(
+        "layer_norm",
+        "rms_norm",
+        "split_with_sizes",
+        "unsafe_split",
+        "unsafe_chunk",
+        "__setitem__",
+        "broadcast_to",
+        "view_as",
+        "resize",
+    ),
+}
+_DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
 _SHAPE, _SIZE = Tensor.shape.__get__, Tensor.size  # type: ignore[attr-defined]
 
 
@@ -32,6 +48,16 @@ class Sizes(tuple[int, ...]):
     def __getitem__(self, index: Any) -> Any:
         found = super().__getitem__(index)
         return Sizes(found) if isinstance(index, slice) else found
+
+
+class WithoutDropout(TorchFunctionMode):
+    """Dropout does nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func``."""
+        if func in _DROPOUTS:
+            return args[0] if args else (kwargs or {})["input"]
+        return func(*args, **(kwargs or {}))
 
 
 class Calls(TorchFunctionMode):
@@ -54,14 +80,19 @@ class Calls(TorchFunctionMode):
             return self._attention(func, args, kwargs)
         if func is F.batch_norm and args[0].numel() == 0:
             return self._empty_batch_norm(func, args, kwargs)
-        self.tracer.given = [number for value in (args, kwargs) for number in _numbers(value)]
+        if func in _DROPOUTS:
+            return self._dropout(func, args, kwargs)
+        name = getattr(func, "__name__", "")
+        if name not in _TAKING_SIZES:
+            return func(*args, **kwargs)
+        self.tracer.given, self.tracer.called = [n for value in (args, kwargs) for n in _numbers(value)], name
         try:
             out = func(*args, **kwargs)
-            if self.tracer.given and isinstance(out, Tensor) and getattr(func, "__name__", "") in _MAKERS:
+            if name in _MAKERS and isinstance(out, Tensor):
                 self.tracer.label_by_numbers(out)
             return out
         finally:
-            self.tracer.given = []
+            self.tracer.given, self.tracer.called = [], ""
 
     def _shape(self, tensor: Tensor) -> Any:
         shape = tensor.shape
@@ -69,6 +100,14 @@ class Calls(TorchFunctionMode):
         if not any(isinstance(size, SizeOf) for size in sizes):
             return shape
         return Sizes(self.tracer.number(tensor, dim) for dim in range(len(shape)))
+
+    def _dropout(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Drops values at random and keeps the channels; seen from here, it is the same in eval and in train mode."""
+        source = args[0] if args else kwargs["input"]
+        with self.tracer.paused():
+            out = func(*args, **kwargs)
+        self.tracer.set_parts(out, self.tracer.parts(source))
+        return out
 
     def _empty_batch_norm(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """PyTorch takes a way of its own here, which only looks at the first channel."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map
 
-from lightning_prune.coupling.trace import named_tensors, tensors_in
+from lightning_prune.coupling.copies import copy_of, meta_copy
+from lightning_prune.coupling.trace import named_tensors
 
 MOST_COLOURS = 4  # channels of an image
 
@@ -129,33 +130,6 @@ def _resized(leaf: Any, times: int, batch: int) -> Any:
     return torch.cat([leaf.detach()] * times)[:batch] if times > 1 else leaf.detach()[:batch]
 
 
-def copy_of(model: nn.Module, copied: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy that shares the partial functions and detaches the activations which modules keep.
-
-    A command line hands optimizers to a LightningModule as partials that lead back to the whole program: its Trainer,
-    its data, its processes. Tensors of a running graph, such as outputs collected during an epoch, have no deep copy.
-
-    Args:
-        model: The network.
-        copied: Copies that are already made, by the id of their original.
-    """
-    memo = dict(copied or {})
-    for module in model.modules():
-        kept = {name: value for name, value in vars(module).items() if name not in ("_parameters", "_modules")}
-        memo.update({id(value): value for value in kept.values() if isinstance(value, partial)})
-        memo.update({id(tensor): tensor.detach() for tensor in tensors_in(kept) if not tensor.is_leaf})
-    return copy.deepcopy(model, memo)
-
-
-def meta_copy(model: nn.Module) -> nn.Module:
-    """A deep copy whose parameters and buffers are on the meta device; their data is never copied."""
-    memo: dict[int, Any] = {}
-    for _, tensor in named_tensors(model):
-        empty = torch.empty_like(tensor, device="meta", requires_grad=False)
-        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy_of(model, memo)
-
-
 def run_on_copy(
     model: nn.Module, example: Example, use: Callable[[nn.Module, Example], Any], on_meta: bool | None = None
 ) -> Any:
@@ -186,11 +160,23 @@ def run_on_copy(
 
 @contextmanager
 def quiet_pass() -> Iterator[None]:
-    """No gradients, no fused attention kernel, no compiled code, and the random state as it was."""
-    fastpath = torch.backends.mha.get_fastpath_enabled()
+    """No gradients, no fused attention kernels, no compiled code, and the random state as it was.
+
+    Garbage is collected afterwards: the many small objects of a copy would set that off again and again, and it walks
+    through the whole program each time.
+    """
+    fastpath, collecting = torch.backends.mha.get_fastpath_enabled(), gc.isenabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    gc.disable()
     try:
-        with torch.no_grad(), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(),
+            torch.compiler.set_stance("force_eager"),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
+        if collecting:
+            gc.enable()

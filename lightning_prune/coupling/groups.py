@@ -114,6 +114,21 @@ class WidthScalar:
 
 
 @dataclass(frozen=True)
+class Passes:
+    """The passes that the analysis has seen.
+
+    Attributes:
+        trains: Whether the forward pass also runs in train mode on the example input alone.
+        alike: Whether it then runs the same operations on the same shapes as in eval mode, but for dropout.
+        outputs: Shapes of the outputs in eval and, where it trains, in train mode.
+    """
+
+    trains: bool
+    alike: bool = False
+    outputs: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
 class Coupling:
     """What is known about a network: its groups, what must stay, and what each unit costs.
 
@@ -125,9 +140,8 @@ class Coupling:
         param_dims: For every parameter, its dimensions.
         mac_terms: (constant, dimensions) of every convolution and matrix product of one example's forward pass.
         on_meta: Whether the network runs on the meta device, where a forward pass costs nothing.
-        trains: Whether its forward pass also runs in train mode on the example input alone.
         bundles: Groups that shrink together; every group is in at most one.
-        outputs: Shapes of the outputs in eval and, where it trains, in train mode.
+        passes: What the passes of the analysis were.
         sizes: What every reshape, slice and split of these passes gives.
         scalars: Every scalar that the pass in eval mode multiplies a tensor by.
         attributes: Integers that modules keep and that have to follow, as expressions of the widths.
@@ -139,8 +153,7 @@ class Coupling:
     param_dims: Mapping[str, tuple[LinearDim, ...]]
     mac_terms: tuple[tuple[float, tuple[LinearDim, ...]], ...]
     on_meta: bool
-    trains: bool
-    outputs: tuple[tuple[int, ...], ...] = ()
+    passes: Passes
     sizes: tuple[Site, ...] = ()
     scalars: tuple[WidthScalar, ...] = ()
     bundles: tuple[Bundle, ...] = ()

@@ -67,9 +67,9 @@ def _distinct(kin: Kindred, rows: list[Ids]) -> list[Ids]:
 
 
 def _apart(kin: Kindred, rows: list[Ids]) -> bool:
-    """Whether no family has units in two of ``rows``."""
+    """Whether each of ``rows`` is a family of its own; of several families, the common count would leave no choice."""
     families = [np.unique(kin.family_of[kin.units[row]]) for row in rows]
-    return len(np.unique(np.concatenate(families))) == sum(map(len, families))
+    return all(len(own) == 1 for own in families) and len(np.unique(np.concatenate(families))) == len(rows)
 
 
 def _kindred(trace: Trace) -> Kindred:

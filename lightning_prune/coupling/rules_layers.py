@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lightning_prune.coupling.numbers import Number
 from lightning_prune.coupling.rules import rule_for
 from lightning_prune.coupling.slots import Ids
 from lightning_prune.coupling.trace import KERNEL, Labels, Tracer
+from lightning_prune.coupling.values import is_leaky, leaky
 
 _INPUT = "fed by the network's input or by a tensor of fixed size"
 
@@ -21,18 +23,34 @@ def _convolution(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[
     transposed, groups = bool(args[6]), int(args[8])
     channels = out.dim() - weight.dim() + 1  # 1 with a batch, 0 without
     tracer.freeze(weight, KERNEL, range(2, weight.dim()))
-    tracer.freeze(source, "convolved along the channels", range(channels + 1, source.dim()))
     given = tracer.labels(source)[channels]
+    last = tracer.given[-1] if tracer.given else 0  # a functional convolution is given its groups at the end
+    if isinstance(last, Number) and int(last) == groups == source.shape[channels]:
+        tracer.trace.book.equate(last, tracer.number(source, channels))
     made = (_transposed if transposed else _forward)(tracer, given, weight, groups)
     if bias is not None:
         tracer.tie(tracer.labels(bias)[0], made)
     labels: Labels = [None] * out.dim()
     labels[:channels] = tracer.labels(source)[:channels]
     labels[channels] = made
+    for dim in range(channels + 1, source.dim()):
+        labels[dim] = _convolved(tracer, source, weight, out, dim)
     tracer.set_labels(out, labels)
     tracer.produced_by(weight, out, channels)
     positions = prod((source if transposed else out).shape[channels + 1 :]) * prod(out.shape[:channels])
     tracer.add_macs(positions * prod(weight.shape[2:]), weight.shape[:2], tracer.labels(weight)[:2])
+
+
+def _convolved(tracer: Tracer, source: Tensor, weight: Tensor, out: Tensor, dim: int) -> Ids | None:
+    """Channels along a dimension that a kernel moves over, as in efficient channel attention."""
+    label = tracer.labels(source)[dim]
+    if label is None:
+        return None
+    if out.shape[dim] != source.shape[dim] or weight.shape[:2] != (1, 1):
+        tracer.slots.freeze(label, "convolved along the channels")
+        return None
+    tracer.slots.mark_inexact(label, "convolved along the channels: each sees those beside it")
+    return leaky(tracer, label)
 
 
 def _forward(tracer: Tracer, given: Ids | None, weight: Tensor, groups: int) -> Ids | None:
@@ -91,6 +109,8 @@ def _matmul(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     tracer.consume(right, b[inner])
     tracer.consume(left, a[-1])
     tracer.tie(a[-1], b[inner], _INPUT)
+    if a[-1] is not None and b[inner] is not None and is_leaky(tracer, a[-1]) and is_leaky(tracer, b[inner]):
+        tracer.slots.mark_inexact(a[-1], "summed over channels that are not 0 when they are masked")
     labels: Labels = a[:-1] if vector else [*a[:-1], b[-1]]
     if left.dim() == 3:
         tracer.trace.attended += [ids for ids in (a[-1], b[inner], b[-1]) if ids is not None]
@@ -135,6 +155,9 @@ def _batch_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
     given = labels[1]
     for tensor in (a for a in args[1:5] if isinstance(a, Tensor) and a.dim() == 1):
         tracer.tie(given, tracer.labels(tensor)[0], _INPUT)
+    if args[3] is None:  # no running statistics: those of this tensor
+        for label in (ids for dim, ids in enumerate(labels) if dim != 1 and ids is not None):
+            tracer.slots.mark_inexact(label, "batch norm: its mean and variance run over the channels")
     tracer.set_labels(out[0], labels)
     tracer.normalised_by(args[1], source, out[0], 1)
 
@@ -144,6 +167,9 @@ def _layer_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
     source, shape = args[0], args[1]
     labels = tracer.labels(source)
     first = source.dim() - len(shape)
+    for dim, number in enumerate(tracer.given[: len(shape)], start=first):
+        if isinstance(number, Number) and int(number) == source.shape[dim]:
+            tracer.trace.book.equate(number, tracer.number(source, dim))
     for tensor in (a for a in args[2:4] if isinstance(a, Tensor)):
         for label, own in zip(labels[first:], tracer.labels(tensor), strict=True):
             tracer.tie(label, own, _INPUT)

@@ -11,11 +11,13 @@ from lightning_prune.coupling.trace import Tracer, tensors_in
 from lightning_prune.coupling.values import is_leaky, leaky
 
 _SUMS = frozenset(("sum", "nansum", "linalg_vector_norm", "norm", "any", "count_nonzero", "cumsum"))
+_FINDS = frozenset(("max", "min", "argmax", "argmin", "kthvalue", "median", "nanmedian", "mode", "topk"))
 
 
 @rule_for(
     "mean", "nanmean", "sum", "nansum", "amax", "amin", "var", "std", "var_mean", "std_mean", "linalg_vector_norm",
-    "norm", "any", "all", "prod", "logsumexp", "count_nonzero", "max", "min", "aminmax",
+    "norm", "any", "all", "prod", "logsumexp", "count_nonzero", "max", "min", "aminmax", "argmax", "argmin",
+    "kthvalue", "median", "nanmedian", "mode", "topk",
 )  # fmt: skip
 def _reduce(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, given = args[0], bound(func, args, kwargs)
@@ -24,17 +26,16 @@ def _reduce(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
         return
     reduced = _dims(given.get("dim"), source.dim())
     labels = tracer.labels(source)
-    returns_positions = op_name(func) in ("max", "min") and given.get("dim") is not None
-    for dim in reduced:
-        if returns_positions:
-            tracer.freeze(source, f"{op_name(func)} over the channels also returns where it is", [dim])
-        else:
-            mark_mixed(tracer, func, given, labels[dim])
     kept = [None if dim in reduced else label for dim, label in enumerate(labels)]
-    if not given.get("keepdim", False):
+    if not given.get("keepdim", op_name(func) == "topk"):
         kept = [label for dim, label in enumerate(kept) if dim not in reduced]
     for result in tensors_in(out):
         tracer.set_labels(result, kept)
+    for label in (labels[dim] for dim in reduced):
+        mark_mixed(tracer, func, given, label)
+        for result in tensors_in(out) if label is not None else ():
+            if op_name(func) in _FINDS and not result.is_floating_point():
+                tracer.note_positions(result, label)
 
 
 def mark_mixed(tracer: Tracer, func: Any, given: dict[str, Any], label: Ids | None) -> None:
@@ -78,8 +79,7 @@ def _flip(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 @rule_for(
-    "roll", "sort", "topk", "argsort", "argmax", "argmin", "kthvalue", "median", "nanmedian", "mode", "cummax",
-    "cummin", "cumprod", "logcumsumexp",
+    "roll", "sort", "argsort", "cummax", "cummin", "cumprod", "logcumsumexp",
 )  # fmt: skip
 def _positions(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, given = args[0], bound(func, args, kwargs)

@@ -223,20 +223,25 @@ def _cut(tracer: Tracer, part: Part, axis: int, where: tuple[int, int], step: in
     ids = part.ids.take(range(start, start + size * step, step), axis=along)
     if step == 1 and size and total % size == 0 and start % size == 0 and (size > 1 or part.ids.ndim > 1):
         tracer.balance(np.split(part.ids, total // size, axis=along), tracer.where)
-    elif step != 1 or not size or not _follows(tracer, part.ids.take(range(start), axis=along), ids):
+    elif step != 1 or not size or not _follows(tracer, part.ids.take(range(start), axis=along), ids, along):
         tracer.slots.freeze(part.ids.ravel(), tracer.says(f"slices {size} of {total} channels, written as a number"))
         return None
     return part.narrowed(ids)
 
 
-def _follows(tracer: Tracer, before: Ids, ids: Ids) -> bool:
+def _follows(tracer: Tracer, before: Ids, ids: Ids, along: int) -> bool:
     """Whether the start and the end of a slice are numbers that can follow the channels before them."""
     known = [number for number in tracer.given if isinstance(number, Number)]
-    ends = [edge for edge in (before, np.concatenate([before, ids])) if before.ndim == 1 and len(edge) > 0]
-    bound = [(edge, number) for edge in ends for number in known if int(number) == len(edge)]
+    edges = [_one_row(before, along), _one_row(np.concatenate([before, ids], axis=along), along)]
+    bound = [(edge, number) for edge in edges for number in known if int(number) == len(edge) > 0]
     for edge, number in bound:
         tracer.trace.book.equate(number, Number(len(edge), SizeOf(edge), tracer.trace.book))
     return bool(bound)
+
+
+def _one_row(ids: Ids, along: int) -> Ids:
+    """The ids along one axis, at the first index of the others."""
+    return np.moveaxis(ids, along, -1).reshape(-1, ids.shape[along])[0] if ids.size else ids.ravel()
 
 
 @rule_for("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes")
@@ -252,9 +257,7 @@ def _split(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
             continue
         along = part.dims.index(axis)
         ids = np.split(part.ids, np.cumsum(sizes)[:-1], axis=along)
-        if not _sizes_follow(tracer, sizes, ids):
-            tracer.slots.freeze(part.ids.ravel(), tracer.says(f"splits into {tuple(sizes)}, written as numbers"))
-            continue
+        _bind_sizes(tracer, sizes, ids, along)
         for piece, own in zip(pieces, ids, strict=True):
             left = part.narrowed(own)
             piece += [left] if left is not None else []
@@ -263,18 +266,22 @@ def _split(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
         tracer.check_size(result)
 
 
-def _sizes_follow(tracer: Tracer, sizes: list[int], ids: list[Ids]) -> bool:
-    """Whether a split can follow fewer channels: into equal parts, or by numbers that the user's modules keep."""
-    numbers = tracer.given[:-1] if len(tracer.given) > len(sizes) else tracer.given
-    if [int(n) for n in numbers] == sizes and all(isinstance(n, Number) for n in numbers):
-        for number, own in zip(numbers, ids, strict=True):
-            if own.ndim == 1:
-                tracer.trace.book.equate(number, Number(len(own), SizeOf(own), tracer.trace.book))
-        return all(own.ndim == 1 for own in ids)
+def _bind_sizes(tracer: Tracer, sizes: list[int], ids: list[Ids], along: int) -> None:
+    """Say how a split follows fewer channels: into equal parts, or by numbers that the user's modules keep."""
+    listed = tracer.called != "chunk" and list(map(int, tracer.given[: len(sizes)])) == sizes
+    one_size = tracer.called == "split" and tracer.given[:1] and int(tracer.given[0]) == sizes[0]
+    numbers = tracer.given[: len(sizes)] if listed else tracer.given[:1] if one_size else []
+    for number, own in zip(numbers, ids, strict=False):
+        if isinstance(number, Number):
+            row = _one_row(own, along)
+            tracer.trace.book.equate(number, Number(len(row), SizeOf(row), tracer.trace.book))
     if len(set(sizes)) == 1:
         tracer.balance(ids, tracer.where)
-        return True
-    return False
+        return
+    reason = tracer.says(f"splits into {tuple(sizes)}, written as numbers")
+    for n, own in enumerate(ids):
+        if not (n < len(numbers) and isinstance(numbers[n], Number)) and not (one_size and not listed):
+            tracer.slots.freeze(own.ravel(), reason)
 
 
 @rule_for("constant_pad_nd", "pad")

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_prune.coupling.slots import FIXED, Ids
 
@@ -94,8 +93,7 @@ class Scalars:
 
 def scalar_of(func: Any, args: tuple[Any, ...]) -> float | None:
     """The factor that an ATen call multiplies a tensor by, None where it is no such call."""
-    name = _name(func)
-    if name not in ("mul", "div") or len(args) < 2:
+    if len(args) < 2 or (name := _name(func)) not in ("mul", "div"):
         return None
     number = next((a for a in args[:2] if _is_number(a)), None)
     if number is None or not any(isinstance(a, Tensor) and not _is_number(a) for a in args[:2]):
@@ -123,13 +121,12 @@ class Origins:
     def __init__(self, tracer: Tracer) -> None:
         self.tracer, self.scalars = tracer, tracer.trace.scalars
         self.scalars.runs += 1
-        self._origins = WeakTensorKeyDictionary()
-        self._summed = WeakTensorKeyDictionary()
+        self._kinds: dict[Any, str] = {}
 
     def after(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
         """Take note of an operation that has run and been labelled."""
-        name = _name(func)
-        scalar = scalar_of(func, args)
+        name = self._kinds.get(func) or self._kinds.setdefault(func, _name(func))
+        scalar = scalar_of(func, args) if name in ("mul", "div") else None
         if scalar is not None:
             self._multiplied(scalar, next(a for a in args[:2] if isinstance(a, Tensor) and not _is_number(a)), out)
         elif name in _VIEWS:
@@ -144,69 +141,82 @@ class Origins:
         else:
             self._leak(args)
 
+    def _origin(self, tensor: Tensor) -> Origin | None:
+        return self.tracer.facts(tensor).origin
+
+    def _summed(self, tensor: Tensor) -> Ids:
+        found = self.tracer.facts(tensor).summed
+        return np.empty(0, np.int64) if found is None else found
+
     def _multiplied(self, scalar: float, source: Tensor, out: Tensor) -> None:
         number = len(self.scalars.found)
-        origin = self._origins.get(source)
+        origin = self._origin(source)
         labels = [part.ids.ravel() for part in self.tracer.parts(source)]
-        widths = np.concatenate([*labels, self._summed.get(source, np.empty(0, np.int64))])
+        widths = np.concatenate([*labels, self._summed(source)])
         self.scalars.found.append(Scalar(scalar, origin, widths[widths != FIXED], self.tracer.where, self.scalars.runs))
         if origin is not None:
-            self._origins[out] = Origin(origin.ids, origin.tensors, origin.power, origin.seen | {number})
-        if source in self._summed:
-            self._summed[out] = self._summed[source]
+            self.tracer.facts(out).origin = Origin(origin.ids, origin.tensors, origin.power, origin.seen | {number})
+        self.tracer.facts(out).summed = self.tracer.facts(source).summed
 
     def _moved(self, name: str, source: Tensor, out: Any) -> None:
-        origin = self._origins.get(source)
+        origin = self._origin(source)
+        if origin is None and self.tracer.facts(source).summed is None:
+            return
         for result in [out] if isinstance(out, Tensor) else out:
-            if source in self._summed:
-                self._summed[result] = self._summed[source]
+            self.tracer.facts(result).summed = self.tracer.facts(source).summed
             if origin is None:
                 continue
             before, after = (self._carried(tensor) for tensor in (source, result))
             if name not in _TAKING or before.size == after.size or not np.isin(after, origin.ids).any():
-                self._origins[result] = origin
+                self.tracer.facts(result).origin = origin
             elif before.size == origin.ids.size:  # a part of the channels, each of which is still one row
-                self._origins[result] = Origin(after, origin.tensors, origin.power, origin.seen)
+                self.tracer.facts(result).origin = Origin(after, origin.tensors, origin.power, origin.seen)
             else:
                 self.scalars.leaks.append((origin, self.scalars.runs))
 
     def _carried(self, tensor: Tensor) -> Ids:
-        parts = [np.unique(part.ids) for part in self.tracer.parts(tensor)]
+        parts = [part.ids.ravel() for part in self.tracer.parts(tensor)]
+        if len(parts) == 1:
+            return parts[0]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def _made(self, args: tuple[Any, ...], weight: int, bias: int | None, out: Tensor) -> None:
         tensors = [args[n] for n in (weight, bias) if n is not None and len(args) > n and args[n] is not None]
         names = [self.tracer.name(tensor) for tensor in tensors]
+        if not names or not all(names):
+            return
         carried = self._carried(out)
-        rows = self.tracer.trace.labels.get(names[0] or "", []) if names else []
-        own = [ids for ids in rows if ids is not None and np.isin(carried, ids).any()]
-        if own and all(names):
-            self._origins[out] = Origin(carried[np.isin(carried, own[0])], tuple(name for name in names if name))
+        for ids in self.tracer.trace.labels[names[0] or ""]:  # fresh slots: a range
+            if ids is not None and carried.size:
+                own = carried[(carried >= ids[0]) & (carried <= ids[-1])]
+                if own.size:
+                    self.tracer.facts(out).origin = Origin(own, tuple(name for name in names if name))
+                    return
 
     def _biased(self, source: Tensor, bias: Any, out: Tensor) -> bool:
         """Take the addition of a parameter to the output of a layer for a part of the layer."""
-        origin = self._origins.get(source)
+        origin = self._origin(source)
         name = self.tracer.name(bias) if isinstance(bias, Tensor) and bias.dim() == 1 else None
         if origin is None or name is None or len(origin.tensors) > 1 or origin.seen:
             return False
-        self._origins[out] = Origin(origin.ids, (*origin.tensors, name))
+        self.tracer.facts(out).origin = Origin(origin.ids, (*origin.tensors, name))
         return True
 
     def _product(self, left: Tensor, right: Tensor, out: Tensor) -> None:
-        self._summed[out] = self._carried(left)
-        a, b = self._origins.get(left), self._origins.get(right)
+        self.tracer.facts(out).summed = self._carried(left)
+        a, b = self._origin(left), self._origin(right)
         if a is None or b is None:
             if a is not None or b is not None:
-                self._origins[out] = a or b
+                self.tracer.facts(out).origin = a or b
             return
         if a.tensors == b.tensors and np.array_equal(np.sort(a.ids), np.sort(b.ids)):
-            self._origins[out] = Origin(a.ids, a.tensors, a.power + b.power, a.seen & b.seen)
+            self.tracer.facts(out).origin = Origin(a.ids, a.tensors, a.power + b.power, a.seen & b.seen)
         else:
-            self._origins[out] = a
+            self.tracer.facts(out).origin = a
 
     def _leak(self, args: tuple[Any, ...]) -> None:
         for tensor in _tensors(args):
-            origin = self._origins.get(tensor)
+            origin = self._origin(tensor)
             if origin is not None:
                 self.scalars.leaks.append((origin, self.scalars.runs))
 

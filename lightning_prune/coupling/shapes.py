@@ -6,6 +6,7 @@ A batch norm takes PyTorch a millisecond there, ten times as long as everything 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -22,14 +23,16 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The result of an ATen call; on the meta device by a shortcut where there is one."""
     first = args[0] if args else None
     if isinstance(first, Tensor) and first.is_meta and first.is_floating_point():
-        shortcut = _shortcut(func._schema.name.removeprefix("aten::"))
+        shortcut = _shortcut(func)
         found = shortcut(*args, **kwargs) if shortcut is not None else None
         if found is not None:
             return found
     return func(*args, **kwargs)
 
 
-def _shortcut(name: str) -> Callable[..., Any] | None:
+@cache
+def _shortcut(func: Any) -> Callable[..., Any] | None:
+    name = func._schema.name.removeprefix("aten::")
     plain = name.rstrip("_")
     if plain in _UNARY:
         return _itself if name.endswith("_") else _alike
@@ -37,9 +40,7 @@ def _shortcut(name: str) -> Callable[..., Any] | None:
         return _binary_itself if name.endswith("_") else _binary
     if name in _BATCH_NORMS:
         return _batch_norm
-    if name == "addmm":
-        return _addmm
-    return _layer_norm if name == "native_layer_norm" else None
+    return _OTHERS.get(name)
 
 
 def _alike(source: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
@@ -53,7 +54,14 @@ def _itself(source: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
 
 
 def _binary(source: Tensor, other: Any, *args: Any, **kwargs: Any) -> Tensor | None:
-    return source.clone() if _same(source, other) and source.stride() == other.stride() else None
+    if _same(source, other):
+        return source.clone() if source.stride() == other.stride() else None
+    if not isinstance(other, Tensor) or not other.is_meta or other.dtype != source.dtype:
+        return None
+    full, small = (source, other) if source.numel() >= other.numel() else (other, source)
+    offset = full.dim() - small.dim()
+    fits = offset >= 0 and all(s in (1, full.shape[offset + dim]) for dim, s in enumerate(small.shape))
+    return full.clone() if fits and small.dim() > 0 and full.is_contiguous() else None
 
 
 def _binary_itself(source: Tensor, other: Any, *args: Any, **kwargs: Any) -> Tensor | None:
@@ -87,3 +95,14 @@ def _layer_norm(source: Tensor, shape: list[int], *args: Any) -> tuple[Tensor, T
 def _addmm(bias: Tensor, left: Tensor, right: Tensor, **kwargs: Any) -> Tensor | None:
     fits = left.shape[1] == right.shape[0] and bias.shape == right.shape[1:2]
     return left.new_empty((left.shape[0], right.shape[1])) if fits and not kwargs else None
+
+
+def _mean(source: Tensor, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor | None:
+    if not isinstance(dims, (list, tuple)) or not dims or kwargs:
+        return None
+    gone = {dim % source.dim() for dim in dims}
+    sizes = [1 if dim in gone else size for dim, size in enumerate(source.shape) if keepdim or dim not in gone]
+    return source.new_empty(sizes) if source.is_contiguous() else None
+
+
+_OTHERS: dict[str, Callable[..., Any]] = {"addmm": _addmm, "native_layer_norm": _layer_norm, "mean": _mean}

@@ -15,17 +15,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_prune.coupling import shapes
 from lightning_prune.coupling.numbers import Book, Expression, Number, SizeOf
-from lightning_prune.coupling.scaling import Origins, Scalars
+from lightning_prune.coupling.scaling import Origin, Origins, Scalars
 from lightning_prune.coupling.slots import FIXED, Ids, Slots
 
 Labels = list["Ids | None"]
@@ -102,6 +103,7 @@ class Trace:
     """What one or several passes have said about a network."""
 
     slots: Slots = field(default_factory=Slots)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
     labels: dict[str, Labels] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
     consumed: set[tuple[str, int]] = field(default_factory=set)
@@ -125,8 +127,18 @@ class Trace:
 
     def register(self, module: nn.Module) -> None:
         """Give fresh slots to every dimension of every parameter and buffer of ``module``."""
-        for name, tensor in named_tensors(module):
-            self.labels[name] = [self.slots.new(size) if size > 1 else None for size in tensor.shape]
+        self.tensors = dict(named_tensors(module))
+        kernels = {
+            id(tensor)
+            for layer in module.modules()
+            if isinstance(layer, _ConvNd)
+            for tensor in layer.parameters()
+            if tensor.dim() > 2
+        }
+        for name, tensor in self.tensors.items():
+            channels = 2 if id(tensor) in kernels else tensor.dim()
+            sizes = enumerate(tensor.shape)
+            self.labels[name] = [self.slots.new(size) if size > 1 and dim < channels else None for dim, size in sizes]
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -141,23 +153,74 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield name, tensor
 
 
+_COUNTING = torch.ops.aten.add_.Tensor  # batch norm counts its batches in train mode
+_FACTS = "_lightning_prune_facts"  # set on the tensors of a pass
+
+
+def operation(func: Any, tensors: Sequence[Tensor]) -> Any:
+    """An operation and the shapes of its operands."""
+    return func, [tensor.shape for tensor in tensors]
+
+
+class Operations(TorchDispatchMode):
+    """Notes what runs, and follows nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func``."""
+        kwargs = kwargs or {}
+        if func is not _COUNTING:
+            self.found.append(operation(func, list(tensors_in((args, kwargs) if kwargs else args))))
+        return shapes.run(func, args, kwargs)
+
+
+class Facts:
+    """What ``tracer`` knows about one tensor.
+
+    Attributes:
+        parts: The channels it carries.
+        name: Its name, if it is a parameter or buffer (or one in another layout).
+        producer: The module whose layer made it.
+        origin: The weights it is linear in.
+        summed: Channels that the product which made it has summed over.
+        positions: Channels among which it holds positions.
+    """
+
+    __slots__ = ("name", "origin", "parts", "positions", "producer", "summed", "tracer")
+
+    def __init__(self, tracer: Tracer) -> None:
+        self.tracer = tracer
+        self.parts: Sequence[Part] = ()
+        self.name: str | None = None
+        self.producer: str | None = None
+        self.origin: Origin | None = None
+        self.summed: Ids | None = None
+        self.positions: Ids | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None  # a copy of a tensor is another tensor
+
+
 class Tracer(TorchDispatchMode):
     """Label the activations of the forward passes that run inside it."""
 
-    def __init__(self, trace: Trace, module: nn.Module, rule_of: Callable[[Any], Any]) -> None:
+    def __init__(self, trace: Trace, rule_of: Callable[[Any], Any]) -> None:
         super().__init__()
         self.trace = trace
         self.slots = trace.slots
         self._rule_of = rule_of
-        self._parts = WeakTensorKeyDictionary()
-        self._names = WeakTensorKeyDictionary()
-        self._producers = WeakTensorKeyDictionary()
+        self._rules: dict[Any, Any] = {}
         self._origins = Origins(self)
         self._paused = False
         self.given: list[int] = []  # the numbers that the operation now running was called with in Python
-        for name, tensor in named_tensors(module):
+        self.called = ""  # and its name there
+        self.operations: list[Any] = []  # what ran, as `operation` tells it
+        for name, tensor in trace.tensors.items():
             self.set_labels(tensor, trace.labels[name])
-            self._names[tensor] = name
+            self.facts(tensor).name = name
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func``, then let its rule label the result."""
@@ -165,10 +228,14 @@ class Tracer(TorchDispatchMode):
         out = shapes.run(func, args, kwargs)
         if self._paused:
             return out
-        tensors = list(tensors_in([args, kwargs]))
+        tensors = list(tensors_in((args, kwargs) if kwargs else args))
         for tensor in tensors:
             self.reach(tensor)
-        rule = self._rule_of(func)
+        if func not in self._rules:
+            self._rules[func] = self._rule_of(func)
+        if func is not _COUNTING:
+            self.operations.append(operation(func, tensors))
+        rule = self._rules[func]
         if rule is not None:
             rule(self, func, args, kwargs, out)
         else:
@@ -186,15 +253,31 @@ class Tracer(TorchDispatchMode):
         finally:
             self._paused = False
 
-    def reach(self, tensor: Tensor) -> None:
-        """Note that the forward pass uses ``tensor``, if that is a parameter or buffer."""
-        if tensor in self._names:
-            self.trace.reached.add(self._names[tensor])
+    def facts(self, tensor: Tensor) -> Facts:
+        """What is known about ``tensor``; kept with it, and so for as long as it lives."""
+        found = tensor.__dict__.get(_FACTS)
+        if found is None or found.tracer is not self:
+            found = tensor.__dict__[_FACTS] = Facts(self)
+        return cast(Facts, found)
 
-    def parts(self, tensor: Tensor) -> list[Part]:
+    def reach(self, tensor: Tensor) -> None:
+        """Note that the forward pass uses ``tensor``: a parameter, a buffer, or positions among some channels."""
+        found = tensor.__dict__.get(_FACTS)
+        if found is None or found.tracer is not self:
+            return
+        if found.name is not None:
+            self.trace.reached.add(found.name)
+        if found.positions is not None:
+            self.slots.freeze(found.positions, "used by the position of channels")
+
+    def note_positions(self, tensor: Tensor, ids: Ids) -> None:
+        """Say that ``tensor`` holds positions among the channels ``ids``: these have to stay if anything uses it."""
+        self.facts(tensor).positions = ids
+
+    def parts(self, tensor: Tensor) -> Sequence[Part]:
         """The channels that ``tensor`` carries."""
-        found: list[Part] | None = self._parts.get(tensor)
-        return list(found) if found is not None else []
+        found = tensor.__dict__.get(_FACTS)
+        return found.parts if found is not None and found.tracer is self else ()
 
     def set_parts(self, tensor: Tensor, parts: Sequence[Part]) -> None:
         """Say which channels ``tensor`` carries; what does not fit its shape is frozen."""
@@ -204,16 +287,18 @@ class Tracer(TorchDispatchMode):
                 fitting.append(part)
             else:
                 self.slots.freeze(part.ids.ravel(), "its way through the network could not be followed")
-        self._parts[tensor] = fitting
+        self.facts(tensor).parts = fitting
 
     def labels(self, tensor: Tensor) -> Labels:
         """One label or None for each dimension of ``tensor``; a part over several dimensions is resolved into one."""
-        parts = self.parts(tensor)
         labels: Labels = [None] * tensor.dim()
-        for part in parts:
-            alone = self.resolve(part)
-            labels[alone.channel] = alone.ids
-        if any(len(part.dims) > 1 for part in parts):
+        several = False
+        for part in self.parts(tensor):
+            if len(part.dims) > 1:
+                several = True
+                part = self.resolve(part)
+            labels[part.channel] = part.ids
+        if several:
             self.set_labels(tensor, labels)
         return labels
 
@@ -301,15 +386,12 @@ class Tracer(TorchDispatchMode):
 
     def name(self, tensor: Tensor) -> str | None:
         """The qualified name of a parameter or buffer, also behind a cast or transpose of it."""
-        name: str | None = self._names.get(tensor)
-        return name
+        return self.facts(tensor).name
 
     def same_parameter(self, source: Tensor, out: Tensor) -> None:
         """Say that ``out`` is ``source`` in another layout: its name and its producer stay known."""
-        if source in self._names:
-            self._names[out] = self._names[source]
-        if source in self._producers:
-            self._producers[out] = self._producers[source]
+        known, new = self.facts(source), self.facts(out)
+        new.name, new.producer = known.name or new.name, known.producer or new.producer
 
     def consume(self, tensor: Tensor, ids: Ids | None) -> None:
         """Note that a layer reads the channels ``ids`` of its parameter ``tensor`` from its input."""
@@ -331,11 +413,11 @@ class Tracer(TorchDispatchMode):
             owner = name.rpartition(".")[0]
             self.trace.produced.update(self._places(weight, label))
             self.trace.taps.setdefault(owner, Tap(owner, label))
-            self._producers[out] = owner
+            self.facts(out).producer = owner
 
     def normalised_by(self, weight: Tensor | None, source: Tensor, out: Tensor, dim: int) -> None:
         """Move the tap of the layer that made ``source`` behind the norm that directly follows it."""
-        producer = self._producers.get(source)
+        producer = self.facts(source).producer
         if weight is not None and producer is not None and self.name(weight) is not None:
             self.trace.taps.pop(producer, None)
             self.produced_by(weight, out, dim)
@@ -361,6 +443,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     """Every tensor inside nested containers and dataclasses."""
     if isinstance(value, Tensor):
         yield value
+    elif value is None or isinstance(value, (int, float, str)):
+        return
     elif isinstance(value, dict):
         for item in value.values():
             yield from tensors_in(item)

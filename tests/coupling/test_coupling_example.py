@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lightning_prune.coupling import Example, copy_of, run_on_copy
-from lightning_prune.coupling.example import meta_copy
+from lightning_prune.coupling.copies import meta_copy
 
 
 class WithOptimizer(nn.Module):

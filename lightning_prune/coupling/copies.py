@@ -1,0 +1,78 @@
+"""Copies of a network on which a forward pass can be tried."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from functools import cache, partial
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_prune.coupling.trace import named_tensors, tensors_in
+
+_CONTAINERS = (dict, list, set, OrderedDict)
+_SHARED = (type(None), bool, int, float, str, bytes, type, torch.dtype, torch.Size, FunctionType, BuiltinFunctionType)
+
+
+def copy_of(model: nn.Module, copied: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy that shares the partial functions and detaches the activations which modules keep.
+
+    A command line hands optimizers to a LightningModule as partials that lead back to the whole program: its Trainer,
+    its data, its processes. Tensors of a running graph, such as outputs collected during an epoch, have no deep copy.
+
+    Args:
+        model: The network.
+        copied: Copies that are already made, by the id of their original.
+    """
+    memo = dict(copied or {})
+    for module in model.modules():
+        kept = {name: value for name, value in vars(module).items() if name not in ("_parameters", "_modules")}
+        memo.update({id(value): value for value in kept.values() if isinstance(value, partial)})
+        memo.update({id(tensor): tensor.detach() for tensor in tensors_in(kept) if not tensor.is_leaf})
+    return _copied(model, memo)
+
+
+def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """What ``copy.deepcopy`` makes of a module, faster: plain values and empty containers need no look-up."""
+    if id(module) in memo:
+        return memo[id(module)]  # type: ignore[no-any-return]
+    if not _is_plain(type(module)):  # type: ignore[arg-type]
+        return copy.deepcopy(module, memo)
+    new = type(module).__new__(type(module))
+    memo[id(module)] = new
+    for key, value in vars(module).items():
+        if key == "_modules":
+            value = {name: None if child is None else _copied(child, memo) for name, child in value.items()}
+        elif type(value) in _CONTAINERS and not value:
+            value = memo.setdefault(id(value), type(value)())
+        elif key in ("_parameters", "_buffers"):
+            value = {name: copy.deepcopy(tensor, memo) for name, tensor in value.items()}
+        elif type(value) not in _SHARED and not _is_shape(value):
+            value = copy.deepcopy(value, memo)
+        new.__dict__[key] = value
+    return new
+
+
+def _is_shape(value: Any) -> bool:
+    return type(value) is tuple and all(type(item) in _SHARED for item in value)
+
+
+@cache
+def _is_plain(cls: type[nn.Module]) -> bool:
+    """Whether ``copy.deepcopy`` would copy the attributes of such modules one by one."""
+    methods = ("__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__new__")
+    return not issubclass(cls, torch.jit.ScriptModule) and all(
+        getattr(cls, name, None) is getattr(nn.Module, name, None) for name in methods
+    )
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A deep copy whose parameters and buffers are on the meta device; their data is never copied."""
+    memo: dict[int, Any] = {}
+    for _, tensor in named_tensors(model):
+        empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy_of(model, memo)
