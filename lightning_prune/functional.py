@@ -82,7 +82,7 @@ def prune_once(
     )  # fmt: skip
     if calibrate is not None:
         check_kinds("prune_once", calibrate=calibrate)
-    example = Example.of(example_inputs)
+    example = Example.of(example_inputs, model)
     pruner = make_pruner(granularity, criterion, budget, scope)
     pruner.prepare(model, example)
     try:

@@ -55,7 +55,7 @@ ZOO = {
         {"conv1.conv": 32, "inception3a.branch1.conv": 32, "inception5b.branch4.1.conv": 64, "aux1.fc1": 512},
         61,
     ),
-    "shufflenet_v2_x0_5": Zoo(models.shufflenet_v2_x0_5, {"conv1.0": 12, "conv5.0": 512, "stage2.0.branch2.0": 12}, 20),
+    "shufflenet_v2_x0_5": Zoo(models.shufflenet_v2_x0_5, {"conv1.0": 12, "conv5.0": 512, "stage2.0.branch2.0": 12}, 22),
     "regnet_y_400mf": Zoo(
         models.regnet_y_400mf, {"stem.0": 16, "trunk_output.block1.block1-0.f.a.0": 24, "fc": 10}, 53
     ),

@@ -22,7 +22,7 @@ def declared_example(pl_module: pl.LightningModule) -> Example | None:
     inputs = pl_module.example_input_array
     if inputs is None:
         return None
-    example = Example.of(inputs).to(pl_module.device)
+    example = Example.of(inputs, pl_module).to(pl_module.device)
     try:
         _run(pl_module, example)
     except Exception as error:
@@ -43,7 +43,7 @@ def example_from_batch(pl_module: pl.LightningModule, batch: Any, needed: bool) 
     """
     errors = []
     for inputs in _candidates(pl_module, batch):
-        example = Example.of(inputs)
+        example = Example.of(inputs, pl_module)
         try:
             _run(pl_module, example)
         except Exception as error:

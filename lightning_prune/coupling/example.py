@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_prune.coupling.copies import copy_of, meta_copy
+from lightning_prune.coupling.recurrent import WholeRecurrence
 from lightning_prune.coupling.trace import named_tensors
 
 MOST_COLOURS = 4  # channels of an image
@@ -60,8 +61,9 @@ class Example:
         if not given._lists_images():
             candidates.reverse()
         candidates.append(given)
-        if model is None or len(candidates) == 1:
-            return candidates[0]
+        tensors = [leaf for leaf in tree_flatten((given.args, given.kwargs))[0] if isinstance(leaf, Tensor)]
+        if model is None or len(candidates) == 1 or all(tensor.dim() > 3 for tensor in tensors):
+            return candidates[0]  # four dimensions are a batch of images; with fewer the network has to tell
         return next((candidate for candidate in candidates if candidate._runs(model)), candidates[0])
 
     def _batched(self, listed: bool) -> Iterator[Example]:
@@ -160,7 +162,7 @@ def run_on_copy(
 
 @contextmanager
 def quiet_pass() -> Iterator[None]:
-    """No gradients, no fused attention kernels, no compiled code, and the random state as it was.
+    """No gradients, no fused attention, no compiled code, whole recurrent layers, the random state as it was.
 
     Garbage is collected afterwards: the many small objects of a copy would set that off again and again, and it walks
     through the whole program each time.
@@ -174,6 +176,7 @@ def quiet_pass() -> Iterator[None]:
             torch.random.fork_rng(),
             torch.compiler.set_stance("force_eager"),
             sdpa_kernel(SDPBackend.MATH),
+            WholeRecurrence(),
         ):
             yield
     finally:

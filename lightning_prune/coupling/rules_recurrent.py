@@ -1,12 +1,13 @@
 """How channels flow through recurrent layers: a hidden unit owns one row of every gate and a column of ``weight_hh``.
 
-On the meta device and for most layers on a CPU, ATen takes a recurrent layer apart into matrix products, splits and
-gates, which have their own rules. What is special is said here: the first hidden state is a constant. All layers and
-directions of one module have the same ``hidden_size``, as their last states are stacked.
+For most layers on a CPU, ATen takes a recurrent layer apart into matrix products, splits and gates, which have their own
+rules; on the meta device ``recurrent.py`` prevents that. What is special is said here: the first hidden state is a
+constant. All layers and directions of one module have the same ``hidden_size``, as their last states are stacked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from lightning_prune.coupling.rules import before_rule_of, bound, rule_for, tie_all
 from lightning_prune.coupling.slots import Ids
 from lightning_prune.coupling.trace import Tracer, concatenate
-from lightning_prune.coupling.values import adopt, is_constant
+from lightning_prune.coupling.values import adopt, is_constant, is_leaky, leaky
 
 _INPUT = "fed by the network's input or by a tensor of fixed size"
 _STATE = "first hidden state given from outside"
@@ -34,10 +35,9 @@ def _mkldnn(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     weights = [given[f"weight{number}"] for number in (0, 1, 2, 3)]
     source = given["input"]
     units = _layer(tracer, weights, tracer.labels(source)[-1], source.shape[0] * source.shape[1])
-    for state in (given["hx_"], given["cx_"]):
-        _tie_state(tracer, state, units)
+    shown = _begun(tracer, (given["hx_"], given["cx_"]), units)
     for result in out[:3]:
-        tracer.set_labels(result, [*[None] * (result.dim() - 1), units])
+        tracer.set_labels(result, [*[None] * (result.dim() - 1), shown])
 
 
 @rule_for("_cudnn_rnn", "miopen_rnn")
@@ -60,12 +60,13 @@ def _cudnn(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
         ]
         units = tie_all(tracer, [*made, *([] if units is None else [units])])
         read = concatenate(made, [0 if ids is None else len(ids) for ids in made])
-    for state in (given["hx"], given["cx"]):
-        _tie_state(tracer, state, units)
+    shown = _begun(tracer, (given["hx"], given["cx"]), units)
+    if read is not None and shown is not units:
+        read = leaky(tracer, read)
     tracer.set_labels(out[0], [*[None] * (out[0].dim() - 1), read])
     for state in out[1:3]:
         if state.numel():
-            tracer.set_labels(state, [*[None] * (state.dim() - 1), units])
+            tracer.set_labels(state, [*[None] * (state.dim() - 1), shown])
 
 
 def _layer(tracer: Tracer, weights: list[Tensor], given: Ids | None, steps: int) -> Ids | None:
@@ -85,9 +86,22 @@ def _layer(tracer: Tracer, weights: list[Tensor], given: Ids | None, steps: int)
     return units
 
 
+def _begun(tracer: Tracer, states: Iterable[Tensor | None], units: Ids | None) -> Ids | None:
+    """Tie the first states to the hidden units; return the labels of the last: they leak if the first do."""
+    for state in states:
+        _tie_state(tracer, state, units)
+    known = [tracer.labels(state)[-1] for state in states if state is not None and state.numel()]
+    leaks = units is not None and any(label is not None and is_leaky(tracer, label) for label in known)
+    return leaky(tracer, units) if leaks and units is not None else units
+
+
 def _tie_state(tracer: Tracer, state: Tensor | None, units: Ids | None) -> None:
-    if state is not None and state.numel() and not is_constant(tracer, state):
-        tracer.tie(tracer.labels(state)[-1], units, _STATE)
+    if state is None or not state.numel():
+        return
+    adopt(tracer, state, state.dim() - 1, units)
+    label = tracer.labels(state)[-1]
+    if label is not None or not is_constant(tracer, state):
+        tracer.tie(label, units, _STATE)
 
 
 @rule_for("_thnn_fused_lstm_cell", "_thnn_fused_gru_cell")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 from lightning_prune.coupling.rules import bound, op_name, pointwise, rule_for
 from lightning_prune.coupling.slots import Ids
 from lightning_prune.coupling.trace import Tracer, tensors_in
@@ -31,11 +33,11 @@ def _reduce(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
         kept = [label for dim, label in enumerate(kept) if dim not in reduced]
     for result in tensors_in(out):
         tracer.set_labels(result, kept)
+    found = [x for x in tensors_in(out) if x.dtype == torch.int64] if op_name(func) in _FINDS else []
     for label in (labels[dim] for dim in reduced):
         mark_mixed(tracer, func, given, label)
-        for result in tensors_in(out) if label is not None else ():
-            if op_name(func) in _FINDS and not result.is_floating_point():
-                tracer.note_positions(result, label)
+        for positions in found if label is not None else ():
+            tracer.note_positions(positions, label)
 
 
 def mark_mixed(tracer: Tracer, func: Any, given: dict[str, Any], label: Ids | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_prune.coupling.numbers import Number, SizeOf, sizes_in
+from lightning_prune.coupling.numbers import Number, SizeOf
 from lightning_prune.coupling.rules import rule_for, rule_of
 from lightning_prune.coupling.slots import FIXED, Ids
 from lightning_prune.coupling.trace import Part, Tracer, tensors_in
@@ -46,12 +46,11 @@ def _equate_shape(tracer: Tracer, out: Tensor) -> None:
 
 
 def _flexible(tracer: Tracer, out: Tensor) -> set[int]:
-    """Dimensions that follow by themselves: written as -1, or computed from a size that follows."""
+    """Dimensions that can follow: written as -1, computed from a size, or kept by a module."""
     given = tracer.shape_given(out)
     if not given:
         return set()
-    computed = {dim for dim, number in given.items() if isinstance(number, Number) and any(sizes_in(number.expression))}
-    return computed | (set(range(out.dim())) - given.keys())
+    return {dim for dim in range(out.dim()) if dim not in given or isinstance(given[dim], Number)}
 
 
 def reshaped(
