@@ -201,6 +201,15 @@ def attributes_in(expression: Expression) -> Iterator[Attribute]:
         yield from attributes_in(expression.right)
 
 
+def sizes_in(expression: Expression) -> Iterator[SizeOf]:
+    """Every size that ``expression`` reads."""
+    if isinstance(expression, SizeOf):
+        yield expression
+    elif isinstance(expression, Operation):
+        yield from sizes_in(expression.left)
+        yield from sizes_in(expression.right)
+
+
 def groups_in(expression: Expression) -> Iterator[str]:
     """Every group whose removal changes a size in ``expression``."""
     if isinstance(expression, LinearDim):

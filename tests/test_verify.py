@@ -1,0 +1,229 @@
+"""Widths tried on a copy: who breaks a network, found by what was foreseen or by bisection."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_prune import prune_once
+from lightning_prune.budgets import Ratio
+from lightning_prune.coupling import Coupling, Example, analyse
+from lightning_prune.verify import Trial, try_widths
+
+NAMES = ["a", "b", "c", "d"]
+
+
+class Branches(nn.Module):
+    """Four branches of 8 channels; ``check(widths)`` raises, or says by how much to widen the output."""
+
+    def __init__(self, check: Callable[[dict[str, int]], int], reads_values: bool = False) -> None:
+        super().__init__()
+        self.ins = nn.ModuleDict({name: nn.Linear(5, 8) for name in NAMES})
+        self.outs = nn.ModuleDict({name: nn.Linear(8, 3) for name in NAMES})
+        self.check, self.reads_values, self.passes = check, reads_values, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.reads_values and float(x.sum()) > 1e9:
+            return x
+        made = {name: layer(x) for name, layer in self.ins.items()}
+        wider = self.check({name: tensor.detach().size()[-1] + 0 for name, tensor in plain(made).items()})
+        out = sum(self.outs[name](tensor) for name, tensor in made.items())
+        return torch.cat([out] * (1 + wider), -1)
+
+
+def plain(made: dict[str, Tensor]) -> dict[str, Any]:
+    """The sizes without their memory, as numbers of which the analysis knows nothing."""
+    return {name: torch.Size(int(n) for n in tensor.shape) and Sized(int(tensor.shape[-1])) for name, tensor in made.items()}
+
+
+class Sized:
+    """Stands for a tensor of which only the last size matters."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def detach(self) -> "Sized":
+        return self
+
+    def size(self) -> list[int]:
+        return [self.width]
+
+
+def trial(
+    check: Callable[[dict[str, int]], int], names: list[str] = NAMES, reads_values: bool = False
+) -> tuple[Trial, Coupling, Branches]:
+    net = Branches(check, reads_values).eval()
+    example = Example.of(torch.randn(2, 5))
+    coupling = analyse(net, example)
+    assert list(coupling.groups) == [f"ins.{name}.weight" for name in NAMES]
+    gone = torch.zeros(8, dtype=torch.bool).index_fill_(0, torch.tensor([0, 1]), True)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    found = try_widths(net, example, coupling, {f"ins.{n}.weight": gone if n in names else ~gone & gone for n in NAMES})
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    return found, coupling, net
+
+
+def failing(found: Trial) -> set[str]:
+    return {name.split(".")[1] for name in found.failing}
+
+
+def refusing(*parts: str) -> Callable[[dict[str, int]], int]:
+    """Raises if all branches of one of the parts are narrower than 8."""
+
+    def check(widths: dict[str, int]) -> int:
+        for part in parts:
+            if all(widths[name] < 8 for name in part):
+                raise RuntimeError(f"{part} is too narrow\nand a second line")
+        return 0
+
+    return check
+
+
+@pytest.mark.parametrize("reads_values", [False, True])
+def test_nothing_fails(reads_values: bool) -> None:
+    found, coupling, _ = trial(lambda widths: 0, reads_values=reads_values)
+    assert found.failing == {}
+    assert coupling.on_meta is not reads_values
+    assert len(found.scalars) >= len(coupling.scalars)
+
+
+@pytest.mark.parametrize("reads_values", [False, True])
+@pytest.mark.parametrize("culprits", ["a", "b", "d", "ac", "bd", "abc", "abcd"])
+def test_bisection_finds_every_culprit(culprits: str, reads_values: bool) -> None:
+    found, _, _ = trial(refusing(*culprits), reads_values=reads_values)
+    assert failing(found) == set(culprits)
+    assert all(why.endswith(f"fails: {n.split('.')[1]} is too narrow") or "is too narrow" in why
+               for n, why in found.failing.items())  # fmt: skip
+    assert all("\n" not in why for why in found.failing.values())
+
+
+@pytest.mark.parametrize("pair", ["ab", "bc", "ad", "cd"])
+def test_of_two_that_fail_only_together_one_stays(pair: str) -> None:
+    found, _, _ = trial(refusing(pair))
+    assert len(failing(found)) == 1
+    assert failing(found) < set(pair)
+
+
+@pytest.mark.parametrize("parts", [("ab", "c"), ("abc",), ("ab", "cd"), ("ab", "bc", "ca")])
+def test_what_is_left_runs(parts: tuple[str, ...]) -> None:
+    check = refusing(*parts)
+    found, _, _ = trial(check)
+    left = set(NAMES) - failing(found)
+    check({name: 6 if name in left else 8 for name in NAMES})  # does not raise
+    for name in failing(found):  # and nothing stays for no reason
+        with pytest.raises(RuntimeError):
+            check({n: 6 if n in left or n == name else 8 for n in NAMES})
+
+
+def test_outputs_keep_their_shapes() -> None:
+    found, _, _ = trial(lambda widths: int(widths["c"] < 8))
+    assert failing(found) == {"c"}
+    assert set(found.failing.values()) == {"without it the shapes of the outputs change"}
+
+
+def test_groups_that_lose_nothing_are_not_tried() -> None:
+    found, _, _ = trial(refusing("a"), names=["b", "c"])
+    assert found.failing == {}
+
+
+def test_nobody_can_go() -> None:
+    net = Branches(refusing(*NAMES)).eval()
+    with pytest.raises(ValueError, match="no channel of the network can be removed"):
+        prune_once(net, torch.randn(2, 5))
+    assert {layer.out_features for layer in net.ins.values()} == {8}
+
+
+def test_a_network_that_fails_only_in_train_mode() -> None:
+    class Training(Branches):
+        def forward(self, x: Tensor) -> Tensor:
+            self.check = refusing("b") if self.training else lambda widths: 0
+            return super().forward(x)
+
+    net = Training(lambda widths: 0)
+    report = prune_once(net, torch.randn(2, 5))
+    assert [name for name in report.frozen if name.startswith("ins")] == ["ins.b.weight"]
+    assert net.training
+    net(torch.randn(2, 5)).sum().backward()
+
+
+class Wrong(nn.Module):
+    """A number written in the code beside -1: it would run, with channels in the wrong places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.other = nn.Linear(5, 8), nn.Linear(5, 8)
+        self.second, self.third = nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).view(2, -1, 4)  # tokens and channels together
+        return self.second(y.flatten(1)) + self.third(self.other(x))
+
+
+def test_suspects_are_named_by_what_was_foreseen() -> None:
+    net, example = Wrong().eval(), Example.of(torch.randn(2, 5))
+    coupling = analyse(net, example)
+    if "first.weight" not in coupling.groups:
+        pytest.skip("frozen before it is tried")
+    group = coupling.groups["first.weight"]
+    gone = {
+        "first.weight": torch.arange(group.size) < group.size // 2, "other.weight": torch.arange(8) < 4,
+    }  # fmt: skip
+    found = try_widths(net, example, coupling, gone)
+    assert set(found.failing) in ({"first.weight"}, set())
+
+
+def test_numbers_in_the_code_never_put_channels_in_wrong_places() -> None:
+    from lightning_prune.surgery import zero_removed
+
+    torch.manual_seed(0)
+    net = Wrong().double().eval()
+    masked, x = copy.deepcopy(net), torch.randn(2, 5, dtype=torch.float64)
+    report = prune_once(net, x, budget=Ratio(0.5))
+    zero_removed(masked, report.plan)
+    assert report.widths["other.weight"] == (8, 4)
+    assert torch.allclose(net(x), masked(x), rtol=1e-10)
+
+
+def test_a_bundle_fails_as_a_whole() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dim = 8
+            self.first, self.other, self.free = (nn.Linear(5, 8) for _ in range(3))
+            self.second, self.third, self.fourth = (nn.Linear(8, 3) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.first(x).view(-1, self.dim), self.other(x).view(-1, self.dim)
+            if int(self.other.weight.shape[0]) < 8:
+                raise RuntimeError("the other is too narrow")
+            return self.second(a) + self.third(b) + self.fourth(self.free(x))
+
+    net, x = Tied().eval(), torch.randn(2, 5)
+    coupling = analyse(net, Example.of(x))
+    assert [dict(bundle.quantum) for bundle in coupling.bundles] == [{"first.weight": 1, "other.weight": 1}]
+    gone = torch.arange(8) < 3
+    found = try_widths(net, Example.of(x), coupling, {name: gone for name in coupling.groups})
+    assert set(found.failing) == {"first.weight", "other.weight"}
+    report = prune_once(net, x)
+    assert report.widths == {"free.weight": (8, 4)}
+    assert net.dim == 8
+
+
+def test_scalars_of_the_smaller_network_are_returned() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            return self.second(h * h.shape[-1] ** -0.5 * 0.25)
+
+    net, example = Scaled().eval(), Example.of(torch.randn(2, 5))
+    coupling = analyse(net, example)
+    assert [s.value for s in coupling.scalars] == pytest.approx([8**-0.5, 0.25])
+    found = try_widths(net, example, coupling, {"first.weight": torch.arange(8) < 4})
+    assert found.scalars[:2] == pytest.approx((4**-0.5, 0.25))
