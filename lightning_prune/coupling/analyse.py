@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
@@ -23,6 +24,9 @@ from lightning_prune.coupling.rules import rule_of
 from lightning_prune.coupling.trace import Operations, Trace, Tracer, named_tensors, tensors_in
 
 _ = _index, _layers, _math, _recurrent, _reduce, _shape, _vision  # imported for the rules that they register
+
+
+_NOISE = frozenset(f"aten::{name}" for name in ("empty", "new_empty", "bernoulli_", "div_", "mul", "mul_"))
 
 
 def analyse(model: nn.Module, example: Example, attention: Literal["head_dims", "heads"] = "head_dims") -> Coupling:
@@ -62,7 +66,7 @@ def _analyse_copy(
     outputs, operations = _pass(trace, copy.eval(), example)
     macs, sizes, scalars = list(trace.macs), list(trace.sizes), list(trace.scalars.found)
     try:
-        trains, alike = True, _operations(copy.train(), example) == operations
+        trains, alike = True, _only_noise_between(operations, _operations(copy.train(), example))
         if not alike:
             outputs += _pass(trace, copy.train(), example)[0]
     except Exception:  # some networks want targets in train mode: then the eval pass has to be enough
@@ -70,6 +74,23 @@ def _analyse_copy(
         trace.sizes, trace.scalars.found = sizes, scalars
     trace.macs = [type(term)(term.constant / example.batch, term.dims) for term in macs]
     return build_coupling(trace, Passes(trains, alike, tuple(outputs))), trace.attention_splits()
+
+
+def _only_noise_between(some: list[Any], more: list[Any]) -> bool:
+    """Whether ``more`` runs the same operations, and but for these only multiplies by noise, one number an example."""
+    rest = iter(some)
+    due = next(rest, None)
+    for func, shapes in more:
+        if due is not None and due == (func, shapes):
+            due = next(rest, None)
+        elif func._schema.name not in _NOISE or not _has_noise(shapes):
+            return False
+    return due is None
+
+
+def _has_noise(shapes: list[torch.Size]) -> bool:
+    """Whether one operand holds one number an example, as the noise of stochastic depth does, or is made just now."""
+    return not shapes or any(len(shape) > 0 and shape.numel() == shape[0] for shape in shapes)
 
 
 def _operations(copy: nn.Module, example: Example) -> list[Any]:

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_prune.coupling.copies import copy_of, meta_copy
-from lightning_prune.coupling.recurrent import WholeRecurrence
+from lightning_prune.coupling.recurrent import whole_recurrence
 from lightning_prune.coupling.trace import named_tensors
 
 MOST_COLOURS = 4  # channels of an image
@@ -149,7 +149,7 @@ def run_on_copy(
     Raises:
         Exception: What the real copy raised, if it fails as well.
     """
-    with quiet_pass():
+    with quiet_pass(), whole_recurrence(model):
         if on_meta is not False:
             try:
                 return use(meta_copy(model), example.to("meta"))
@@ -162,7 +162,7 @@ def run_on_copy(
 
 @contextmanager
 def quiet_pass() -> Iterator[None]:
-    """No gradients, no fused attention, no compiled code, whole recurrent layers, the random state as it was.
+    """No gradients, no fused attention, no compiled code, and the random state as it was.
 
     Garbage is collected afterwards: the many small objects of a copy would set that off again and again, and it walks
     through the whole program each time.
@@ -176,7 +176,6 @@ def quiet_pass() -> Iterator[None]:
             torch.random.fork_rng(),
             torch.compiler.set_stance("force_eager"),
             sdpa_kernel(SDPBackend.MATH),
-            WholeRecurrence(),
         ):
             yield
     finally:

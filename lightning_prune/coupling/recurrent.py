@@ -1,19 +1,27 @@
 """Recurrent layers on the meta device as one operation each.
 
-There, ATen takes a recurrent layer apart into a dozen operations for every layer, direction and time step: a pass over a
-thousand steps would take minutes. The operation behind cuDNN has the same weights and results, and its shapes are known.
+There, ATen takes a recurrent layer apart into a dozen operations for every layer, direction and time step: a pass over
+a thousand steps would take minutes. The operation behind cuDNN has the same weights and results, and its shapes are
+known.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 _MODES = {"rnn_relu": 0, "rnn_tanh": 1, "lstm": 2, "gru": 3}  # as cuDNN numbers them
 _GATES = {"lstm": 4, "gru": 3}
+
+
+def whole_recurrence(module: nn.Module) -> AbstractContextManager[Any]:
+    """The context for passes of ``module``; without recurrent layers there is nothing to do."""
+    recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules())
+    return WholeRecurrence() if recurrent else nullcontext()
 
 
 class WholeRecurrence(TorchFunctionMode):

@@ -13,6 +13,7 @@ from lightning_prune.coupling.trace import Labels, Tracer
 from lightning_prune.coupling.values import is_leaky
 
 _INPUT = "fed by the network's input or by a tensor of fixed size"
+_EXPERTS = "experts are chosen by number"
 
 
 @rule_for("glu")
@@ -66,6 +67,22 @@ def _trilinear(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
                     tracer.consume(given[f"i{number}"], row[dim])
     tracer.set_labels(out, [label for dim, label in enumerate(tied) if dim not in summed])
     tracer.produced_by(given["i2"], out, out.dim() - 1)
+
+
+@rule_for("_grouped_mm")
+def _grouped_product(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    left, right = args[:2]  # (rows, read) and (experts, read, made), where rows of one expert lie side by side
+    a, b = tracer.labels(left), tracer.labels(right)
+    if (left.dim(), right.dim()) != (2, 3):
+        _freeze_all(tracer, [left, right], "grouped matrix product")
+        return
+    tracer.freeze(left, _EXPERTS, [0])
+    tracer.freeze(right, _EXPERTS, [0])
+    tracer.consume(right, b[1])
+    tracer.tie(a[1], b[1], _INPUT)
+    tracer.set_labels(out, [None, b[2]])
+    tracer.produced_by(right, out, 1)
+    tracer.add_macs(1, [*out.shape, left.shape[1]], [None, b[2], b[1]])
 
 
 @rule_for("vdot")

@@ -1,7 +1,7 @@
 """How channels flow through recurrent layers: a hidden unit owns one row of every gate and a column of ``weight_hh``.
 
-For most layers on a CPU, ATen takes a recurrent layer apart into matrix products, splits and gates, which have their own
-rules; on the meta device ``recurrent.py`` prevents that. What is special is said here: the first hidden state is a
+For most layers on a CPU, ATen takes a recurrent layer apart into matrix products, splits and gates, which have their
+own rules; on the meta device ``recurrent.py`` prevents that. What is special is said here: the first hidden state is a
 constant. All layers and directions of one module have the same ``hidden_size``, as their last states are stacked.
 """
 

@@ -33,17 +33,16 @@ def _reduce(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
         kept = [label for dim, label in enumerate(kept) if dim not in reduced]
     for result in tensors_in(out):
         tracer.set_labels(result, kept)
-    found = [x for x in tensors_in(out) if x.dtype == torch.int64] if op_name(func) in _FINDS else []
+    positions = [x for x in tensors_in(out) if x.dtype == torch.int64] if op_name(func) in _FINDS else []
     for label in (labels[dim] for dim in reduced):
-        mark_mixed(tracer, func, given, label)
-        for positions in found if label is not None else ():
-            tracer.note_positions(positions, label)
+        if label is not None:
+            mark_mixed(tracer, func, given, label)
+            for tensor in positions:
+                tracer.note_positions(tensor, label)
 
 
-def mark_mixed(tracer: Tracer, func: Any, given: dict[str, Any], label: Ids | None) -> None:
+def mark_mixed(tracer: Tracer, func: Any, given: dict[str, Any], label: Ids) -> None:
     """Say that the channels ``label`` are reduced over: zeros change no sum, but a mean and a maximum."""
-    if label is None:
-        return
     name = op_name(func)
     order = given.get("ord", given.get("p", 2))
     if name not in _SUMS or (isinstance(order, (int, float)) and order < 0):
@@ -66,8 +65,9 @@ def _scan(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     labels = tracer.labels(source)
     for dim in _dims(axis, source.dim()):
         label = labels[dim]
-        mark_mixed(tracer, func, given, label)
-        labels[dim] = None if label is None else leaky(tracer, label)
+        if label is not None:
+            mark_mixed(tracer, func, given, label)
+            labels[dim] = leaky(tracer, label)
     tracer.set_labels(out, labels)
 
 

@@ -48,11 +48,22 @@ class Magnitude(Criterion):
             matrices.sort(key=lambda member: member.reads)
         found = []
         for member in matrices or parameters:
-            powers = scoring.tensors[member.tensor].detach().float().abs() ** self.p
-            per_index = powers.movedim(member.dim, 0).flatten(1).sum(1) if powers.dim() > 1 else powers
+            per_index = self._powers_along(scoring.tensors[member.tensor].detach().float(), member.dim)
             found.append(gather_units(per_index, member.index).cpu())
         norm = combine(found, scoring.aggregate) ** (1 / self.p)
         return norm / norm.mean().clamp_min(torch.finfo(norm.dtype).tiny)
+
+    def _powers_along(self, weight: Tensor, dim: int) -> Tensor:
+        """The sum of |w|^p for every index along ``dim``."""
+        if weight.dim() == 1:
+            return weight.abs() ** self.p
+        if dim == 0:
+            return torch.linalg.vector_norm(weight.flatten(1), self.p, dim=1) ** self.p
+        powers = weight.square() if self.p == 2 else weight.abs()
+        if dim > 1:
+            return powers.movedim(dim, 0).flatten(1).sum(1)
+        columns = powers.new_ones(len(powers)) @ powers.flatten(1)  # many times faster than a sum over the rows
+        return columns.view(weight.shape[1], -1).sum(1)
 
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:
         """|w|."""
