@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -205,18 +206,19 @@ class _Choice:
 
 def _sizes(model: nn.Module, coupling: Coupling, choice: _Choice) -> tuple[Size, Size]:
     """What the network costs now, and with the choice carried out."""
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    kept = {name: select(tensor, choice.plan.keep.get(name, {})) for name, tensor in parameters.items()}
+    before = after = nonzero_before = nonzero_after = 0
+    for name, parameter in model.named_parameters():
+        tensor, dims = parameter.detach(), choice.plan.keep.get(name, {})
+        left = prod(len(dims[dim]) if dim in dims else size for dim, size in enumerate(tensor.shape))
+        nonzero = nonzero_in([tensor])
+        before, after, nonzero_before = before + tensor.numel(), after + left, nonzero_before + nonzero
+        nonzero_after += left if nonzero == tensor.numel() else nonzero_in([select(tensor, dims)])
     gone = {name: int(units.sum()) for name, units in choice.removed.items()}
     return (
-        Size(_numel(parameters), nonzero_in(parameters.values()), round(coupling.macs_after({}))),
-        Size(_numel(kept), nonzero_in(kept.values()), round(coupling.macs_after(gone))),
+        Size(before, nonzero_before, round(coupling.macs_after({}))),
+        Size(after, nonzero_after, round(coupling.macs_after(gone))),
     )
 
 
 def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
-
-
-def _numel(tensors: Mapping[str, Tensor]) -> int:
-    return sum(tensor.numel() for tensor in tensors.values())
