@@ -131,7 +131,9 @@ def rescaled(plan: Plan, coupling: Coupling, scalars: Sequence[float]) -> tuple[
     """
     factors: dict[str, dict[int, Tensor]] = {}
     inexact: dict[str, str] = {}
-    for before, after in zip(coupling.scalars, scalars, strict=False):
+    if len(scalars) != len(coupling.scalars):  # values have changed a detector's way: nothing to compare
+        return plan, {}
+    for before, after in zip(coupling.scalars, scalars, strict=True):
         if not after or abs(before.value / after - 1) < 1e-9:
             continue
         for name, (dim, index) in before.rows.items():

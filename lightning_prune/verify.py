@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune.coupling import Coupling, Example, run_on_copy, shapes
-from lightning_prune.coupling.rules_shape import is_sized
+from lightning_prune.coupling.groups import Site
+from lightning_prune.coupling.rules_shape import is_cut, is_reshape
 from lightning_prune.coupling.scaling import scalar_of
 from lightning_prune.coupling.trace import tensors_in
 from lightning_prune.plan import plan_removal
@@ -94,21 +95,21 @@ class _Attempt:
 
 
 class _Watch(TorchDispatchMode):
-    """Notes the shapes that operations with foreseen sizes give, and the scalars that tensors are multiplied by."""
+    """Notes the shapes that can be foreseen, and the scalars that tensors are multiplied by."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.shapes: list[tuple[int, ...]] = []
+        self.shapes: list[tuple[bool, tuple[int, ...]]] = []  # (whether it is a part that was cut out, shape)
         self.scalars: list[float] = []
-        self.failed_in_sized = False
+        self.failed_in_reshape = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        sized = is_sized(func)
-        self.failed_in_sized = sized
+        reshaped, cut = is_reshape(func), is_cut(func)
+        self.failed_in_reshape = reshaped
         out = shapes.run(func, args, kwargs or {})
-        self.failed_in_sized = False
-        if sized:
-            self.shapes += [tuple(tensor.shape) for tensor in tensors_in(out)]
+        self.failed_in_reshape = False
+        if reshaped or cut:
+            self.shapes += [(cut, tuple(tensor.shape)) for tensor in tensors_in(out)]
         scalar = scalar_of(func, args)
         if scalar is not None:
             self.scalars.append(scalar)
@@ -125,23 +126,24 @@ def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Ma
         try:
             with watch:
                 outputs = [inputs.run(copy.eval())]
+                scalars = tuple(watch.scalars)
                 if coupling.passes.trains and not coupling.passes.alike:
                     outputs.append(inputs.run(copy.train()))
         except Exception as error:
-            said = str(error).splitlines()[0] if str(error) else repr(error)
-            wrong = _unforeseen(coupling, gone, watch.shapes)
-            here = _groups_at(coupling, len(watch.shapes)) if watch.failed_in_sized else ()
-            return _Attempt(f"without it the forward pass fails: {said}", wrong[1] if wrong else here)
+            return _unforeseen(coupling, gone, watch.shapes) or _failure(coupling, error, watch)
         if not _same_shapes(coupling, [tensor.shape for tensor in tensors_in(outputs)]):
             return _Attempt("without it the shapes of the outputs change")
-        comparable = len(watch.shapes) == len(coupling.sizes)  # else control flow that reads values went another way
-        wrong = _unforeseen(coupling, gone, watch.shapes) if comparable else None
-        if wrong:
-            return _Attempt(*wrong)
-        return _Attempt(None, scalars=tuple(watch.scalars))
+        return _detour(coupling, gone, watch.shapes, scalars) or _Attempt(None, scalars=scalars)
 
     attempt: _Attempt = run_on_copy(model, example, use, coupling.on_meta)
     return attempt
+
+
+def _failure(coupling: Coupling, error: Exception, watch: _Watch) -> _Attempt:
+    said = str(error).splitlines()[0] if str(error) else repr(error)
+    number = len(watch.shapes)
+    here = _groups_of(coupling.sizes[number]) if watch.failed_in_reshape and number < len(coupling.sizes) else ()
+    return _Attempt(f"without it the forward pass fails: {said}", here)
 
 
 def _same_shapes(coupling: Coupling, found: list[torch.Size]) -> bool:
@@ -154,20 +156,34 @@ def _same_shapes(coupling: Coupling, found: list[torch.Size]) -> bool:
     )
 
 
+def _detour(
+    coupling: Coupling, gone: Mapping[str, int], found: list[tuple[bool, tuple[int, ...]]], scalars: tuple[float, ...]
+) -> _Attempt | None:
+    """What the pass did otherwise than foreseen; values may change a detector's way, which is then not compared."""
+    if len(found) == len(coupling.sizes):
+        return _unforeseen(coupling, gone, found)
+    if not coupling.on_meta:
+        return None
+    cuts = [shape for cut, shape in found if cut]
+    if cuts == [site.after(gone) for site in coupling.sizes if site.cut] and len(scalars) == len(coupling.scalars):
+        due = iter(site.after(gone) for site in coupling.sizes if not site.cut)
+        if all(shape in due for cut, shape in found if not cut):  # a reshape that changes nothing may be left out
+            return None
+    return _Attempt("without it the forward pass takes another way")
+
+
 def _unforeseen(
-    coupling: Coupling, gone: Mapping[str, int], found: list[tuple[int, ...]]
-) -> tuple[str, tuple[str, ...]] | None:
+    coupling: Coupling, gone: Mapping[str, int], found: list[tuple[bool, tuple[int, ...]]]
+) -> _Attempt | None:
     """The first shape that is not what the analysis foresees, and the groups that it has to do with."""
-    for number, (site, shape) in enumerate(zip(coupling.sizes, found, strict=False)):
-        due = tuple(round(dim.after(gone)) for dim in site.dims)
+    for site, (_, shape) in zip(coupling.sizes, found, strict=False):
+        due = site.after(gone)
         if site.dims and due != shape:
             where = f"{site.where!r}: " if site.where else ""
             said = f"{where}forward gives the shape {shape} instead of {due}: is a number written in the code?"
-            return said, _groups_at(coupling, number)
+            return _Attempt(said, _groups_of(site))
     return None
 
 
-def _groups_at(coupling: Coupling, number: int) -> tuple[str, ...]:
-    if number >= len(coupling.sizes):
-        return ()
-    return tuple(name for dim in coupling.sizes[number].dims for name in dim.per_unit)
+def _groups_of(site: Site) -> tuple[str, ...]:
+    return tuple(name for dim in site.dims for name in dim.per_unit)

@@ -11,10 +11,10 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from lightning_prune import IterativePruning, Weights, load_pruned, prune_once
+from lightning_prune import Channels, IterativePruning, Weights, load_pruned, prune_once
 from lightning_prune.budgets import Ratio, Sparsity
 from lightning_prune.callbacks import PrunedCheckpoints
-from lightning_prune.checkpoint import reshape_to, track_shapes
+from lightning_prune.checkpoint import reshape_to, track_attributes, track_shapes
 from lightning_prune.schedules import Constant, Rounds
 
 EXAMPLE = torch.zeros(2, 2, 3, 4)
@@ -254,3 +254,121 @@ def test_reshape_to_keeps_devices_and_attributes() -> None:
     assert net[3].in_channels == net[3].out_channels == net[4].num_features == 4
     assert all(p.grad is None for p in net[3].parameters())
     net(EXAMPLE)
+
+
+class Numbered(nn.Module):
+    """Attention over the pixels of an image, with its own numbers."""
+
+    def __init__(self, heads: int = 2, head_dim: int = 8, sizes: tuple[int, int] = (6, 10)) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.sizes, self.inner = heads, head_dim, list(sizes), heads * head_dim
+        self.pair = tuple(sizes)
+        self.qkv, self.proj = nn.Linear(2, 3 * self.inner), nn.Linear(self.inner, sum(sizes))
+        self.fc = nn.Linear(sum(sizes), 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(x).reshape(len(x), -1, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(len(x), -1, self.inner)
+        a, b = self.proj(y).split(self.sizes, dim=-1)
+        return self.fc(torch.cat([a.tanh(), b.relu()], -1).mean(1))
+
+
+class LitNumbered(Lit):
+    def __init__(self, heads: int = 2) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.hparams.update(lr=0.05, optimizer="sgd")
+        self.net = Numbered(heads)
+
+
+def numbers(net: Any) -> tuple[Any, ...]:
+    return net.heads, net.head_dim, net.sizes, net.pair, net.inner
+
+
+@pytest.fixture(scope="module", params=["head_dims", "heads"])
+def numbered(request, tmp_path_factory) -> tuple[LitNumbered, ModelCheckpoint, Any]:
+    folder = tmp_path_factory.mktemp("numbered")
+    lit, save = LitNumbered(4), ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
+
+    def pruner() -> IterativePruning:
+        return IterativePruning(Rounds(1, 1, 2), Ratio(0.5), granularity=Channels(attention=request.param))
+
+    fit(folder, lit, pruner(), save, max_epochs=4)
+    return lit, save, pruner
+
+
+def test_numbers_follow_in_a_training(numbered) -> None:
+    lit, save, pruner = numbered
+    net = lit.net
+    heads = pruner().granularity.attention == "heads"
+    assert (net.heads, net.head_dim) == ((2, 8) if heads else (4, 4))
+    assert net.inner == net.heads * net.head_dim == net.proj.in_features
+    assert net.qkv.out_features == 3 * net.inner
+    assert sum(net.sizes) == net.fc.in_features == 8
+    assert net.pair == (6, 10)  # never read
+    assert type(net.sizes) is list
+    manifest = torch.load(save.dirpath + "/epoch=3.ckpt", weights_only=True)["state_dict"]._metadata["lightning_prune"]
+    found = manifest["attributes"]["net"]
+    assert {name: getattr(net, name) for name in found} == found
+    assert set(found) == {"inner", "sizes", "heads" if heads else "head_dim"}
+
+
+@pytest.mark.parametrize("what", ["class", "instance", "network inside"])
+def test_numbers_are_loaded(numbered, what) -> None:
+    lit, save, _ = numbered
+    for epoch in range(4):
+        path = f"{save.dirpath}/epoch={epoch}.ckpt"
+        given = {"class": LitNumbered, "instance": LitNumbered(4), "network inside": Numbered(4)}[what]
+        loaded = load_pruned(given, path)
+        net = loaded if what == "network inside" else loaded.net
+        assert logits(net).shape == (8, 3)
+        assert sum(net.sizes) == net.fc.in_features
+    assert torch.equal(logits(net), logits(lit.net))
+    assert numbers(net) == numbers(lit.net)
+    assert list(map(type, numbers(net))) == list(map(type, numbers(lit.net)))
+
+
+def test_a_run_resumed_from_any_epoch_ends_with_the_same_numbers(numbered, tmp_path) -> None:
+    lit, save, pruner = numbered
+    for epoch in range(3):
+        torch.manual_seed(1)
+        resumed = LitNumbered(4)
+        trainer_for(tmp_path, pruner(), max_epochs=4).fit(resumed, ckpt_path=f"{save.dirpath}/epoch={epoch}.ckpt")
+        assert numbers(resumed.net) == numbers(lit.net)
+        assert all(torch.equal(v, lit.state_dict()[n]) for n, v in resumed.state_dict().items())
+
+
+def test_back_to_a_larger_checkpoint_and_forth(numbered) -> None:
+    _, save, _ = numbered
+    states = [torch.load(f"{save.dirpath}/epoch={epoch}.ckpt", weights_only=True)["state_dict"] for epoch in range(4)]
+    lit, expected = (
+        LitNumbered(4),
+        [load_pruned(LitNumbered, f"{save.dirpath}/epoch={epoch}.ckpt") for epoch in range(4)],
+    )
+    track_shapes(lit)
+    for epoch in (3, 0, 1, 2, 0, 3):
+        lit.load_state_dict(states[epoch])
+        assert numbers(lit.net) == numbers(expected[epoch].net)
+        assert torch.equal(logits(lit), logits(expected[epoch]))
+
+
+def test_attributes_without_a_trainer() -> None:
+    net, other = Numbered(), Numbered()
+    track_shapes(net)
+    track_shapes(other)
+    dense = net.state_dict()
+    report = prune_once(net, EXAMPLE, dry_run=True, budget=Ratio(0.5))
+    track_attributes(net, report.plan.attributes)
+    assert net.state_dict()._metadata["lightning_prune"]["attributes"] == {}
+    prune_once(net, EXAMPLE, budget=Ratio(0.5))
+    small = net.state_dict()
+    assert small._metadata["lightning_prune"]["attributes"][""]["sizes"] == net.sizes
+    other.load_state_dict(small)
+    assert numbers(other) == numbers(net)
+    assert torch.equal(logits(other), logits(net))
+    for module in (net, other):
+        module.load_state_dict(dense)
+        assert numbers(module) == numbers(Numbered())
+        assert logits(module).shape == (8, 3)
+    track_attributes(Numbered(), report.plan.attributes)  # untracked: nothing to do

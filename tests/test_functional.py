@@ -359,7 +359,7 @@ def test_a_network_whose_every_channel_is_pinned_by_its_code_says_so() -> None:
     model = Pinned()
     before = state(model)
     with pytest.raises(
-        ValueError, match=r"^no channel of the network can be removed: .*'conv.weight': .without it the"
+        ValueError, match=r"^no channel of the network can be removed: .*'conv.weight': 'forward gives the shape"
     ):
         prune_once(model, IMAGE)
     assert_untouched(model, before)

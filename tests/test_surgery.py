@@ -9,7 +9,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from lightning_prune.coupling import Example, analyse, named_tensors
 from lightning_prune.plan import Plan, plan_removal, select
-from lightning_prune.surgery import apply_plan, zero_removed
+from lightning_prune.surgery import apply_plan, set_attributes, zero_removed
 
 
 class SmallNet(nn.Module):
@@ -272,3 +272,35 @@ def test_select_agrees_with_plain_indexing() -> None:
     dims = {0: torch.tensor([0, 3]), 2: torch.tensor([1])}
     assert torch.equal(select(value, dims), kept_slice(value, dims))
     assert select(value, {}) is value
+
+
+def test_attributes_are_set_in_their_own_kind_of_sequence() -> None:
+    model = nn.ModuleDict({"a": nn.Module(), "b": nn.ModuleList([nn.Module()])})
+    model["a"].dim, model["a"].pair, model["a"].triple = 12, (4, 8), [1, 2, 3]
+    model["b"][0].dim, before = 5, model["a"].triple
+    set_attributes(model, {"a": {"dim": 6, "pair": {0: 2}, "triple": {0: 7, 2: 9}}, "b.0": {"dim": 4}})
+    assert (model["a"].dim, model["a"].pair, model["a"].triple, model["b"][0].dim) == (6, (2, 8), [7, 2, 9], 4)
+    assert before == [1, 2, 3]  # another may hold the same list
+    set_attributes(model, {"a": {"pair": (1, 1), "triple": [0]}})
+    assert (model["a"].pair, model["a"].triple) == ((1, 1), [0])
+    set_attributes(model, {})
+
+
+def test_attributes_of_the_network_itself_follow_a_plan() -> None:
+    model = small_net()
+    model.stem_width, model.sizes = 8, [8, 6]
+    plan = make_plan(model)
+    apply_plan(model, Plan(plan.keep, attributes={"": {"stem_width": 5, "sizes": {0: 5}}}))
+    assert (model.stem_width, model.sizes, model.stem.out_channels) == (5, [5, 6], 5)
+
+
+def test_scaled_rows_leave_optimizer_state_and_gradients_alone() -> None:
+    model = small_net()
+    optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9)
+    step(model, optimizer, 0)
+    before = model.fc2.weight.detach().clone()
+    buffer = optimizer.state[model.fc2.weight]["momentum_buffer"].clone()
+    factors = torch.tensor([1.0, 2.0, 0.5, 1.0], dtype=torch.float64)
+    apply_plan(model, Plan(scales={"fc2.weight": {0: factors}}), [optimizer])
+    assert torch.equal(model.fc2.weight, before * factors.float()[:, None])
+    assert torch.equal(optimizer.state[model.fc2.weight]["momentum_buffer"], buffer)

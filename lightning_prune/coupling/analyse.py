@@ -49,7 +49,7 @@ def analyse(model: nn.Module, example: Example, attention: Literal["head_dims", 
             coupling, _ = run_on_copy(model, example, partial(_analyse_copy, heads=heads))
     except Exception as error:
         raise ValueError(
-            f"the forward pass of {type(model).__name__} failed on the example input: {error}. "
+            f"the forward pass of {type(model).__name__} failed on the example input: {str(error) or repr(error)}. "
             "Pass what its forward receives (in a Trainer: set `example_input_array` on the LightningModule)."
         ) from error
     found: Coupling = coupling
@@ -63,10 +63,18 @@ def _analyse_copy(
     trace = Trace(heads=heads)
     trace.register(copy)
     trace.book.tag_attributes(copy)
+    buffers = [(module, dict(module._buffers)) for module in copy.modules()]
+
+    def restore() -> None:  # a forward pass may put new tensors in their place
+        for module, own in buffers:
+            module._buffers.update(own)
+
     outputs, operations = _pass(trace, copy.eval(), example)
+    restore()
     macs, sizes, scalars = list(trace.macs), list(trace.sizes), list(trace.scalars.found)
     try:
         trains, alike = True, _only_noise_between(operations, _operations(copy.train(), example))
+        restore()
         if not alike:
             outputs += _pass(trace, copy.train(), example)[0]
     except Exception:  # some networks want targets in train mode: then the eval pass has to be enough

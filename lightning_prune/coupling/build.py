@@ -45,8 +45,8 @@ def build_coupling(trace: Trace, passes: Passes) -> Coupling:
         on_meta=all(tensor.is_meta for tensor in trace.tensors.values()),
         passes=passes,
         sizes=tuple(
-            Site(where, builder.dims(shape, labels) if any(ids is not None for ids in labels) else ())
-            for where, shape, labels in trace.sizes
+            Site(where, cut, shape, builder.dims(shape, labels) if any(ids is not None for ids in labels) else ())
+            for where, cut, shape, labels in trace.sizes
         ),
         scalars=tuple(builder.scalar(number) for number, found in enumerate(trace.scalars.found) if found.run == 1),
         bundles=bundles,
@@ -80,7 +80,8 @@ class _Builder:
         inexact = self.trace.slots.inexact_units(units)
         grouped = self.trace.slots.grouped_units(units)
         used: Counter[str] = Counter()
-        for signature, members in self.kin.families:
+        for whole, members in self.kin.families:
+            signature = [(p, n) for p, n in whole if p < len(places)]
             place = places[signature[0][0]]
             free = members[~reasons.known(members)]
             made = any(self._makes(*places[p]) for p, _ in signature)  # else it is read from data

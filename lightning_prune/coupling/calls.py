@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightning_prune.coupling.numbers import Number, SizeOf
-from lightning_prune.coupling.trace import Tracer
+from lightning_prune.coupling.trace import ATTENTION, Tracer
 
 _MAKERS = {
     *("zeros", "ones", "empty", "full", "rand", "randn"),
@@ -31,6 +31,7 @@ _TAKING_SIZES = _MAKERS | {
         "resize",
     ),
 }
+_LEAVING = {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr"}
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
 _SHAPE, _SIZE = Tensor.shape.__get__, Tensor.size  # type: ignore[attr-defined]
 
@@ -83,6 +84,8 @@ class Calls(TorchFunctionMode):
         if func in _DROPOUTS:
             return self._dropout(func, args, kwargs)
         name = getattr(func, "__name__", "")
+        if name in _LEAVING:
+            self.tracer.freeze(args[0], self.tracer.says("hands it to NumPy or Python, where it cannot be followed"))
         if name not in _TAKING_SIZES:
             return func(*args, **kwargs)
         self.tracer.given, self.tracer.called = [n for value in (args, kwargs) for n in _numbers(value)], name
@@ -124,7 +127,11 @@ class Calls(TorchFunctionMode):
     def _attention(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The numbers inside PyTorch's attention cannot be seen, but they are known."""
         query, heads, out_proj = args[0], args[4], args[11]
-        out = func(*args, **kwargs)
+        self.tracer.called = ATTENTION
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self.tracer.called = ""
         width, book = self.tracer.number(out_proj, 1), self.tracer.trace.book
         book.equate(width, self.tracer.number(query, query.dim() - 1))
         if self.tracer.trace.heads:

@@ -88,10 +88,23 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Site:
-    """A shape that the analysis foresees; ``dims`` is empty where it has no channels."""
+    """A shape that the analysis foresees.
+
+    Attributes:
+        where: Qualified name of the module whose forward makes it.
+        cut: Whether it is a part that was sliced, selected or split, and not a reshape.
+        shape: What it is now.
+        dims: Its dimensions; empty where it has no channels.
+    """
 
     where: str
+    cut: bool
+    shape: tuple[int, ...]
     dims: tuple[LinearDim, ...]
+
+    def after(self, removed: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape once so many units of each group are removed."""
+        return tuple(round(dim.after(removed)) for dim in self.dims) or self.shape
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ class Kindred:
 
     Attributes:
         units: The unit of every slot.
-        places: (tensor, dimension) of every label of a parameter or buffer.
+        places: (tensor, dimension) of every label of a parameter or buffer. A number in a signature beyond them stands
+            for a piece that the code cuts out: its units are not like those beside it.
         families: (signature, its units, ascending), in the order of the network's tensors, which no removal changes.
         family_of: The number of the family of every unit.
     """
@@ -42,7 +43,7 @@ def settle(trace: Trace) -> tuple[Kindred, list[Equation]]:
         frozen = trace.slots.frozen_units(kin.units)
         tied = False
         equations = []
-        for rows, where in balances.values():
+        for key, (rows, where) in list(balances.items()):
             distinct = _distinct(kin, rows)
             if len(distinct) == 1:
                 continue
@@ -52,6 +53,7 @@ def settle(trace: Trace) -> tuple[Kindred, list[Equation]]:
                 equations += [Equation(SizeOf(row), SizeOf(distinct[0]), where) for row in distinct[1:]]
                 continue
             tied = True
+            del balances[key]
             for row in distinct[1:]:
                 trace.slots.tie(distinct[0], row, "meets a tensor whose size is fixed")
         if not tied:
@@ -75,14 +77,14 @@ def _apart(kin: Kindred, rows: list[Ids]) -> bool:
 def _kindred(trace: Trace) -> Kindred:
     units = trace.slots.units()
     places = [(name, dim) for name, labels in trace.labels.items() for dim, ids in enumerate(labels) if ids is not None]
-    labels = [trace.labels[name][dim] for name, dim in places]
+    labels = [*(trace.labels[name][dim] for name, dim in places), *trace.pieces.values()]
     family_of = np.full(trace.slots.count, -1, dtype=np.int64)
     if not places:
         return Kindred(units, places, [], family_of)
     owner = np.concatenate([units[ids] for ids in labels])  # type: ignore[index]
-    place = np.repeat(np.arange(len(places)), [len(ids) for ids in labels])  # type: ignore[arg-type]
-    pairs, counts = np.unique(owner * len(places) + place, return_counts=True)
-    owner, place = np.divmod(pairs, len(places))
+    place = np.repeat(np.arange(len(labels)), [len(ids) for ids in labels])  # type: ignore[arg-type]
+    pairs, counts = np.unique(owner * len(labels) + place, return_counts=True)
+    owner, place = np.divmod(pairs, len(labels))
     starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
     sums = np.add.reduceat(_scattered(place, counts), starts, axis=0)
     _, first, family = np.unique(sums, axis=0, return_index=True, return_inverse=True)

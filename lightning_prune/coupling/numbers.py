@@ -147,6 +147,10 @@ class Book:
         """Where ``value`` comes from; a number of another trace is only a number."""
         return value.expression if isinstance(value, Number) and value.book is self else int(value)
 
+    def is_kept(self, value: Any) -> bool:
+        """Whether ``value`` was computed from attributes of modules alone."""
+        return isinstance(value, Number) and value.book is self and not any(sizes_in(value.expression))
+
     def equate(self, a: int, b: Any) -> None:
         """Note that two numbers have to stay equal, unless both are constants."""
         if not isinstance(b, int) or isinstance(b, bool):

@@ -16,7 +16,17 @@ from torch import Tensor
 
 from lightning_prune.coupling.slots import Ids
 from lightning_prune.coupling.trace import Labels, Tracer, concatenate, tensors_in
-from lightning_prune.coupling.values import adopt, is_constant, is_leaky, leaky, note_constant
+from lightning_prune.coupling.values import (
+    adopt,
+    adopt_fresh,
+    adopt_whole,
+    copied_constant,
+    is_constant,
+    is_leaky,
+    leaky,
+    note_constant,
+    same_constant,
+)
 
 Rule = Callable[[Tracer, Any, tuple[Any, ...], dict[str, Any], Any], None]
 _RULES: dict[str, Rule] = {}
@@ -192,6 +202,9 @@ def _copy(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     target, source = args[:2]
     before = tracer.labels(target)
     pointwise(tracer, func, (target, source), {}, out)
+    for dim, label in enumerate(tracer.labels(target)):
+        if label is not None and before[dim] is None:
+            adopt_whole(tracer, target, dim)
     tracer.set_labels(target, before)
 
 
@@ -205,6 +218,12 @@ def _same_shape(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
         tracer.set_parts(result, tracer.parts(source))
         if func._schema.name in ("aten::alias", "aten::clone", "aten::detach", "aten::_to_copy"):
             tracer.same_parameter(source, result)
+        if func._schema.name in ("aten::alias", "aten::detach"):
+            same_constant(tracer, source, result)
+        elif func._schema.name in ("aten::clone", "aten::_to_copy"):
+            copied_constant(tracer, source, result)
+        elif func._schema.name == "aten::zeros_like":
+            note_constant(tracer, result, zero=True, like=source)
 
 
 @rule_for(
@@ -216,6 +235,8 @@ def _filled(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     whole = source.numel() * source.element_size() == source.untyped_storage().nbytes()
     if whole and is_constant(tracer, source, writes=1):
         note_constant(tracer, source, zero=False)
+    elif out is not source and func._schema.name.endswith("_like"):
+        note_constant(tracer, out, zero=False, like=source)
     labels = tracer.labels(source)
     tracer.set_labels(out, [None if label is None else leaky(tracer, label) for label in labels])
 
@@ -244,6 +265,8 @@ def _cat(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     tensors = [t for t in args[0] if t.dim() == out.dim()]  # torch.cat skips legacy empty tensors
     axis = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()
     labels: list[Ids | None] = []
+    for tensor in tensors:
+        adopt_fresh(tracer, tensor, axis)
     for dim in range(out.dim()):
         parts = [tracer.labels(t)[dim] for t in tensors]
         sizes = [t.shape[dim] for t in tensors]

@@ -9,15 +9,20 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_prune.coupling.numbers import Number, SizeOf
+from lightning_prune.coupling.numbers import Number
 from lightning_prune.coupling.rules import rule_for, rule_of
 from lightning_prune.coupling.slots import FIXED, Ids
-from lightning_prune.coupling.trace import Part, Tracer, tensors_in
+from lightning_prune.coupling.trace import ATTENTION, Part, Tracer, tensors_in
 
 
-def is_sized(func: Any) -> bool:
-    """Whether ``Trace.sizes`` has an entry for each result of this ATen overload."""
-    return rule_of(func) in (_reshape, _slice, _select, _split)
+def is_reshape(func: Any) -> bool:
+    """Whether ``Trace.sizes`` has an entry for the result of this ATen overload."""
+    return rule_of(func) is _reshape
+
+
+def is_cut(func: Any) -> bool:
+    """Whether ``Trace.sizes`` has an entry for each part that this ATen overload cuts out."""
+    return rule_of(func) in (_slice, _select, _split)
 
 
 @rule_for("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "flatten", "unflatten")
@@ -189,7 +194,7 @@ def _select(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
                     tracer.balance(rows, tracer.where)
             parts += [left.moved(lambda dim: dim - (dim > axis))] if left is not None else []
         tracer.set_parts(result, parts)
-        tracer.check_size(result)
+        tracer.check_size(result, cut=True)
 
 
 def _axis(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
@@ -211,7 +216,7 @@ def _slice(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
         left = _cut(tracer, part, axis, (start, out.shape[axis]), step) if cut else part
         parts += [left] if left is not None else []
     tracer.set_parts(out, parts)
-    tracer.check_size(out)
+    tracer.check_size(out, cut=True)
 
 
 def _cut(tracer: Tracer, part: Part, axis: int, where: tuple[int, int], step: int) -> Part | None:
@@ -220,9 +225,12 @@ def _cut(tracer: Tracer, part: Part, axis: int, where: tuple[int, int], step: in
     along = part.dims.index(axis)
     total = part.ids.shape[along]
     ids = part.ids.take(range(start, start + size * step, step), axis=along)
-    if step == 1 and size and total % size == 0 and start % size == 0 and (size > 1 or part.ids.ndim > 1):
+    before = part.ids.take(range(start), axis=along)
+    if step == 1 and size and _follows(tracer, before, ids, along):
+        pass
+    elif step == 1 and size and total % size == 0 and start % size == 0 and (size > 1 or part.ids.ndim > 1):
         tracer.balance(np.split(part.ids, total // size, axis=along), tracer.where)
-    elif step != 1 or not size or not _follows(tracer, part.ids.take(range(start), axis=along), ids, along):
+    else:
         tracer.slots.freeze(part.ids.ravel(), tracer.says(f"slices {size} of {total} channels, written as a number"))
         return None
     return part.narrowed(ids)
@@ -230,11 +238,11 @@ def _cut(tracer: Tracer, part: Part, axis: int, where: tuple[int, int], step: in
 
 def _follows(tracer: Tracer, before: Ids, ids: Ids, along: int) -> bool:
     """Whether the start and the end of a slice are numbers that can follow the channels before them."""
-    known = [number for number in tracer.given if isinstance(number, Number)]
+    known = [number for number in tracer.given if tracer.trace.book.is_kept(number)]
     edges = [_one_row(before, along), _one_row(np.concatenate([before, ids], axis=along), along)]
     bound = [(edge, number) for edge in edges for number in known if int(number) == len(edge) > 0]
     for edge, number in bound:
-        tracer.trace.book.equate(number, Number(len(edge), SizeOf(edge), tracer.trace.book))
+        tracer.bind(number, edge)
     return bool(bound)
 
 
@@ -262,18 +270,20 @@ def _split(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
             piece += [left] if left is not None else []
     for result, piece in zip(out, pieces, strict=True):
         tracer.set_parts(result, piece)
-        tracer.check_size(result)
+        tracer.check_size(result, cut=True)
 
 
 def _bind_sizes(tracer: Tracer, sizes: list[int], ids: list[Ids], along: int) -> None:
     """Say how a split follows fewer channels: into equal parts, or by numbers that the user's modules keep."""
+    if tracer.called == ATTENTION and sizes[1:] == [2 * sizes[0]]:  # query, and key with value
+        tracer.balance(np.split(np.concatenate(ids, axis=along), 3, axis=along), tracer.where)
+        return
     listed = tracer.called != "chunk" and list(map(int, tracer.given[: len(sizes)])) == sizes
     one_size = tracer.called == "split" and tracer.given[:1] and int(tracer.given[0]) == sizes[0]
     numbers = tracer.given[: len(sizes)] if listed else tracer.given[:1] if one_size else []
     for number, own in zip(numbers, ids, strict=False):
         if isinstance(number, Number):
-            row = _one_row(own, along)
-            tracer.trace.book.equate(number, Number(len(row), SizeOf(row), tracer.trace.book))
+            tracer.bind(number, _one_row(own, along))
     if len(set(sizes)) == 1:
         tracer.balance(ids, tracer.where)
         return

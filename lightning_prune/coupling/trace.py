@@ -110,8 +110,9 @@ class Trace:
     produced: set[tuple[str, int]] = field(default_factory=set)
     taps: dict[str, Tap] = field(default_factory=dict)
     macs: list[MacTerm] = field(default_factory=list)
-    sizes: list[tuple[str, tuple[int, ...], Labels]] = field(default_factory=list)
+    sizes: list[tuple[str, bool, tuple[int, ...], Labels]] = field(default_factory=list)
     balances: list[tuple[list[Ids], str]] = field(default_factory=list)
+    pieces: dict[bytes, Ids] = field(default_factory=dict)
     book: Book = field(default_factory=Book)
     scalars: Scalars = field(default_factory=Scalars)
     splits: list[Ids] = field(default_factory=list)
@@ -153,6 +154,7 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield name, tensor
 
 
+ATTENTION = "multi_head_attention_forward"
 _COUNTING = torch.ops.aten.add_.Tensor  # batch norm counts its batches in train mode
 _FACTS = "_lightning_prune_facts"  # set on the tensors of a pass
 
@@ -236,13 +238,20 @@ class Tracer(TorchDispatchMode):
         if func is not _COUNTING:
             self.operations.append(operation(func, tensors))
         rule = self._rules[func]
-        if rule is not None:
+        if rule is None:
+            self._give_up(tensors, f"no rule for {func} yet")
+            return out
+        try:
             rule(self, func, args, kwargs, out)
-        else:
-            for tensor in tensors:
-                self.freeze(tensor, f"no rule for {func} yet")
-        self._origins.after(func, args, out)
+            self._origins.after(func, args, out)
+        except Exception as error:  # an operation called in a way that nobody thought of must not end the analysis
+            self._give_up(tensors, f"the rule for {func} does not know such a call: {error!r}")
         return out
+
+    def _give_up(self, tensors: Sequence[Tensor], reason: str) -> None:
+        for tensor in tensors:
+            for part in self.parts(tensor):
+                self.slots.freeze(part.ids.ravel(), reason)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -358,11 +367,21 @@ class Tracer(TorchDispatchMode):
         """A reason that begins with the module whose forward is running."""
         return f"{self.where!r}: forward {what}" if self.where else f"forward {what}"
 
-    def check_size(self, tensor: Tensor) -> None:
-        """Note the shape of ``tensor``: what it becomes with fewer channels can be foreseen, and is checked."""
+    def check_size(self, tensor: Tensor, cut: bool = False) -> None:
+        """Note the shape of ``tensor``: what it becomes with fewer channels can be foreseen, and is checked.
+
+        Args:
+            tensor: The result of a reshape, or a part that was ``cut`` out.
+            cut: Whether it was.
+        """
         channels = [self.size(tensor, dim) for dim in range(tensor.dim())]
         labels = [size.ids if isinstance(size, SizeOf) else None for size in channels]
-        self.trace.sizes.append((self.where, tuple(tensor.shape), labels))
+        self.trace.sizes.append((self.where, cut, tuple(tensor.shape), labels))
+
+    def bind(self, number: int, ids: Ids) -> None:
+        """Say that ``number`` counts the channels ``ids``, which are a group of their own from now on."""
+        self.trace.pieces.setdefault(ids.tobytes(), ids)
+        self.trace.book.equate(number, Number(len(ids), SizeOf(ids), self.trace.book))
 
     def balance(self, rows: Sequence[Ids], where: str) -> None:
         """Say that each of ``rows`` has to lose as many channels as the others, whichever they are."""

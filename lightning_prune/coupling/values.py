@@ -35,10 +35,27 @@ _CONSTANTS: WeakKeyDictionary[Tracer, dict[int, _Constant]] = WeakKeyDictionary(
 _LEAKY: WeakKeyDictionary[Slots, defaultdict[str, list[int]]] = WeakKeyDictionary()
 
 
-def note_constant(tracer: Tracer, tensor: Tensor, zero: bool) -> None:
-    """Say that ``tensor`` was just made, and that no channel can be told from another in it."""
+def note_constant(tracer: Tracer, tensor: Tensor, zero: bool, like: Tensor | None = None) -> None:
+    """Say that ``tensor`` was just made, with the shape of ``like``, and is the same for all channels."""
     found = _CONSTANTS.setdefault(tracer, {})
-    found[tensor.untyped_storage()._cdata] = _Constant(tensor, tensor._version, zero, tracer.shape_given(tensor))
+    model = None if like is None else _constant(tracer, like)
+    written = model.numbers if model is not None and model.tensor.shape == tensor.shape else tracer.shape_given(tensor)
+    found[tensor.untyped_storage()._cdata] = _Constant(tensor, tensor._version, zero, written)
+
+
+def copied_constant(tracer: Tracer, source: Tensor, out: Tensor) -> None:
+    """Say that ``out`` has the values of ``source``, in memory of its own."""
+    constant = _constant(tracer, source)
+    if constant is not None and is_constant(tracer, source) and _constant(tracer, out) is not constant:
+        note_constant(tracer, out, constant.zero, like=source)
+
+
+def same_constant(tracer: Tracer, source: Tensor, out: Tensor) -> None:
+    """Say that ``out`` is another name of ``source``: what code makes it may only see under that name."""
+    constant = _constant(tracer, source)
+    if constant is not None and constant.tensor is source:
+        found = _CONSTANTS[tracer]
+        found[out.untyped_storage()._cdata] = _Constant(out, constant.version, constant.zero, constant.numbers)
 
 
 def is_constant(tracer: Tracer, tensor: Tensor, writes: int = 0) -> bool:
@@ -57,12 +74,44 @@ def adopt(tracer: Tracer, tensor: Tensor, dim: int, label: Ids | None, writes: i
         assert label is not None
         labels[dim] = label if constant.zero else leaky(tracer, label)
         tracer.set_labels(tensor, labels)
-        dim %= tensor.dim()
-        before = constant.tensor.dim() - tensor.dim()
-        whole = before >= 0 and constant.tensor.stride()[before:] == tensor.stride()
-        written = constant.numbers.get(dim + before)
-        if whole and constant.tensor.shape[before:] == tensor.shape and isinstance(written, Number):
-            tracer.trace.book.equate(written, tracer.number(tensor, dim))
+        written = constant.numbers.get(_dim_of(constant.tensor, tensor, dim))
+        if isinstance(written, Number):
+            tracer.trace.book.equate(written, tracer.number(tensor, dim % tensor.dim()))
+
+
+def adopt_whole(tracer: Tracer, view: Tensor, dim: int) -> None:
+    """Let the constant that ``view`` is a part of carry what was just written into it along ``dim``."""
+    constant, label = _constant(tracer, view), tracer.labels(view)[dim]
+    if constant is None or label is None:
+        return
+    whole = constant.tensor
+    place = _dim_of(whole, view, dim)
+    if place < 0:
+        tracer.slots.freeze(label, "written into a part of a tensor whose size is fixed")
+        return
+    labels = tracer.labels(whole)
+    if labels[place] is None:
+        labels[place] = label
+        tracer.set_labels(whole, labels)
+
+
+def adopt_fresh(tracer: Tracer, tensor: Tensor, dim: int) -> None:
+    """Let a constant whose size along ``dim`` is a number that a module keeps carry channels nobody has met yet."""
+    if tensor.shape[dim] > 1 and is_constant(tracer, tensor) and tracer.labels(tensor)[dim] is None:
+        constant = _constant(tracer, tensor)
+        assert constant is not None
+        if isinstance(constant.numbers.get(_dim_of(constant.tensor, tensor, dim)), Number):
+            adopt(tracer, tensor, dim, tracer.slots.new(tensor.shape[dim]))
+
+
+def _dim_of(whole: Tensor, view: Tensor, dim: int) -> int:
+    """The dimension of ``whole`` that lies completely along ``dim`` of a view of it, -1 where none does."""
+    alike = (
+        d
+        for d in range(whole.dim())
+        if (whole.shape[d], whole.stride(d)) == (view.shape[dim], view.stride(dim)) and view.shape[dim] > 1
+    )
+    return next(alike, -1)
 
 
 def leaky(tracer: Tracer, label: Ids) -> Ids:

@@ -44,7 +44,10 @@ def values_at(known, removed) -> dict[str, int]:
         ([(mul(A, B), G), (A, 3)], {A: 3, B: 4}, {"g": 3}, {"a": 3, "b": 3}),
         ([(div(A, 3), LinearDim(4, {"g": 1.0}))], {A: 12}, {"g": 1}, {"a": 9}),
         ([(add(A, 4), G)], {A: 8}, {"g": 3}, {"a": 5}),
-        ([(A, mul(B, C)), (B, 3), (C, LinearDim(4, {"g": 1.0}))], {A: 12, B: 3, C: 4}, {"g": 2}, {"a": 6, "b": 3, "c": 2}),
+        (
+            [(A, mul(B, C)), (B, 3), (C, LinearDim(4, {"g": 1.0}))],
+            {A: 12, B: 3, C: 4}, {"g": 2}, {"a": 6, "b": 3, "c": 2},
+        ),
         ([(C, B), (B, A), (A, G)], {A: 12, B: 12, C: 12}, {"g": 5}, {"a": 7, "b": 7, "c": 7}),
         ([(A, 7)], {A: 7}, {"g": 5}, {"a": 7}),
     ],
@@ -62,6 +65,13 @@ def test_an_attribute_by_itself_says_more_than_arithmetic() -> None:
     pairs = equations((div(mul(A, 2), 3), LinearDim(8, {"h": 1.0})), (A, width))
     for ordered in (pairs, pairs[::-1]):
         assert values_at(known_attributes(ordered, {A: 13}), {"g": 3}) == {"a": 10}
+
+
+def test_an_attribute_by_itself_keeps_its_rest() -> None:
+    # a = 12 and a // 2 = 6: with 9 channels and 4, twice 4 is not 9
+    pairs = equations((div(A, 2), LinearDim(6, {"h": 1.0})), (A, G))
+    for ordered in (pairs, pairs[::-1]):
+        assert values_at(known_attributes(ordered, {A: 12}), {"g": 3, "h": 2}) == {"a": 9}
 
 
 def test_what_equations_leave_open_is_a_constant() -> None:
@@ -120,9 +130,26 @@ def test_stuck_groups_and_their_reasons() -> None:
     assert (bundles, set(stuck)) == ([], {"g", "h"})
     assert all(why == "'block': forward computes sizes that cannot shrink together" for why in stuck.values())
     # 5 and 7 units have no common step
-    bundles, stuck = bundles_of({"p": 5, "q": 7}, [(mul(LinearDim(5, {"p": 1.0}), 7), mul(LinearDim(7, {"q": 1.0}), 5))])
+    bundles, stuck = bundles_of(
+        {"p": 5, "q": 7}, [(mul(LinearDim(5, {"p": 1.0}), 7), mul(LinearDim(7, {"q": 1.0}), 5))]
+    )
     assert bundles == []
     assert set(stuck) == {"p", "q"}
+
+
+def test_every_step_of_a_bundle_has_to_hold() -> None:
+    # g + 1 = k + (k + 3) // 14 holds for 12 and for 11, and never below
+    k = LinearDim(12, {"k": 1.0})
+    bundles, stuck = bundles_of({"g": 12, "k": 12}, [(add(G, 1), add(k, div(add(k, 3), 14)))])
+    assert bundles == []
+    assert set(stuck) == {"g", "k"}
+
+
+@pytest.mark.xfail(strict=True, reason="an equation that holds without one unit counts as one that always holds")
+def test_an_equation_that_breaks_at_the_second_unit() -> None:
+    bundles, stuck = bundles_of({"g": 12}, [(div(add(G, 1), 2), 6)])
+    assert bundles == []
+    assert set(stuck) == {"g"}
 
 
 def test_a_stuck_group_frees_the_rest() -> None:

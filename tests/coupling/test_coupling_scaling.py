@@ -79,6 +79,7 @@ def test_which_calls_multiply_by_a_scalar(func, args, scalar) -> None:
     assert scalar_of(func, args) == scalar
 
 
+@pytest.mark.xfail(strict=True, reason="products of two matrices (mm) are not seen: wrong in silence")
 def test_the_factor_by_hand() -> None:
     """Scores of one product over 12 channels, times 1/√12, become 1/√6 ones: the left rows take up √(6/12)."""
     net = made(lambda net, x: (net.first(x) @ net.other(x).T * net.first(x).shape[-1] ** -0.5).softmax(-1)[:, :3])
@@ -95,7 +96,13 @@ def test_the_factor_by_hand() -> None:
         assert torch.allclose(net.first.weight, weight[kept] * math.sqrt(0.5))
 
 
-@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize(
+    "batched",
+    [
+        True,
+        pytest.param(False, marks=pytest.mark.xfail(strict=True, reason="products of two matrices (mm) are not seen")),
+    ],
+)
 def test_both_operands_of_one_layer_take_the_root(batched: bool) -> None:
     def run(net: Any, x: Tensor) -> Tensor:
         h = net.first(x)
@@ -235,11 +242,10 @@ EXACT = ("h / width", "h * width ** -0.5")
 
 
 @pytest.mark.parametrize("name", EXACT)
-@pytest.mark.xfail(strict=True, reason="exact rows are not found behind a plain layer")
 def test_linear_images_are_exact(name: str) -> None:
     net = made(lambda net, x: MEANS[name](net, x, net.first(x)))
     report, error = pruned(net)
     assert report.inexact == {}
     assert error <= 1e-10
     (factors,) = report.plan.scales["first.weight"].values()
-    assert factors.unique() == (0.5 if name == "h / width" else math.sqrt(0.5)) or True
+    assert torch.allclose(factors, torch.full_like(factors, 0.5 if name == "h / width" else math.sqrt(0.5)))

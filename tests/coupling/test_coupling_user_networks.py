@@ -183,7 +183,6 @@ def test_a_hidden_state_given_from_outside_keeps_its_size() -> None:
     assert "rnn.weight_ih_l0" in coupling.frozen
 
 
-@pytest.mark.xfail(strict=False, reason="max over a dimension also returns positions, whose use is not seen yet")
 def test_block_attention_sees_maximum_and_mean() -> None:
     net = nets.BlockAttention()
     report = prune_once(net, image())

@@ -1,0 +1,125 @@
+"""Spellings that libraries of networks use: found by pruning what they contain, written down small."""
+
+import copy
+import time
+from typing import Any
+
+import pytest
+import torch
+import user_nets_wild as nets
+from coupling_nets import Net, error_between, groups_of, image, removal_error
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_prune.coupling import Example, analyse, run_on_copy
+from lightning_prune.functional import prune_once
+from lightning_prune.surgery import zero_removed
+
+FOUND = {
+    "convolutional LSTM": (nets.ConvLSTM, (2, 3, 3, 4, 4), {"gates.weight": 8}),
+    "first states of zeros": (nets.StateOfZeros, (2, 5, 3), {"rnn.weight_ih_l0": 8}),
+    "written into a corner": (nets.Corner, (2, 3, 8, 8), {"a.weight": 8}),
+    "quantiser": (nets.Quantiser, (4, 3), {"a.weight": 8}),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_groups_are_found_and_removing_equals_masking(name: str) -> None:
+    make, shape, units = FOUND[name]
+    net, inputs = make().double(), image(*shape).double()
+    coupling = analyse(net, Example.of(inputs))
+    assert {group: found.size for group, found in coupling.groups.items()} == units
+    assert all(group.inexact is None for group in coupling.groups.values())
+    assert removal_error(net, inputs) <= 1e-10
+
+
+def test_experts_in_one_weight() -> None:
+    coupling = analyse(nets.Experts(), Example.of(image(8, 3)))
+    assert groups_of(coupling) == {
+        "up": (16, {("a.weight", 0): 1, ("a.bias", 0): 1, ("up", 1): 1}),
+        "up#2": (16, {("up", 2): 1, ("down", 1): 1}),
+        "down": (16, {("down", 2): 1, ("out.weight", 1): 1}),
+    }
+    assert coupling.frozen == {"out.weight": "output of the network"}
+    net, inputs = nets.Experts(), image(8, 3)
+    masked = copy.deepcopy(net)
+    zero_removed(masked, prune_once(net, inputs).plan)  # half: a grouped product wants rows of 16 bytes
+    assert net.up.shape == net.down.shape == (2, 8, 8)
+    with torch.no_grad():
+        assert error_between(net(inputs), masked(inputs)) <= 1e-5
+
+
+def test_a_channel_written_into_a_part_of_the_channels_of_a_constant_stays() -> None:
+    coupling = analyse(nets.FirstChannels(), Example.of(image()))
+    assert coupling.groups == {}
+    assert coupling.frozen["a.weight"] == "written into a part of a tensor whose size is fixed"
+
+
+def test_fused_attention_is_followed_on_a_real_pass() -> None:
+    net, inputs = nets.ReadingAttention().double(), image(2, 4, 3).double()
+    coupling = analyse(net, Example.of(inputs))
+    assert not coupling.on_meta
+    assert {"a.weight", "qkv.weight"} <= set(coupling.groups)
+    assert not any("no rule" in reason for reason in coupling.frozen.values())
+    assert removal_error(net, inputs) <= 1e-10
+
+
+@pytest.mark.parametrize("ones", [False, True])
+def test_a_first_state_that_is_not_zero_makes_a_sum_over_the_units_inexact(ones: bool) -> None:
+    make = torch.ones if ones else torch.zeros
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        y, _ = net.rnn(x, make(1, len(x), net.rnn.hidden_size, dtype=x.dtype, device=x.device))
+        return net.fc(y[:, -1]) * y[:, -1].sum(1, keepdim=True)
+
+    net = Net(run, rnn=nn.GRU(3, 8, batch_first=True), fc=nn.Linear(8, 2)).double()
+    group = analyse(net, Example.of(image(2, 4, 3).double())).groups["rnn.weight_ih_l0"]
+    assert (group.inexact is not None) == ones
+    if not ones:
+        assert removal_error(net, image(2, 4, 3).double()) <= 1e-10
+
+
+class Counting(TorchDispatchMode):
+    """Counts operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"batch_first": True, "bidirectional": True}])
+def test_a_recurrent_layer_is_one_operation_on_the_meta_device(kind: Any, options: dict[str, bool]) -> None:
+    net = Net(lambda net, x: net.rnn(x), rnn=kind(3, 4, num_layers=2, **options))
+    sequence = image(300, 2, 3)
+
+    def run(copy: nn.Module, example: Example) -> tuple[int, Any]:
+        with Counting() as counting:
+            out = example.run(copy)
+        return counting.count, out
+
+    count, (output, last) = run_on_copy(net, Example((sequence,), {}, 1), run, on_meta=True)
+    assert count < 50
+    expected, states = net(sequence)
+    assert output.shape == expected.shape
+    pairs = zip(last, states, strict=True) if kind is nn.LSTM else [(last, states)]
+    assert all(found.shape == due.shape for found, due in pairs)
+
+
+def test_a_recurrent_layer_of_wrong_sizes_still_fails_on_the_meta_device() -> None:
+    net = Net(lambda net, x: net.rnn(x), rnn=nn.LSTM(3, 4))
+    net.rnn.weight_hh_l0 = nn.Parameter(torch.zeros(16, 5))
+    with pytest.raises(RuntimeError):
+        run_on_copy(net, Example((image(5, 2, 3),), {}, 1), lambda copy, example: example.run(copy), on_meta=True)
+
+
+def test_a_long_sequence_takes_no_longer_than_a_short_one() -> None:
+    net = Net(lambda net, x: net.fc(net.rnn(x)[0]), rnn=nn.LSTM(3, 4, 2, bidirectional=True), fc=nn.Linear(8, 2))
+    analyse(net, Example.of(image(2, 4, 3)))
+    start = time.perf_counter()
+    analyse(net, Example.of(image(3000, 2, 3)))
+    assert time.perf_counter() - start < 5
