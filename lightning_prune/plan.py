@@ -49,7 +49,10 @@ class Plan:
                 own[dim] = own[dim][index] if dim in own else index
         attributes = {name: dict(values) for name, values in self.attributes.items()}
         for name, values in later.attributes.items():
-            attributes.setdefault(name, {}).update(values)
+            earlier = attributes.setdefault(name, {})
+            for attribute, value in values.items():
+                entries = isinstance(value, Mapping) and isinstance(earlier.get(attribute), Mapping)
+                earlier[attribute] = {**earlier[attribute], **value} if entries else value
         return Plan(keep, {**self.slice_masks(later), **later.masks}, attributes, _both_scales(self, later))
 
     def slice_masks(self, later: Plan) -> dict[str, Tensor]:

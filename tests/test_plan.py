@@ -206,7 +206,6 @@ def test_attributes_of_two_plans() -> None:
     assert later.then(first).attributes["a"] == {"dim": 8, "heads": 4}
 
 
-@pytest.mark.xfail(strict=True, reason="then: the later entries of a tuple replace the earlier ones")
 def test_entries_of_tuples_that_only_one_of_two_plans_changes() -> None:
     first, later = Plan(attributes={"": {"sizes": {0: 3}}}), Plan(attributes={"": {"sizes": {1: 5}}})
     once, twice = torch.nn.Module(), torch.nn.Module()

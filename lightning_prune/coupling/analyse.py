@@ -63,7 +63,8 @@ def _analyse_copy(
     trace = Trace(heads=heads)
     trace.register(copy)
     trace.book.tag_attributes(copy)
-    buffers = [(module, dict(module._buffers)) for module in copy.modules()]
+    plain = [module for module in copy.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    buffers = [(module, dict(module._buffers)) for module in plain]
 
     def restore() -> None:  # a forward pass may put new tensors in their place
         for module, own in buffers:

@@ -95,7 +95,7 @@ def _bundles(
     strained: list[tuple[Equation, set[str]]] = []
     for equation, groups in relevant:
         own = {name for name in groups if name in sizes}
-        if all(_holds(equation, {name: 1}) for name in own):
+        if all(_holds(equation, {name: gone}) for name in own for gone in _probes(sizes[name])):
             continue
         strained.append((equation, own))
         first, *others = sorted(own)
@@ -116,6 +116,11 @@ def _bundles(
         if not any(name in stuck for name in names):
             stuck.update(dict.fromkeys(names, "the numbers in the code leave no common smaller width"))
     return tuple(bundles), stuck
+
+
+def _probes(size: int) -> set[int]:
+    """Removals that tell whether an equation holds whatever a group loses."""
+    return {gone for gone in (1, 2, 3, size // 2, size - 1) if 0 < gone < size}
 
 
 def _holds(equation: Equation, removed: Mapping[str, int]) -> bool:

@@ -94,7 +94,8 @@ def _kindred(trace: Trace) -> Kindred:
         for a, b in zip(starts[first], stops[first], strict=True)
     ]
     members = np.split(owner[starts][np.argsort(family, kind="stable")], np.cumsum(np.bincount(family.ravel()))[:-1])
-    families = sorted(zip(signatures, members, strict=True), key=lambda entry: entry[0])
+    real = [(own, units) for own, units in zip(signatures, members, strict=True) if own[0][0] < len(places)]
+    families = sorted(real, key=lambda entry: entry[0])
     for number, (_, own) in enumerate(families):
         family_of[own] = number
     return Kindred(units, places, families, family_of)

@@ -167,6 +167,7 @@ def _expand(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     new = out.dim() - args[0].dim()
     tracer.set_parts(out, [part.moved(lambda dim: dim + new) for part in tracer.parts(args[0])])
     tracer.label_by_numbers(out)
+    _equate_shape(tracer, out)
 
 
 @rule_for("repeat")
@@ -226,9 +227,13 @@ def _cut(tracer: Tracer, part: Part, axis: int, where: tuple[int, int], step: in
     total = part.ids.shape[along]
     ids = part.ids.take(range(start, start + size * step, step), axis=along)
     before = part.ids.take(range(start), axis=along)
-    if step == 1 and size and _follows(tracer, before, ids, along):
+    equal = total % max(size, 1) == 0 and start % max(size, 1) == 0 and (size > 1 or part.ids.ndim > 1)
+    kept = [number for number in tracer.given if isinstance(number, Number)]
+    if equal:
+        kept = [number for number in kept if tracer.trace.book.is_kept(number)]
+    if step == 1 and size and _follows(tracer, kept, before, ids, along):
         pass
-    elif step == 1 and size and total % size == 0 and start % size == 0 and (size > 1 or part.ids.ndim > 1):
+    elif step == 1 and size and equal:
         tracer.balance(np.split(part.ids, total // size, axis=along), tracer.where)
     else:
         tracer.slots.freeze(part.ids.ravel(), tracer.says(f"slices {size} of {total} channels, written as a number"))
@@ -236,9 +241,8 @@ def _cut(tracer: Tracer, part: Part, axis: int, where: tuple[int, int], step: in
     return part.narrowed(ids)
 
 
-def _follows(tracer: Tracer, before: Ids, ids: Ids, along: int) -> bool:
-    """Whether the start and the end of a slice are numbers that can follow the channels before them."""
-    known = [number for number in tracer.given if tracer.trace.book.is_kept(number)]
+def _follows(tracer: Tracer, known: list[Number], before: Ids, ids: Ids, along: int) -> bool:
+    """Whether the start or the end of a slice is among the numbers that can follow the channels before them."""
     edges = [_one_row(before, along), _one_row(np.concatenate([before, ids], axis=along), along)]
     bound = [(edge, number) for edge in edges for number in known if int(number) == len(edge) > 0]
     for edge, number in bound:

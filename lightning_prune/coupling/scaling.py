@@ -131,15 +131,24 @@ class Origins:
             self._multiplied(scalar, next(a for a in args[:2] if isinstance(a, Tensor) and not _is_number(a)), out)
         elif name in _VIEWS:
             self._moved(name, args[0], out)
+        elif name == "bmm" or (name == "mm" and not any(self.tracer.name(operand) for operand in args[:2])):
+            self._product(args[0], args[1], out)
         elif name in _LAYERS:
             self._leak(args)
             self._made(args, *_LAYERS[name], out[0] if isinstance(out, (tuple, list)) else out)
-        elif name == "bmm":
-            self._product(args[0], args[1], out)
         elif name == "add" and self._biased(args[0], args[1], out):
             return
         else:
             self._leak(args)
+            self._remember(args, out)
+
+    def _remember(self, args: tuple[Any, ...], out: Any) -> None:
+        """Hand on which channels were summed over, so that it is known what a changed scalar concerns."""
+        results = [out] if isinstance(out, Tensor) else [item for item in out or () if isinstance(item, Tensor)]
+        lost = [ids for tensor in _tensors(args) for ids in (self._carried(tensor), self._summed(tensor)) if ids.size]
+        for result in results:
+            if lost and not self._carried(result).size:
+                self.tracer.facts(result).summed = np.unique(np.concatenate(lost))
 
     def _origin(self, tensor: Tensor) -> Origin | None:
         return self.tracer.facts(tensor).origin

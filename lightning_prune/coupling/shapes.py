@@ -94,13 +94,16 @@ def _layer_norm(source: Tensor, shape: list[int], *args: Any) -> tuple[Tensor, T
 
 def _addmm(bias: Tensor, left: Tensor, right: Tensor, **kwargs: Any) -> Tensor | None:
     fits = left.shape[1] == right.shape[0] and bias.shape == right.shape[1:2]
+    fits = fits and bias.dtype == left.dtype == right.dtype
     return left.new_empty((left.shape[0], right.shape[1])) if fits and not kwargs else None
 
 
 def _mean(source: Tensor, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor | None:
     if not isinstance(dims, (list, tuple)) or not dims or kwargs:
         return None
-    gone = {dim % source.dim() for dim in dims}
+    gone = {dim % source.dim() for dim in dims if -source.dim() <= dim < source.dim()}
+    if len(gone) != len(dims):
+        return None
     sizes = [1 if dim in gone else size for dim, size in enumerate(source.shape) if keepdim or dim not in gone]
     return source.new_empty(sizes) if source.is_contiguous() else None
 

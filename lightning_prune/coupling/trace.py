@@ -380,7 +380,8 @@ class Tracer(TorchDispatchMode):
 
     def bind(self, number: int, ids: Ids) -> None:
         """Say that ``number`` counts the channels ``ids``, which are a group of their own from now on."""
-        self.trace.pieces.setdefault(ids.tobytes(), ids)
+        known = ids[ids != FIXED]
+        self.trace.pieces.setdefault(known.tobytes(), known)
         self.trace.book.equate(number, Number(len(ids), SizeOf(ids), self.trace.book))
 
     def balance(self, rows: Sequence[Ids], where: str) -> None:

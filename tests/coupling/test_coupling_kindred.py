@@ -144,7 +144,6 @@ def test_a_frozen_row_freezes_the_others() -> None:
     assert kin.units[rows[0, 1]] == kin.units[rows[1, 1]] == kin.units[rows[2, 1]]
 
 
-@pytest.mark.xfail(run=False, strict=True, reason="settle never ends: a row with FIXED is never equal to another")
 def test_a_row_with_constants_ties_and_freezes() -> None:
     trace = trace_of(4)
     rows = ids(trace, "a").reshape(2, 2)
@@ -210,7 +209,6 @@ class Halves(nn.Module):
         return self.second(a * b)
 
 
-@pytest.mark.xfail(run=False, strict=True, reason="settle never ends: a row with FIXED is never equal to another")
 def test_halves_of_the_input_and_channels() -> None:
     coupling = analyse(Halves(), Example.of(torch.randn(2, 5)))
     assert coupling.groups["first.weight"].size == 3  # 5 of the 8 products have a fixed factor
