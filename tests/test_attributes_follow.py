@@ -192,14 +192,7 @@ def asserted(x: Tensor, dim: int) -> Tensor:
     return x
 
 
-BUGS = {"unflatten": "unflatten binds no attribute"}
-MARKED = [
-    pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=BUGS[name])) if name in BUGS else name
-    for name in CASES
-]
-
-
-@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.parametrize("name", CASES)
 def test_attributes_follow(name: str) -> None:
     case = CASES[name]
     net = randomised(Net(case.run, case.second, **case.attributes))
@@ -217,7 +210,7 @@ def test_attributes_follow(name: str) -> None:
     assert all(p.grad is not None for p in net.first.parameters())
 
 
-@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.parametrize("name", CASES)
 def test_they_follow_a_second_event(name: str) -> None:
     case = CASES[name]
     net, built = (randomised(Net(case.run, case.second, **case.attributes)) for _ in range(2))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_prune.coupling.numbers import Number, SizeOf
+from lightning_prune.coupling.numbers import Number, SizeOf, sizes_in
 from lightning_prune.coupling.trace import ATTENTION, Tracer
 
 _MAKERS = {
@@ -17,20 +17,12 @@ _MAKERS = {
     *("new_zeros", "new_ones", "new_empty", "new_full"),
 }
 _TAKING_SIZES = _MAKERS | {
-    *("view", "reshape", "unflatten", "expand", "split", "chunk", "tensor_split", "narrow", "__getitem__", "repeat"),
+    *("view", "reshape", "unflatten", "expand", "broadcast_to", "repeat", "narrow", "__getitem__", "__setitem__"),
+    *("split", "chunk", "tensor_split", "split_with_sizes", "unsafe_split", "unsafe_chunk"),
     *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-    *(
-        "layer_norm",
-        "rms_norm",
-        "split_with_sizes",
-        "unsafe_split",
-        "unsafe_chunk",
-        "__setitem__",
-        "broadcast_to",
-        "view_as",
-        "resize",
-    ),
+    *("layer_norm", "rms_norm"),
 }
+_VALUES = {"tensor", "as_tensor", "new_tensor", "scalar_tensor"}
 _LEAVING = {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr"}
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
 _SHAPE, _SIZE = Tensor.shape.__get__, Tensor.size  # type: ignore[attr-defined]
@@ -86,16 +78,25 @@ class Calls(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _LEAVING:
             self.tracer.freeze(args[0], self.tracer.says("hands it to NumPy or Python, where it cannot be followed"))
-        if name not in _TAKING_SIZES:
+        if name not in _TAKING_SIZES and name not in _VALUES:
             return func(*args, **kwargs)
         self.tracer.given, self.tracer.called = [n for value in (args, kwargs) for n in _numbers(value)], name
         try:
             out = func(*args, **kwargs)
+            if name in _VALUES and isinstance(out, Tensor) and out.is_meta:
+                self._hide(args)
             if name in _MAKERS and isinstance(out, Tensor):
                 self.tracer.label_by_numbers(out)
             return out
         finally:
             self.tracer.given, self.tracer.called = [], ""
+
+    def _hide(self, args: tuple[Any, ...]) -> None:
+        """A width becomes a value, which cannot be seen on the meta device."""
+        for number in _numbers(args):
+            for size in sizes_in(number.expression) if isinstance(number, Number) else ():
+                reason = self.tracer.says("makes a tensor of a number that follows the width")
+                self.tracer.slots.mark_inexact(size.ids, reason)
 
     def _shape(self, tensor: Tensor) -> Any:
         shape = tensor.shape

@@ -115,7 +115,7 @@ def _matmul(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     if left.dim() == 3:
         tracer.trace.attended += [ids for ids in (a[-1], b[inner], b[-1]) if ids is not None]
         tracer.tie(a[0], b[0])
-        labels[0] = a[0] if b[0] is not None else None
+        labels[0] = (b[0] if is_leaky(tracer, a[0]) else a[0]) if a[0] is not None and b[0] is not None else None
     tracer.set_labels(out, labels)
     if has_bias:
         _tie_bias(tracer, args[0], out)

@@ -68,6 +68,8 @@ def _scan(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
         if label is not None:
             mark_mixed(tracer, func, given, label)
             labels[dim] = leaky(tracer, label)
+    if "softmax" in op_name(func):  # of zeros, that is no zero
+        labels = [None if label is None else leaky(tracer, label) for label in labels]
     tracer.set_labels(out, labels)
 
 

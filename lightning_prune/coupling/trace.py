@@ -338,6 +338,10 @@ class Tracer(TorchDispatchMode):
     def shape_given(self, tensor: Tensor) -> dict[int, int]:
         """Dimension of ``tensor`` -> the number that the call now running was given for it."""
         shape = tuple(tensor.shape)
+        if self.called == "unflatten":
+            dim, *sizes = self.given
+            first = dim if dim >= 0 else dim + tensor.dim() - len(sizes) + 1
+            return {first + n: size for n, size in enumerate(sizes) if int(size) != -1}
         for start in range(len(self.given) - len(shape), -1, -1):
             last = self.given[start : start + len(shape)]
             if all(g in (-1, size) for g, size in zip(map(int, last), shape, strict=True)):

@@ -171,7 +171,6 @@ MEANS = {
     ),
     "a mean": lambda net, x, h: net.second(h - h.mean(-1, keepdim=True)),
     "a norm": lambda net, x, h: net.second(h / h.norm(dim=-1, keepdim=True) * width(h) ** 0.5),
-    "softmax over the examples, then a sum": lambda net, x, h: net.second(net.other(x)) * h.softmax(0).sum(-1)[:, None],
     "logsumexp over the examples, then a sum": lambda net, x, h: net.second(net.other(x)) * h.logsumexp(0).sum(),
     "layer norm over the examples, then a sum": lambda net, x, h: net.second(net.other(x))
     * F.layer_norm(h.T, (6,), bias=torch.ones(6, dtype=x.dtype, device=x.device)).sum(0)[:, None],
@@ -211,7 +210,6 @@ SILENT = {
     "torch.tensor([width])": ON_META,
     "torch.tensor(width) on the device": ON_META,
     "new_tensor(width)": ON_META,
-    "softmax over the examples, then a sum": "softmax of 0 is not 0",
     "logsumexp over the examples, then a sum": "logsumexp of 0 is not 0",
     "layer norm over the examples, then a sum": "a bias along another dimension makes masked channels not 0",
 }
