@@ -152,7 +152,7 @@ class ChannelPruner(Pruner):
             removed = space.lowest(kept)
             trial = self._tried(model, example, coupling, removed)
             if not trial.failing:
-                plan, inexact = rescaled(plan_removal(removed, coupling), coupling, trial.scalars)
+                plan, inexact = rescaled(plan_removal(removed, coupling), coupling, trial.scalars, trial.constants)
                 return _Choice(kept, removed, plan, inexact)
             self.blocked = stay_together(coupling, {**self.blocked, **trial.failing})
 

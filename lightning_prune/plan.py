@@ -124,13 +124,16 @@ def plan_removal(removed: Mapping[str, Tensor], coupling: Coupling) -> Plan:
     return Plan(keep, attributes=_following(coupling, {name: int(units.sum()) for name, units in removed.items()}))
 
 
-def rescaled(plan: Plan, coupling: Coupling, scalars: Sequence[float]) -> tuple[Plan, dict[str, str]]:
+def rescaled(
+    plan: Plan, coupling: Coupling, scalars: Sequence[float], constants: Sequence[tuple[float, ...]] | None = None
+) -> tuple[Plan, dict[str, str]]:
     """``plan`` with weights that make up for changed scalars, and the groups for which none can: name -> reason.
 
     Args:
         plan: What is kept.
         coupling: The network as it is now.
         scalars: What the scalars of ``coupling`` are in the smaller network.
+        constants: The same for its constants; None where they are not known.
     """
     factors: dict[str, dict[int, Tensor]] = {}
     inexact: dict[str, str] = {}
@@ -147,6 +150,13 @@ def rescaled(plan: Plan, coupling: Coupling, scalars: Sequence[float]) -> tuple[
             where = f"{before.where!r}: " if before.where else ""
             reason = f"{where}forward multiplies by a number that follows the width"
             inexact.update(dict.fromkeys(before.groups, reason))
+    pairs = zip(coupling.constants, constants or (), strict=False)
+    for groups in (groups for (values, groups), now in pairs if values != now):
+        inexact.update(
+            dict.fromkeys(groups or coupling.groups, "forward computes with a number that follows the width")
+        )
+    if constants is not None and len(constants) != len(coupling.constants) and coupling.on_meta:
+        inexact.update(dict.fromkeys(coupling.groups, "forward takes another way with fewer channels"))
     return replace(plan, scales=_kept_factors(factors, plan)), inexact
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_prune.coupling import Coupling, Example, run_on_copy, shapes
 from lightning_prune.coupling.groups import Site
 from lightning_prune.coupling.rules_shape import is_cut, is_reshape
-from lightning_prune.coupling.scaling import scalar_of
+from lightning_prune.coupling.scaling import constants_of, scalar_of
 from lightning_prune.coupling.trace import tensors_in
 from lightning_prune.plan import plan_removal
 from lightning_prune.surgery import apply_plan
@@ -25,12 +25,14 @@ class Trial:
 
     Attributes:
         failing: Group name -> why it cannot be pruned, for the groups without which the others can.
+        constants: The same for ``Coupling.constants``.
         scalars: The scalars that the smaller network multiplies by, in the order of ``Coupling.scalars``; empty where
             its passes cannot be compared.
     """
 
     failing: Mapping[str, str]
-    scalars: tuple[float, ...]
+    scalars: tuple[float, ...] = ()
+    constants: tuple[tuple[float, ...], ...] = ()
 
 
 def try_widths(model: nn.Module, example: Example, coupling: Coupling, removed: Mapping[str, Tensor]) -> Trial:
@@ -55,7 +57,7 @@ def try_widths(model: nn.Module, example: Example, coupling: Coupling, removed: 
     def attempt(names: Iterable[str]) -> _Attempt:
         return _attempt(model, example, coupling, {name: removed[name] for name in names})
 
-    while (last := attempt(active)).error is not None:
+    while (last := attempt(active)).error is not None and active:
         named = {mate for name in last.suspects for mate in bundle_of.get(name, (name,))} & set(active)
         culprits = dict.fromkeys(sorted(named), last.error) if named else _bisected(active, bundle_of, attempt)
         blamed.update(culprits)
@@ -63,7 +65,7 @@ def try_widths(model: nn.Module, example: Example, coupling: Coupling, removed: 
         if not culprits:  # each half works and the whole does not
             blamed.update(dict.fromkeys(active, last.error))
             active = []
-    return Trial(blamed, last.scalars)
+    return Trial(blamed, last.scalars, last.constants)
 
 
 def _bisected(names: list[str], bundle_of: Mapping[str, tuple[str, ...]], attempt: Any) -> dict[str, str]:
@@ -73,6 +75,8 @@ def _bisected(names: list[str], bundle_of: Mapping[str, tuple[str, ...]], attemp
     blamed: dict[str, str] = {}
 
     def search(some: list[tuple[str, ...]]) -> None:
+        if not some:
+            return
         inside = [name for part in some for name in part]
         error = attempt([*accepted, *inside]).error
         if error is None:
@@ -92,6 +96,7 @@ class _Attempt:
     error: str | None
     suspects: tuple[str, ...] = ()
     scalars: tuple[float, ...] = ()
+    constants: tuple[tuple[float, ...], ...] = ()
 
 
 class _Watch(TorchDispatchMode):
@@ -101,6 +106,7 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.shapes: list[tuple[bool, tuple[int, ...]]] = []  # (whether it is a part that was cut out, shape)
         self.scalars: list[float] = []
+        self.constants: list[tuple[float, ...]] = []
         self.failed_in_reshape = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -113,6 +119,8 @@ class _Watch(TorchDispatchMode):
         scalar = scalar_of(func, args)
         if scalar is not None:
             self.scalars.append(scalar)
+        elif constants := constants_of(func, args, kwargs or {}):
+            self.constants.append(constants)
         return out
 
 
@@ -126,14 +134,14 @@ def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Ma
         try:
             with watch:
                 outputs = [inputs.run(copy.eval())]
-                scalars = tuple(watch.scalars)
+                scalars, constants, eval_shapes = tuple(watch.scalars), tuple(watch.constants), list(watch.shapes)
                 if coupling.passes.trains and not coupling.passes.alike:
                     outputs.append(inputs.run(copy.train()))
         except Exception as error:
             return _unforeseen(coupling, gone, watch.shapes) or _failure(coupling, error, watch)
         if not _same_shapes(coupling, [tensor.shape for tensor in tensors_in(outputs)]):
-            return _Attempt("without it the shapes of the outputs change")
-        return _detour(coupling, gone, watch.shapes, scalars) or _Attempt(None, scalars=scalars)
+            return _Attempt("with fewer channels the shapes of the outputs change")
+        return _detour(coupling, gone, eval_shapes, scalars) or _Attempt(None, scalars=scalars, constants=constants)
 
     attempt: _Attempt = run_on_copy(model, example, use, coupling.on_meta)
     return attempt
@@ -143,7 +151,7 @@ def _failure(coupling: Coupling, error: Exception, watch: _Watch) -> _Attempt:
     said = str(error).splitlines()[0] if str(error) else repr(error)
     number = len(watch.shapes)
     here = _groups_of(coupling.sizes[number]) if watch.failed_in_reshape and number < len(coupling.sizes) else ()
-    return _Attempt(f"without it the forward pass fails: {said}", here)
+    return _Attempt(f"with fewer channels the forward pass fails: {said}", here)
 
 
 def _same_shapes(coupling: Coupling, found: list[torch.Size]) -> bool:
@@ -160,16 +168,17 @@ def _detour(
     coupling: Coupling, gone: Mapping[str, int], found: list[tuple[bool, tuple[int, ...]]], scalars: tuple[float, ...]
 ) -> _Attempt | None:
     """What the pass did otherwise than foreseen; values may change a detector's way, which is then not compared."""
-    if len(found) == len(coupling.sizes):
+    sizes = coupling.sizes[: coupling.passes.sized]  # train mode may go its own ways, as with layers left out at random
+    if len(found) == len(sizes):
         return _unforeseen(coupling, gone, found)
     if not coupling.on_meta:
         return None
     cuts = [shape for cut, shape in found if cut]
-    if cuts == [site.after(gone) for site in coupling.sizes if site.cut] and len(scalars) == len(coupling.scalars):
-        due = iter(site.after(gone) for site in coupling.sizes if not site.cut)
+    if cuts == [site.after(gone) for site in sizes if site.cut] and len(scalars) == len(coupling.scalars):
+        due = iter(site.after(gone) for site in sizes if not site.cut)
         if all(shape in due for cut, shape in found if not cut):  # a reshape that changes nothing may be left out
             return None
-    return _Attempt("without it the forward pass takes another way")
+    return _Attempt("with fewer channels the forward pass takes another way")
 
 
 def _unforeseen(
@@ -180,7 +189,7 @@ def _unforeseen(
         due = site.after(gone)
         if site.dims and due != shape:
             where = f"{site.where!r}: " if site.where else ""
-            said = f"{where}forward gives the shape {shape} instead of {due}: is a number written in the code?"
+            said = f"{where}forward gives the shape {shape} instead of {due}: a number is written in the code"
             return _Attempt(said, _groups_of(site))
     return None
 

@@ -306,12 +306,12 @@ def test_what_breaks_the_network_keeps_its_bundle(monkeypatch: pytest.MonkeyPatc
 
     def failing(model, example, coupling, removed):
         asked.append(sorted(removed))
-        return Trial({"2.weight": "without it the forward pass fails"} if "2.weight" in removed else {}, ())
+        return Trial({"2.weight": "with fewer channels the forward pass fails"} if "2.weight" in removed else {}, ())
 
     monkeypatch.setattr(channel_pruner, "try_widths", failing)
     report = prune_once(mlp(8, 4, 5), INPUT)
     assert asked[:2] == [["0.weight", "2.weight", "4.weight"], ["4.weight"]]
-    assert report.frozen["2.weight"] == "without it the forward pass fails"
+    assert report.frozen["2.weight"] == "with fewer channels the forward pass fails"
     assert report.frozen["0.weight"].startswith("shrinks only together with '2.weight'")
 
 

@@ -123,7 +123,7 @@ def test_what_is_left_runs(parts: tuple[str, ...]) -> None:
 def test_outputs_keep_their_shapes() -> None:
     found, _, _ = trial(lambda widths: int(widths["c"] < 8))
     assert failing(found) == {"c"}
-    assert set(found.failing.values()) == {"without it the shapes of the outputs change"}
+    assert set(found.failing.values()) == {"with fewer channels the shapes of the outputs change"}
 
 
 def test_groups_that_lose_nothing_are_not_tried() -> None:

@@ -82,7 +82,7 @@ def _analyse_copy(
         trains = alike = False
         trace.sizes, trace.scalars.found = sizes, scalars
     trace.macs = [type(term)(term.constant / example.batch, term.dims) for term in macs]
-    return build_coupling(trace, Passes(trains, alike, tuple(outputs))), trace.attention_splits()
+    return build_coupling(trace, Passes(trains, alike, tuple(outputs), len(sizes))), trace.attention_splits()
 
 
 def _only_noise_between(some: list[Any], more: list[Any]) -> bool:

@@ -49,6 +49,9 @@ def build_coupling(trace: Trace, passes: Passes) -> Coupling:
             for where, cut, shape, labels in trace.sizes
         ),
         scalars=tuple(builder.scalar(number) for number, found in enumerate(trace.scalars.found) if found.run == 1),
+        constants=tuple(
+            (values, tuple(builder.linear(ids[ids != FIXED]).per_unit)) for values, ids in trace.scalars.constants
+        ),
         bundles=bundles,
         attributes=attributes,
     )
@@ -64,7 +67,7 @@ class _Builder:
         self.groups: dict[str, Group] = {}
         self.frozen: dict[str, str] = {}
         self._group_of = np.full(trace.slots.count, -1, dtype=np.int64)  # of every unit
-        self._linear: dict[int, LinearDim] = {}
+        self._linear: dict[int, tuple[Ids, LinearDim]] = {}
         self._taps: defaultdict[int, list[Tap]] = defaultdict(list)  # by the families that they show
         for tap in trace.taps.values():
             if tap.dim is not None:
@@ -141,12 +144,13 @@ class _Builder:
 
     def linear(self, ids: Ids) -> LinearDim:
         """The size of a dimension with the channels ``ids``."""
-        known = self._linear.get(id(ids))
+        found = self._linear.get(id(ids))
+        known = found[1] if found is not None else None
         if known is None:
             owners = self._group_of[self.kin.units[ids[ids != FIXED]]]
             counts = np.bincount(owners[owners >= 0], minlength=len(self._sizes)) / self._sizes
             known = LinearDim(len(ids), {self._names[g]: float(counts[g]) for g in np.flatnonzero(counts)})
-            self._linear[id(ids)] = known  # the trace keeps `ids` alive
+            self._linear[id(ids)] = ids, known  # kept alive, so that its id is not another's
         return known
 
     def dims(self, shape: tuple[int, ...], labels: Labels) -> tuple[LinearDim, ...]:

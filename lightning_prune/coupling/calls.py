@@ -83,6 +83,8 @@ class Calls(TorchFunctionMode):
         self.tracer.given, self.tracer.called = [n for value in (args, kwargs) for n in _numbers(value)], name
         try:
             out = func(*args, **kwargs)
+            if name in ("layer_norm", "rms_norm"):
+                self._equate_norm(args)
             if name in _VALUES and isinstance(out, Tensor) and out.is_meta:
                 self._hide(args)
             if name in _MAKERS and isinstance(out, Tensor):
@@ -90,6 +92,12 @@ class Calls(TorchFunctionMode):
             return out
         finally:
             self.tracer.given, self.tracer.called = [], ""
+
+    def _equate_norm(self, args: tuple[Any, ...]) -> None:
+        source, shape = args[0], args[1]
+        for dim, number in enumerate(shape, start=source.dim() - len(shape)):
+            if isinstance(number, Number):
+                self.tracer.trace.book.equate(number, self.tracer.number(source, dim))
 
     def _hide(self, args: tuple[Any, ...]) -> None:
         """A width becomes a value, which cannot be seen on the meta device."""

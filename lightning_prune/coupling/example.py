@@ -172,6 +172,7 @@ def quiet_pass() -> Iterator[None]:
     gc.disable()
     try:
         with (
+            torch.inference_mode(False),
             torch.no_grad(),
             torch.random.fork_rng(),
             torch.compiler.set_stance("force_eager"),

@@ -134,11 +134,13 @@ class Passes:
         trains: Whether the forward pass also runs in train mode on the example input alone.
         alike: Whether it then runs the same operations on the same shapes as in eval mode, but for dropout.
         outputs: Shapes of the outputs in eval and, where it trains, in train mode.
+        sized: How many of ``Coupling.sizes`` belong to eval mode.
     """
 
     trains: bool
     alike: bool = False
     outputs: tuple[tuple[int, ...], ...] = ()
+    sized: int = 0
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ class Coupling:
         passes: What the passes of the analysis were.
         sizes: What every reshape, slice and split of these passes gives.
         scalars: Every scalar that the pass in eval mode multiplies a tensor by.
+        constants: Other numbers that this pass computes with, and the groups whose channels they meet.
         attributes: Integers that modules keep and that have to follow, as expressions of the widths.
     """
 
@@ -169,6 +172,7 @@ class Coupling:
     passes: Passes
     sizes: tuple[Site, ...] = ()
     scalars: tuple[WidthScalar, ...] = ()
+    constants: tuple[tuple[tuple[float, ...], tuple[str, ...]], ...] = ()
     bundles: tuple[Bundle, ...] = ()
     attributes: Mapping[Attribute, Expression] = field(default_factory=dict)
 

@@ -191,8 +191,10 @@ def _keeps_numbers(module: nn.Module) -> bool:
     """Whether the attributes of ``module`` are the user's: those of PyTorch's own layers follow by a table."""
     if isinstance(module, (nn.MultiheadAttention, nn.modules.conv._ConvNd, torch.jit.ScriptModule)):
         return False
-    if isinstance(module, _InstanceNorm):
-        return not module.affine  # with parameters, it follows their shape
+    if isinstance(module, (_InstanceNorm, nn.LayerNorm, nn.RMSNorm)):
+        return module.weight is None  # with parameters, it follows their shape
+    if isinstance(module, (nn.Unflatten, nn.Transformer)):
+        return True
     return not type(module).__module__.startswith(("torch.nn.modules", "torch.ao."))
 
 

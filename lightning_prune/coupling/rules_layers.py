@@ -167,9 +167,6 @@ def _layer_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
     source, shape = args[0], args[1]
     labels = tracer.labels(source)
     first = source.dim() - len(shape)
-    for dim, number in enumerate(tracer.given[: len(shape)], start=first):
-        if isinstance(number, Number) and int(number) == source.shape[dim]:
-            tracer.trace.book.equate(number, tracer.number(source, dim))
     for tensor in (a for a in args[2:4] if isinstance(a, Tensor)):
         for label, own in zip(labels[first:], tracer.labels(tensor), strict=True):
             tracer.tie(label, own, _INPUT)

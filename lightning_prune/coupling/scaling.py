@@ -76,11 +76,13 @@ class Scalars:
         found: Every scalar, in the order of the passes.
         leaks: What reached an operation that is not linear in it, and the number of the pass.
         runs: Number of passes.
+        constants: Other numbers that the first pass computes with, and the channels that they meet.
     """
 
     found: list[Scalar] = field(default_factory=list)
     leaks: list[tuple[Origin, int]] = field(default_factory=list)
     runs: int = 0
+    constants: list[tuple[tuple[float, ...], Ids]] = field(default_factory=list)
 
     def leaked(self, number: int) -> bool:
         """Whether the rows behind scalar ``number`` matter elsewhere too, so that they cannot take up a factor."""
@@ -103,6 +105,19 @@ def scalar_of(func: Any, args: tuple[Any, ...]) -> float | None:
     return 1 / float(number) if number is args[1] and float(number) else None
 
 
+_NUMBERS = ("Tensor", "number", "float", "Optional[Tensor]", "Optional[number]", "Optional[float]")
+
+
+def constants_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, ...]:
+    """The numbers that an ATen call computes with, but for a factor that ``scalar_of`` sees; () for most calls."""
+    name = _name(func)
+    if name in ("mul", "div") or name.startswith(("native_", "_native_", "convolution")):
+        return ()
+    arguments = func._schema.arguments
+    given = [*zip(arguments, args, strict=False), *((a, kwargs[a.name]) for a in arguments if a.name in kwargs)]
+    return tuple(float(value) for argument, value in given if str(argument.type) in _NUMBERS and _is_number(value))
+
+
 def _is_number(value: Any) -> bool:
     """A number, or a tensor that was made from numbers: the others are on the meta device."""
     if isinstance(value, Tensor):
@@ -123,8 +138,11 @@ class Origins:
         self.scalars.runs += 1
         self._kinds: dict[Any, str] = {}
 
-    def after(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
+    def after(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Take note of an operation that has run and been labelled."""
+        if self.scalars.runs == 1 and (constants := constants_of(func, args, kwargs)):
+            met = [ids for tensor in _tensors((*args, out)) for ids in (self._carried(tensor), self._summed(tensor))]
+            self.scalars.constants.append((constants, np.concatenate(met) if met else np.empty(0, np.int64)))
         name = self._kinds.get(func) or self._kinds.setdefault(func, _name(func))
         scalar = scalar_of(func, args) if name in ("mul", "div") else None
         if scalar is not None:

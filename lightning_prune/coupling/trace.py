@@ -243,7 +243,7 @@ class Tracer(TorchDispatchMode):
             return out
         try:
             rule(self, func, args, kwargs, out)
-            self._origins.after(func, args, out)
+            self._origins.after(func, args, kwargs, out)
         except Exception as error:  # an operation called in a way that nobody thought of must not end the analysis
             self._give_up(tensors, f"the rule for {func} does not know such a call: {error!r}")
         return out

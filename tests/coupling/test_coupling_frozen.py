@@ -228,4 +228,4 @@ def test_removals_that_change_the_shape_of_an_output_are_found() -> None:
     )  # fmt: skip
     report = prune_once(net, image())
     assert report.widths == {"a.weight": (6, 3)}
-    assert report.frozen["b.weight"] == "without it the shapes of the outputs change"
+    assert report.frozen["b.weight"] == "with fewer channels the shapes of the outputs change"

@@ -700,9 +700,6 @@ DOUBTFUL: dict[str, Callable[..., Tensor]] = {
         lambda s, q, k, v: F.scaled_dot_product_attention(q.flip(1), k.roll(1, 1), v)
     ),
 }  # fmt: skip
-SILENT = {
-    ("baddbmm(alpha=size ** -0.5)", "head_dims"): "alpha of baddbmm is not seen",
-}
 
 
 def rotated(t: Tensor, frequencies: bool = False) -> Tensor:
@@ -724,10 +721,7 @@ def scores_of(q: Tensor, k: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("name", "mode"),
     [
-        pytest.param(
-            name, mode,
-            marks=[pytest.mark.xfail(strict=True, reason=SILENT[name, mode])] if (name, mode) in SILENT else [],
-        )
+        (name, mode)
         for name in DOUBTFUL
         for mode in ("head_dims", "heads")
     ],

@@ -194,19 +194,9 @@ MEANS = {
     "a limit": lambda net, x, h: net.second(h.clamp(-1 / width(h), 1 / width(h))),
     "an offset": lambda net, x, h: net.second(net.other(x)) + h.sum(-1, keepdim=True) + width(h),
 }  # fmt: skip
-NOT_MULTIPLIED = "a number that follows the width is no factor"
 ON_META = "a scalar on the meta device is not seen"
 SILENT = {
     "sum over the channels": "a sum over the channels forgets which channels a scalar belongs to",
-    "a width added": NOT_MULTIPLIED,
-    "alpha of an addition": NOT_MULTIPLIED,
-    "value of addcmul": NOT_MULTIPLIED,
-    "alpha of addmm": NOT_MULTIPLIED,
-    "an exponent": NOT_MULTIPLIED,
-    "a slope": NOT_MULTIPLIED,
-    "a limit": NOT_MULTIPLIED,
-    "an offset": NOT_MULTIPLIED,
-    "torch.full_like": NOT_MULTIPLIED,
     "torch.tensor([width])": ON_META,
     "torch.tensor(width) on the device": ON_META,
     "new_tensor(width)": ON_META,
