@@ -100,8 +100,9 @@ class Scope:
         inside = {name: group for name, group in inside.items() if name not in outside}
         if not inside:
             reasons = {**coupling.frozen, **outside}
+            who = "the default Scope()" if self == Scope() else str(self)
             raise ValueError(
-                f"{self} leaves no removable channels in {type(module).__name__}; "
+                f"{who} leaves no removable channels in {type(module).__name__}; "
                 f"what is there must stay: {dict(list(reasons.items())[:5])}"
             )
         return inside, outside

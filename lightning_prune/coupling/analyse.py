@@ -42,6 +42,8 @@ def analyse(model: nn.Module, example: Example, attention: Literal["head_dims", 
     Raises:
         ValueError: If the network has lazy parameters, or its forward pass fails on the example.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("a TorchScript module cannot be followed: prune the Python module, then script it")
     dict(named_tensors(model))  # refuses lazy parameters before they look like a wrong example
     try:
         coupling, heads = run_on_copy(model, example, _analyse_copy)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_prune import prune_once
 from lightning_prune.coupling import Example, copy_of, run_on_copy
 from lightning_prune.coupling.copies import meta_copy
 
@@ -40,3 +41,24 @@ def test_a_pass_on_a_copy_leaves_the_network_as_it_was(on_meta: bool) -> None:
     shape = run_on_copy(model, Example.of(torch.zeros(4, 3)), lambda copy, inputs: inputs.run(copy).shape, on_meta)
     assert shape[1] == 2
     assert model.seen == []
+
+
+def test_a_compiled_module_is_copied_without_its_compiled_call() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    network[1].compile(backend="eager")
+    report = prune_once(network, torch.randn(2, 3, 8, 8), dry_run=True)
+    assert report.widths == {"0.weight": (8, 4)}
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_torchscript_is_refused_with_the_cure() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)))
+    with pytest.raises(ValueError, match="TorchScript module cannot be followed: prune the Python module"):
+        prune_once(scripted, torch.randn(2, 3, 8, 8))
+
+
+def test_pruning_works_inside_inference_mode() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3))
+    with torch.inference_mode():
+        assert prune_once(network, torch.randn(2, 3, 8, 8)).widths == {"0.weight": (8, 4)}
