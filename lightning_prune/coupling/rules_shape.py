@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_prune.coupling.numbers import Number
+from lightning_prune.coupling.numbers import Attribute, Number
 from lightning_prune.coupling.rules import rule_for, rule_of
 from lightning_prune.coupling.slots import FIXED, Ids
 from lightning_prune.coupling.trace import ATTENTION, Part, Tracer, tensors_in
@@ -55,7 +55,16 @@ def _flexible(tracer: Tracer, out: Tensor) -> set[int]:
     given = tracer.shape_given(out)
     if not given:
         return set()
-    return {dim for dim in range(out.dim()) if dim not in given or isinstance(given[dim], Number)}
+    entries = [
+        dim
+        for dim, number in given.items()
+        if isinstance(number, Number)
+        and isinstance(number.expression, Attribute)
+        and number.expression.index is not None
+    ]
+    written = {dim for dim, number in given.items() if not isinstance(number, Number)}
+    free = set(range(out.dim())) - given.keys()
+    return set(range(out.dim())) - written - set(entries if free else entries[1:])  # channels come first in a tuple
 
 
 def reshaped(

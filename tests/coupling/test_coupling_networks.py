@@ -10,6 +10,7 @@ from coupling_nets import Net, conv, groups_of, image, pooled, randomise, remova
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_prune import prune_once
 from lightning_prune.coupling import Example, analyse
 
 Groups = dict[str, tuple[int, dict[tuple[str, int], int]]]
@@ -369,3 +370,12 @@ def test_a_shuffle_written_with_the_number_of_channels_in_a_group_shrinks_in_the
     assert [m.index[1].tolist() for m in group.members if m.tensor == "a.weight"] == [[2, 3]]
     assert [m.index[1].tolist() for m in group.members if m.tensor == "b.weight"] == [[1, 5]]
     assert removal_error(net, image()) <= 1e-5
+
+
+@pytest.mark.parametrize("layer", [nn.Unflatten(1, (8, 2, 2)), nn.Unflatten(1, (-1, 2, 2))])
+def test_a_decoder_that_unflattens_shrinks_in_its_channels(layer: nn.Module) -> None:
+    net = nn.Sequential(nn.Linear(6, 32), layer, nn.Conv2d(8, 6, 1), nn.Conv2d(6, 3, 1))
+    report = prune_once(net, torch.randn(2, 6))
+    assert report.widths == {"0.weight": (8, 4), "2.weight": (6, 3)}
+    assert net[1].unflattened_size[0] in (4, -1)
+    assert net(torch.randn(2, 6)).shape == (2, 3, 2, 2)
