@@ -50,11 +50,15 @@ def _equate_shape(tracer: Tracer, out: Tensor) -> None:
             tracer.trace.book.equate(number, tracer.number(out, dim))
 
 
-def _flexible(tracer: Tracer, out: Tensor) -> set[int]:
-    """Dimensions that can follow: written as -1, computed from a size, or kept by a module."""
+def _flexible(tracer: Tracer, out: Tensor) -> list[set[int]]:
+    """Dimensions that can follow, the likelier ones first.
+
+    Those written as -1, computed from a size, or kept by a module; then the first of those that a module keeps in one
+    tuple, as decoders keep (channels, height, width).
+    """
     given = tracer.shape_given(out)
     if not given:
-        return set()
+        return []
     entries = [
         dim
         for dim, number in given.items()
@@ -63,12 +67,15 @@ def _flexible(tracer: Tracer, out: Tensor) -> set[int]:
         and number.expression.index is not None
     ]
     written = {dim for dim, number in given.items() if not isinstance(number, Number)}
-    free = set(range(out.dim())) - given.keys()
-    return set(range(out.dim())) - written - set(entries if free else entries[1:])  # channels come first in a tuple
+    return [set(range(out.dim())) - written - set(entries), set(entries[:1])]
 
 
 def reshaped(
-    tracer: Tracer, parts: Sequence[Part], before: Sequence[int], after: Sequence[int], flexible: Collection[int] = ()
+    tracer: Tracer,
+    parts: Sequence[Part],
+    before: Sequence[int],
+    after: Sequence[int],
+    flexible: Sequence[Collection[int]] = (),
 ) -> list[Part]:
     """Parts behind a reshape.
 
@@ -77,8 +84,8 @@ def reshaped(
         parts: What is there before.
         before: Shape before.
         after: Shape behind.
-        flexible: Dimensions behind that may become smaller: where channels are spread over several, one of these is
-            taken for the channels, else the last.
+        flexible: Dimensions behind that may become smaller, the likelier ones first: where channels are spread over
+            several, one of these is taken for the channels, else the last.
     """
     blocks = _blocks(before, after)
     moved = [[before[d] for d in old] != [after[d] for d in new] for old, new in blocks]
@@ -143,7 +150,7 @@ def _merged(tracer: Tracer, part: Part, blocks: list[tuple[list[int], list[int]]
     return part
 
 
-def _along_varying(ids: Ids, dims: list[int], made: list[int], flexible: Collection[int]) -> Part:
+def _along_varying(ids: Ids, dims: list[int], made: list[int], flexible: Sequence[Collection[int]]) -> Part:
     """The part over those of ``dims`` along which ``ids`` vary; its channels are one of the dims in ``made``."""
     varying = [n for n in range(ids.ndim) if not (ids == ids.take([0], axis=n)).all()]
     if not varying:  # one channel spread over several positions
@@ -153,7 +160,11 @@ def _along_varying(ids: Ids, dims: list[int], made: list[int], flexible: Collect
             ids = ids.take([0], axis=n).squeeze(n)
     left = tuple(dims[n] for n in varying)
     candidates = [dim for dim in left if dim in made] or list(left)
-    return Part(left, ids, ([dim for dim in candidates if dim in flexible] or candidates)[-1])
+    for likely in flexible:
+        candidates = [dim for dim in candidates if dim in likely] or candidates
+        if any(dim in likely for dim in candidates):
+            break
+    return Part(left, ids, candidates[-1])
 
 
 @rule_for("t", "transpose", "permute", "numpy_T", "movedim", "swapaxes")
