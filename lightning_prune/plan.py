@@ -150,12 +150,14 @@ def rescaled(
             where = f"{before.where!r}: " if before.where else ""
             reason = f"{where}forward multiplies by a number that follows the width"
             inexact.update(dict.fromkeys(before.groups, reason))
+    if not coupling.on_meta:  # values may decide how often a detector computes something
+        constants = None
     pairs = zip(coupling.constants, constants or (), strict=False)
     for groups in (groups for (values, groups), now in pairs if values != now):
         inexact.update(
             dict.fromkeys(groups or coupling.groups, "forward computes with a number that follows the width")
         )
-    if constants is not None and len(constants) != len(coupling.constants) and coupling.on_meta:
+    if constants is not None and len(constants) != len(coupling.constants):
         inexact.update(dict.fromkeys(coupling.groups, "forward takes another way with fewer channels"))
     return replace(plan, scales=_kept_factors(factors, plan)), inexact
 

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -393,7 +392,6 @@ def test_booleans_strings_and_private_numbers_stay() -> None:
 
 
 def test_einops_is_never_wrong(monkeypatch) -> None:
-    monkeypatch.setattr(sys, "path", [*sys.path, "/tmp/extra"])
     einops = pytest.importorskip("einops")
 
     def run(net: Any, x: Tensor) -> Tensor:

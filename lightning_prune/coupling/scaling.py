@@ -98,8 +98,9 @@ def scalar_of(func: Any, args: tuple[Any, ...]) -> float | None:
     if len(args) < 2 or (name := _name(func)) not in ("mul", "div"):
         return None
     number = next((a for a in args[:2] if _is_number(a)), None)
-    if number is None or not any(isinstance(a, Tensor) and not _is_number(a) for a in args[:2]):
-        return None
+    tensor = next((a for a in args[:2] if isinstance(a, Tensor) and not _is_number(a)), None)
+    if number is None or tensor is None or (isinstance(number, Tensor) and not tensor.is_meta):
+        return None  # beside tensors with values, a tensor with one may hold anything
     if name == "mul":
         return float(number)
     return 1 / float(number) if number is args[1] and float(number) else None
@@ -115,7 +116,9 @@ def constants_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
         return ()
     arguments = func._schema.arguments
     given = [*zip(arguments, args, strict=False), *((a, kwargs[a.name]) for a in arguments if a.name in kwargs)]
-    return tuple(float(value) for argument, value in given if str(argument.type) in _NUMBERS and _is_number(value))
+    known = [value for argument, value in given if str(argument.type) in _NUMBERS and _is_number(value)]
+    on_meta = any(tensor.is_meta for tensor in _tensors(args))
+    return tuple(float(value) for value in known if on_meta or not isinstance(value, Tensor))
 
 
 def _is_number(value: Any) -> bool:
