@@ -76,7 +76,8 @@ def _analyse_copy(
     restore()
     macs, sizes, scalars = list(trace.macs), list(trace.sizes), list(trace.scalars.found)
     try:
-        trains, alike = True, _only_noise_between(operations, _operations(copy.train(), example))
+        others, returned = _operations(copy.train(), example)
+        trains, alike = True, returned == outputs and _only_noise_between(operations, others)
         restore()
         if not alike:
             outputs += _pass(trace, copy.train(), example)[0]
@@ -91,25 +92,27 @@ def _only_noise_between(some: list[Any], more: list[Any]) -> bool:
     """Whether ``more`` runs the same operations, and but for these only multiplies by noise, one number an example."""
     rest = iter(some)
     due = next(rest, None)
-    for func, shapes in more:
-        if due is not None and due == (func, shapes):
+    for func, operands in more:
+        if due is not None and due == (func, operands):
             due = next(rest, None)
-        elif func._schema.name not in _NOISE or not _has_noise(shapes):
+        elif func._schema.name not in _NOISE or not _has_noise(operands):
             return False
     return due is None
 
 
-def _has_noise(shapes: list[torch.Size]) -> bool:
+def _has_noise(operands: list[tuple[int | None, torch.Size]]) -> bool:
     """Whether one operand holds one number an example, as the noise of stochastic depth does, or is made just now."""
-    return not shapes or any(len(shape) > 0 and shape.numel() == shape[0] for shape in shapes)
+    if any(parameter is not None for parameter, _ in operands):
+        return False
+    return not operands or any(len(shape) > 1 and shape.numel() == shape[0] for _, shape in operands)
 
 
-def _operations(copy: nn.Module, example: Example) -> list[Any]:
-    """What a pass runs, but for dropout: it need not be followed if that is what another has run."""
+def _operations(copy: nn.Module, example: Example) -> tuple[list[Any], list[tuple[int, ...]]]:
+    """What a pass runs but for dropout, and the shapes it returns: if another did the same, it need not be followed."""
     seen = Operations()
     with WithoutDropout(), seen:
-        example.run(copy)
-    return seen.found
+        outputs = example.run(copy)
+    return seen.found, [tuple(tensor.shape) for tensor in tensors_in(outputs)]
 
 
 def _pass(trace: Trace, copy: nn.Module, example: Example) -> tuple[list[tuple[int, ...]], list[Any]]:

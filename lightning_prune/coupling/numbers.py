@@ -149,7 +149,7 @@ class Book:
 
     def is_kept(self, value: Any) -> bool:
         """Whether ``value`` was computed from attributes of modules alone."""
-        return isinstance(value, Number) and value.book is self and not any(sizes_in(value.expression))
+        return isinstance(value, Number) and value.book is self and not sizes_in(value.expression)
 
     def equate(self, a: int, b: Any) -> None:
         """Note that two numbers have to stay equal, unless both are constants."""
@@ -198,31 +198,27 @@ def _keeps_numbers(module: nn.Module) -> bool:
     return not type(module).__module__.startswith(("torch.nn.modules", "torch.ao."))
 
 
-def attributes_in(expression: Expression) -> Iterator[Attribute]:
+def _leaves(expression: Expression) -> Iterator[Expression]:
+    if isinstance(expression, Operation):
+        yield from _leaves(expression.left)
+        yield from _leaves(expression.right)
+    else:
+        yield expression
+
+
+def attributes_in(expression: Expression) -> list[Attribute]:
     """Every attribute that ``expression`` reads."""
-    if isinstance(expression, Attribute):
-        yield expression
-    elif isinstance(expression, Operation):
-        yield from attributes_in(expression.left)
-        yield from attributes_in(expression.right)
+    return [leaf for leaf in _leaves(expression) if isinstance(leaf, Attribute)]
 
 
-def sizes_in(expression: Expression) -> Iterator[SizeOf]:
+def sizes_in(expression: Expression) -> list[SizeOf]:
     """Every size that ``expression`` reads."""
-    if isinstance(expression, SizeOf):
-        yield expression
-    elif isinstance(expression, Operation):
-        yield from sizes_in(expression.left)
-        yield from sizes_in(expression.right)
+    return [leaf for leaf in _leaves(expression) if isinstance(leaf, SizeOf)]
 
 
-def groups_in(expression: Expression) -> Iterator[str]:
+def groups_in(expression: Expression) -> list[str]:
     """Every group whose removal changes a size in ``expression``."""
-    if isinstance(expression, LinearDim):
-        yield from expression.per_unit
-    elif isinstance(expression, Operation):
-        yield from groups_in(expression.left)
-        yield from groups_in(expression.right)
+    return [name for leaf in _leaves(expression) if isinstance(leaf, LinearDim) for name in leaf.per_unit]
 
 
 def rewritten(expression: Expression, leaf: Callable[[Expression], Expression]) -> Expression:

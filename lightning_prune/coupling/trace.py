@@ -159,9 +159,11 @@ _COUNTING = torch.ops.aten.add_.Tensor  # batch norm counts its batches in train
 _FACTS = "_lightning_prune_facts"  # set on the tensors of a pass
 
 
-def operation(func: Any, tensors: Sequence[Tensor]) -> Any:
-    """An operation and the shapes of its operands."""
-    return func, [tensor.shape for tensor in tensors]
+def operation(func: Any, tensors: Sequence[Tensor]) -> list[Any]:
+    """An operation and its operands, as (func, [(which parameter, shape)]); nothing for a count of batches."""
+    if func is _COUNTING and not tensors[0].is_floating_point():
+        return []
+    return [(func, [(id(tensor) if isinstance(tensor, nn.Parameter) else None, tensor.shape) for tensor in tensors])]
 
 
 class Operations(TorchDispatchMode):
@@ -174,8 +176,7 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func``."""
         kwargs = kwargs or {}
-        if func is not _COUNTING:
-            self.found.append(operation(func, list(tensors_in((args, kwargs) if kwargs else args))))
+        self.found += operation(func, list(tensors_in((args, kwargs) if kwargs else args)))
         return shapes.run(func, args, kwargs)
 
 
@@ -235,8 +236,7 @@ class Tracer(TorchDispatchMode):
             self.reach(tensor)
         if func not in self._rules:
             self._rules[func] = self._rule_of(func)
-        if func is not _COUNTING:
-            self.operations.append(operation(func, tensors))
+        self.operations += operation(func, tensors)
         rule = self._rules[func]
         if rule is None:
             self._give_up(tensors, f"no rule for {func} yet")

@@ -379,3 +379,27 @@ def test_a_decoder_that_unflattens_shrinks_in_its_channels(layer: nn.Module) -> 
     assert report.widths == {"0.weight": (8, 4), "2.weight": (6, 3)}
     assert net[1].unflattened_size[0] in (4, -1)
     assert net(torch.randn(2, 6)).shape == (2, 3, 2, 2)
+
+
+def branches(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.head(pooled(net.b(y) if net.training else net.c(y)))
+
+
+def features_in_training(net: Any, x: Tensor) -> Any:
+    y = net.a(x)
+    z = net.head(pooled(y))
+    return (z, y) if net.training else z
+
+
+def test_layers_of_the_same_shapes_that_only_train_mode_uses_are_followed() -> None:
+    net = Net(branches, a=conv(3, 8), b=conv(8, 6), c=conv(8, 6), head=nn.Linear(6, 3))
+    report = prune_once(net, image())
+    assert report.widths["a.weight"] == (8, 4)
+    assert net.b.in_channels == net.c.in_channels == 4
+    net.train()(image()).sum().backward()
+
+
+def test_what_only_train_mode_returns_keeps_its_shape() -> None:
+    net = Net(features_in_training, a=conv(3, 8), b=conv(3, 8), head=nn.Linear(8, 3))
+    assert "a.weight" not in analyse(net, Example.of(image())).groups
