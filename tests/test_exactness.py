@@ -14,7 +14,7 @@ from torchvision import models
 
 from lightning_prune.budgets import Ratio
 from lightning_prune.coupling import Example, analyse
-from lightning_prune.coupling.trace import tensors_in
+from lightning_prune.coupling.tensors import tensors_in
 from lightning_prune.criteria import Magnitude
 from lightning_prune.functional import prune_once
 from lightning_prune.granularity import Channels

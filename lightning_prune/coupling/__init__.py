@@ -5,7 +5,7 @@ from lightning_prune.coupling.attributes import sync_attributes, sync_changed
 from lightning_prune.coupling.copies import copy_of
 from lightning_prune.coupling.example import Example, run_on_copy
 from lightning_prune.coupling.groups import Activation, Bundle, Coupling, Group, LinearDim, Member, Passes
-from lightning_prune.coupling.trace import named_tensors
+from lightning_prune.coupling.tensors import named_tensors
 
 __all__ = [
     "Activation",

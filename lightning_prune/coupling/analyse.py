@@ -9,22 +9,14 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from lightning_prune.coupling import rules_index as _index
-from lightning_prune.coupling import rules_layers as _layers
-from lightning_prune.coupling import rules_math as _math
-from lightning_prune.coupling import rules_recurrent as _recurrent
-from lightning_prune.coupling import rules_reduce as _reduce
-from lightning_prune.coupling import rules_shape as _shape
-from lightning_prune.coupling import rules_vision as _vision
 from lightning_prune.coupling.build import build_coupling
 from lightning_prune.coupling.calls import Calls, WithoutDropout
 from lightning_prune.coupling.example import Example, run_on_copy
 from lightning_prune.coupling.groups import Coupling, Passes
 from lightning_prune.coupling.rules import rule_of
-from lightning_prune.coupling.trace import Operations, Trace, Tracer, named_tensors, tensors_in
-
-_ = _index, _layers, _math, _recurrent, _reduce, _shape, _vision  # imported for the rules that they register
-
+from lightning_prune.coupling.tensors import named_tensors, tensors_in
+from lightning_prune.coupling.trace import Trace
+from lightning_prune.coupling.tracer import Operations, Tracer
 
 _NOISE = frozenset(f"aten::{name}" for name in ("empty", "new_empty", "bernoulli_", "div_", "mul", "mul_"))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightning_prune.coupling.numbers import Number, SizeOf, sizes_in
-from lightning_prune.coupling.trace import ATTENTION, Tracer
+from lightning_prune.coupling.tracer import ATTENTION, Tracer
 
 _MAKERS = {
     *("zeros", "ones", "empty", "full", "rand", "randn"),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_prune.coupling.trace import named_tensors, tensors_in
+from lightning_prune.coupling.tensors import named_tensors, tensors_in
 
 _CONTAINERS = (dict, list, set, OrderedDict)
 _SHARED = (type(None), bool, int, float, str, bytes, type, torch.dtype, torch.Size, FunctionType, BuiltinFunctionType)

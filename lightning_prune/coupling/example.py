@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_prune.coupling.copies import copy_of, meta_copy
 from lightning_prune.coupling.recurrent import whole_recurrence
-from lightning_prune.coupling.trace import named_tensors
+from lightning_prune.coupling.tensors import named_tensors
 
 MOST_COLOURS = 4  # channels of an image
 

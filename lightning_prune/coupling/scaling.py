@@ -18,7 +18,7 @@ from torch import Tensor
 from lightning_prune.coupling.slots import FIXED, Ids
 
 if TYPE_CHECKING:
-    from lightning_prune.coupling.trace import Tracer
+    from lightning_prune.coupling.tracer import Tracer
 
 _VIEWS = frozenset(
     ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "t", "transpose", "permute", "expand",

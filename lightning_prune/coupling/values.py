@@ -10,37 +10,19 @@ over the channels) it has to be known: such channels carry *leaky* labels, fresh
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
-from weakref import WeakKeyDictionary
-
 import numpy as np
 from torch import Tensor
 
 from lightning_prune.coupling.numbers import Number
-from lightning_prune.coupling.slots import Ids, Slots
-from lightning_prune.coupling.trace import Tracer
-
-
-@dataclass(frozen=True)
-class _Constant:
-    tensor: Tensor  # kept alive, so that its storage is not taken by another
-    version: int
-    zero: bool
-    numbers: Mapping[int, int]  # what was written for its dimensions
-
-
-_CONSTANTS: WeakKeyDictionary[Tracer, dict[int, _Constant]] = WeakKeyDictionary()
-_LEAKY: WeakKeyDictionary[Slots, defaultdict[str, list[int]]] = WeakKeyDictionary()
+from lightning_prune.coupling.slots import Ids
+from lightning_prune.coupling.tracer import Constant, Tracer
 
 
 def note_constant(tracer: Tracer, tensor: Tensor, zero: bool, like: Tensor | None = None) -> None:
     """Say that ``tensor`` was just made, with the shape of ``like``, and is the same for all channels."""
-    found = _CONSTANTS.setdefault(tracer, {})
     model = None if like is None else _constant(tracer, like)
     written = model.numbers if model is not None and model.tensor.shape == tensor.shape else tracer.shape_given(tensor)
-    found[tensor.untyped_storage()._cdata] = _Constant(tensor, tensor._version, zero, written)
+    tracer.constants[tensor.untyped_storage()._cdata] = Constant(tensor, tensor._version, zero, written)
 
 
 def copied_constant(tracer: Tracer, source: Tensor, out: Tensor) -> None:
@@ -54,8 +36,9 @@ def same_constant(tracer: Tracer, source: Tensor, out: Tensor) -> None:
     """Say that ``out`` is another name of ``source``: what code makes it may only see under that name."""
     constant = _constant(tracer, source)
     if constant is not None and constant.tensor is source:
-        found = _CONSTANTS[tracer]
-        found[out.untyped_storage()._cdata] = _Constant(out, constant.version, constant.zero, constant.numbers)
+        tracer.constants[out.untyped_storage()._cdata] = Constant(
+            out, constant.version, constant.zero, constant.numbers
+        )
 
 
 def is_constant(tracer: Tracer, tensor: Tensor, writes: int = 0) -> bool:
@@ -119,22 +102,19 @@ def leaky(tracer: Tracer, label: Ids) -> Ids:
     if is_leaky(tracer, label):
         return label
     fresh = tracer.slots.new(len(label))
-    spans = _LEAKY.setdefault(tracer.slots, defaultdict(list))
-    spans["start"].append(int(fresh[0]))
-    spans["stop"].append(int(fresh[-1]) + 1)
+    tracer.trace.leaky.append((int(fresh[0]), int(fresh[-1]) + 1))
     tracer.tie(fresh, label, "beside a tensor whose size is fixed")
     return fresh
 
 
 def is_leaky(tracer: Tracer, label: Ids) -> bool:
     """Whether a channel of ``label`` is not 0 when it is masked."""
-    spans = _LEAKY.get(tracer.slots)
-    if not spans:
+    if not tracer.trace.leaky:
         return False
-    before = np.searchsorted(spans["start"], label, side="right") - 1
-    return bool(((before >= 0) & (label < np.asarray(spans["stop"])[before])).any())
+    starts, stops = np.array(tracer.trace.leaky).T
+    before = np.searchsorted(starts, label, side="right") - 1
+    return bool(((before >= 0) & (label < stops[before])).any())
 
 
-def _constant(tracer: Tracer, tensor: Tensor) -> _Constant | None:
-    found = _CONSTANTS.get(tracer)
-    return found.get(tensor.untyped_storage()._cdata) if found else None
+def _constant(tracer: Tracer, tensor: Tensor) -> Constant | None:
+    return tracer.constants.get(tensor.untyped_storage()._cdata)

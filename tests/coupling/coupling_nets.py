@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_prune.coupling import Coupling, Example, analyse
-from lightning_prune.coupling.trace import tensors_in
+from lightning_prune.coupling.tensors import tensors_in
 from lightning_prune.plan import plan_removal, rescaled
 from lightning_prune.surgery import apply_plan, zero_removed
 from lightning_prune.verify import try_widths

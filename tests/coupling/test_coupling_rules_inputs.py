@@ -11,7 +11,7 @@ from torchvision import models
 
 from lightning_prune.coupling import Example, run_on_copy
 from lightning_prune.coupling.rules import rule_of
-from lightning_prune.coupling.trace import tensors_in
+from lightning_prune.coupling.tensors import tensors_in
 
 
 def shapes(example: Example) -> list[tuple[int, ...]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_prune.coupling import Example, analyse
-from lightning_prune.coupling.trace import tensors_in
+from lightning_prune.coupling.tensors import tensors_in
 from lightning_prune.functional import prune_once
 from lightning_prune.plan import Plan
 from lightning_prune.surgery import zero_removed

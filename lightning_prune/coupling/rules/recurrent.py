@@ -12,9 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_prune.coupling.rules import before_rule_of, bound, rule_for, tie_all
+from lightning_prune.coupling.rules.pointwise import tie_all
+from lightning_prune.coupling.rules.registry import before_rule_of, bound, rule_for
 from lightning_prune.coupling.slots import Ids
-from lightning_prune.coupling.trace import Tracer, concatenate
+from lightning_prune.coupling.trace import concatenate
+from lightning_prune.coupling.tracer import Tracer
 from lightning_prune.coupling.values import adopt, is_constant, is_leaky, leaky
 
 _INPUT = "fed by the network's input or by a tensor of fixed size"

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from lightning_prune.coupling.rules import bound, op_name, pointwise, rule_for
+from lightning_prune.coupling.rules.pointwise import pointwise
+from lightning_prune.coupling.rules.registry import bound, op_name, rule_for
 from lightning_prune.coupling.slots import Ids
-from lightning_prune.coupling.trace import Tracer, tensors_in
+from lightning_prune.coupling.tensors import tensors_in
+from lightning_prune.coupling.tracer import Tracer
 from lightning_prune.coupling.values import is_leaky, leaky
 
 _SUMS = frozenset(("sum", "nansum", "linalg_vector_norm", "norm", "any", "count_nonzero", "cumsum"))

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_prune.coupling.rules import bound, op_name, rule_for, tie_all
-from lightning_prune.coupling.trace import Labels, Tracer
+from lightning_prune.coupling.rules.pointwise import tie_all
+from lightning_prune.coupling.rules.registry import bound, op_name, rule_for
+from lightning_prune.coupling.trace import Labels
+from lightning_prune.coupling.tracer import Tracer
 from lightning_prune.coupling.values import is_leaky
 
 _INPUT = "fed by the network's input or by a tensor of fixed size"

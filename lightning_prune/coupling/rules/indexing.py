@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_prune.coupling.rules import bound, op_name, rule_for, tie_all
+from lightning_prune.coupling.rules.pointwise import tie_all
+from lightning_prune.coupling.rules.registry import bound, op_name, rule_for
 from lightning_prune.coupling.slots import Ids
-from lightning_prune.coupling.trace import Labels, Tracer, tensors_in
+from lightning_prune.coupling.tensors import tensors_in
+from lightning_prune.coupling.trace import Labels
+from lightning_prune.coupling.tracer import Tracer
 from lightning_prune.coupling.values import adopt, is_leaky, leaky
 
 _BY_NUMBER = "indexed or sliced by a number"

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_prune.coupling.rules import op_name, rule_for, tie_all
+from lightning_prune.coupling.rules.pointwise import tie_all
+from lightning_prune.coupling.rules.registry import op_name, rule_for
 from lightning_prune.coupling.slots import FIXED, Ids
-from lightning_prune.coupling.trace import KERNEL, Tracer, tensors_in
+from lightning_prune.coupling.tensors import tensors_in
+from lightning_prune.coupling.trace import KERNEL
+from lightning_prune.coupling.tracer import Tracer
 
 
 @rule_for(

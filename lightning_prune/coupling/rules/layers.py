@@ -9,9 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from lightning_prune.coupling.numbers import Number
-from lightning_prune.coupling.rules import rule_for
+from lightning_prune.coupling.rules.registry import rule_for
 from lightning_prune.coupling.slots import Ids
-from lightning_prune.coupling.trace import KERNEL, Labels, Tracer
+from lightning_prune.coupling.trace import KERNEL, Labels
+from lightning_prune.coupling.tracer import Tracer
 from lightning_prune.coupling.values import is_leaky, leaky
 
 _INPUT = "fed by the network's input or by a tensor of fixed size"

@@ -1,0 +1,36 @@
+"""How channels flow through ATen operations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_prune.coupling.rules import (  # noqa: F401
+    copying,
+    indexing,
+    joining,
+    layers,
+    products,
+    recurrent,
+    reductions,
+    reshaping,
+    slicing,
+    vision,
+)
+from lightning_prune.coupling.rules.pointwise import pointwise
+from lightning_prune.coupling.rules.registry import Rule, is_pointwise, registered
+
+
+def rule_of(func: Any) -> Rule | None:
+    """The rule of an ATen overload, None where there is none."""
+    found = registered(func._schema.name.removeprefix("aten::"))
+    return pointwise if found is None and is_pointwise(func) else found
+
+
+def is_reshape(func: Any) -> bool:
+    """Whether ``Trace.sizes`` has an entry for the result of this ATen overload."""
+    return rule_of(func) is reshaping.reshape
+
+
+def is_cut(func: Any) -> bool:
+    """Whether ``Trace.sizes`` has an entry for each part that this ATen overload cuts out."""
+    return rule_of(func) in (slicing.take, slicing.select, slicing.split)

@@ -1,0 +1,347 @@
+"""Labels the tensors of a forward pass while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_prune.coupling import shapes
+from lightning_prune.coupling.numbers import Expression, Number, SizeOf
+from lightning_prune.coupling.scaling import Origin, Origins
+from lightning_prune.coupling.slots import FIXED, Ids
+from lightning_prune.coupling.tensors import tensors_in
+from lightning_prune.coupling.trace import Labels, MacTerm, Part, Tap, Trace
+
+ATTENTION = "multi_head_attention_forward"
+_COUNTING = torch.ops.aten.add_.Tensor  # batch norm counts its batches in train mode
+_FACTS = "_lightning_prune_facts"  # set on the tensors of a pass
+
+
+def operation(func: Any, tensors: Sequence[Tensor]) -> list[Any]:
+    """An operation and its operands, as (func, [(which parameter, shape)]); nothing for a count of batches."""
+    if func is _COUNTING and not tensors[0].is_floating_point():
+        return []
+    return [(func, [(id(tensor) if isinstance(tensor, nn.Parameter) else None, tensor.shape) for tensor in tensors])]
+
+
+class Operations(TorchDispatchMode):
+    """Notes what runs, and follows nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func``."""
+        kwargs = kwargs or {}
+        self.found += operation(func, list(tensors_in((args, kwargs) if kwargs else args)))
+        return shapes.run(func, args, kwargs)
+
+
+class Facts:
+    """What ``tracer`` knows about one tensor.
+
+    Attributes:
+        parts: The channels it carries.
+        name: Its name, if it is a parameter or buffer (or one in another layout).
+        producer: The module whose layer made it.
+        origin: The weights it is linear in.
+        summed: Channels that the product which made it has summed over.
+        positions: Channels among which it holds positions.
+    """
+
+    __slots__ = ("name", "origin", "parts", "positions", "producer", "summed", "tracer")
+
+    def __init__(self, tracer: Tracer) -> None:
+        self.tracer = tracer
+        self.parts: Sequence[Part] = ()
+        self.name: str | None = None
+        self.producer: str | None = None
+        self.origin: Origin | None = None
+        self.summed: Ids | None = None
+        self.positions: Ids | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None  # a copy of a tensor is another tensor
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor that was made of one value.
+
+    Attributes:
+        tensor: The tensor, kept alive so that its storage is not taken by another.
+        version: Its version then.
+        zero: Whether the value is 0.
+        numbers: Dimension -> the number that was written for it.
+    """
+
+    tensor: Tensor
+    version: int
+    zero: bool
+    numbers: Mapping[int, int]
+
+
+class Tracer(TorchDispatchMode):
+    """Label the activations of the forward passes that run inside it."""
+
+    def __init__(self, trace: Trace, rule_of: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.trace = trace
+        self.slots = trace.slots
+        self._rule_of = rule_of
+        self._rules: dict[Any, Any] = {}
+        self._origins = Origins(self)
+        self._paused = False
+        self.constants: dict[int, Constant] = {}  # by their storage, see values.py
+        self.given: list[int] = []  # the numbers that the operation now running was called with in Python
+        self.called = ""  # and its name there
+        self.operations: list[Any] = []  # what ran, as `operation` tells it
+        for name, tensor in trace.tensors.items():
+            self.set_labels(tensor, trace.labels[name])
+            self.facts(tensor).name = name
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func``, then let its rule label the result."""
+        kwargs = kwargs or {}
+        out = shapes.run(func, args, kwargs)
+        if self._paused:
+            return out
+        tensors = list(tensors_in((args, kwargs) if kwargs else args))
+        for tensor in tensors:
+            self.reach(tensor)
+        if func not in self._rules:
+            self._rules[func] = self._rule_of(func)
+        self.operations += operation(func, tensors)
+        rule = self._rules[func]
+        if rule is None:
+            self._give_up(tensors, f"no rule for {func} yet")
+            return out
+        try:
+            rule(self, func, args, kwargs, out)
+            self._origins.after(func, args, kwargs, out)
+        except Exception as error:  # an operation called in a way that nobody thought of must not end the analysis
+            self._give_up(tensors, f"the rule for {func} does not know such a call: {error!r}")
+        return out
+
+    def _give_up(self, tensors: Sequence[Tensor], reason: str) -> None:
+        for tensor in tensors:
+            for part in self.parts(tensor):
+                self.slots.freeze(part.ids.ravel(), reason)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Operations inside are not followed."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def facts(self, tensor: Tensor) -> Facts:
+        """What is known about ``tensor``; kept with it, and so for as long as it lives."""
+        found = tensor.__dict__.get(_FACTS)
+        if found is None or found.tracer is not self:
+            found = tensor.__dict__[_FACTS] = Facts(self)
+        return cast(Facts, found)
+
+    def reach(self, tensor: Tensor) -> None:
+        """Note that the forward pass uses ``tensor``: a parameter, a buffer, or positions among some channels."""
+        found = tensor.__dict__.get(_FACTS)
+        if found is None or found.tracer is not self:
+            return
+        if found.name is not None:
+            self.trace.reached.add(found.name)
+        if found.positions is not None:
+            self.slots.freeze(found.positions, "used by the position of channels")
+
+    def note_positions(self, tensor: Tensor, ids: Ids) -> None:
+        """Say that ``tensor`` holds positions among the channels ``ids``: these have to stay if anything uses it."""
+        self.facts(tensor).positions = ids
+
+    def parts(self, tensor: Tensor) -> Sequence[Part]:
+        """The channels that ``tensor`` carries."""
+        found = tensor.__dict__.get(_FACTS)
+        return found.parts if found is not None and found.tracer is self else ()
+
+    def set_parts(self, tensor: Tensor, parts: Sequence[Part]) -> None:
+        """Say which channels ``tensor`` carries; what does not fit its shape is frozen."""
+        fitting = []
+        for part in parts:
+            if part.ids.shape == tuple(tensor.shape[dim] for dim in part.dims):
+                fitting.append(part)
+            else:
+                self.slots.freeze(part.ids.ravel(), "its way through the network could not be followed")
+        self.facts(tensor).parts = fitting
+
+    def labels(self, tensor: Tensor) -> Labels:
+        """One label or None for each dimension of ``tensor``; a part over several dimensions is resolved into one."""
+        labels: Labels = [None] * tensor.dim()
+        several = False
+        for part in self.parts(tensor):
+            if len(part.dims) > 1:
+                several = True
+                part = self.resolve(part)
+            labels[part.channel] = part.ids
+        if several:
+            self.set_labels(tensor, labels)
+        return labels
+
+    def resolve(self, part: Part) -> Part:
+        """``part`` with channels along one dimension only: what differs along the others is tied."""
+        rows = part.rows()
+        if len(rows) > 1:
+            self.slots.tie(np.tile(rows[0], len(rows) - 1), rows[1:].ravel(), "meets a tensor whose size is fixed")
+        return Part.along(part.channel, rows[0])
+
+    def set_labels(self, tensor: Tensor, labels: Sequence[Ids | None]) -> None:
+        """Say which channels each dimension of ``tensor`` carries; what does not fit its shape is frozen."""
+        present = zip(range(tensor.dim()), labels, strict=True)
+        self.set_parts(tensor, [Part.along(dim, ids) for dim, ids in present if ids is not None and len(ids) > 1])
+
+    def size(self, tensor: Tensor, dim: int) -> Expression:
+        """The size of a dimension, as an expression of the channels that it carries."""
+        for part in self.parts(tensor):
+            if dim == part.channel:
+                return SizeOf(part.rows()[0])
+        return int(tensor.shape[dim])
+
+    def number(self, tensor: Tensor, dim: int) -> int:
+        """The size of a dimension, as a number that knows which channels it counts."""
+        size, known = tensor.shape[dim], self.size(tensor, dim)
+        return Number(size, known, self.trace.book) if isinstance(known, SizeOf) else size
+
+    def shape_given(self, tensor: Tensor) -> dict[int, int]:
+        """Dimension of ``tensor`` -> the number that the call now running was given for it."""
+        shape = tuple(tensor.shape)
+        if self.called == "unflatten":
+            dim, *sizes = self.given
+            first = dim if dim >= 0 else dim + tensor.dim() - len(sizes) + 1
+            return {first + n: size for n, size in enumerate(sizes) if int(size) != -1}
+        for start in range(len(self.given) - len(shape), -1, -1):
+            last = self.given[start : start + len(shape)]
+            if all(g in (-1, size) for g, size in zip(map(int, last), shape, strict=True)):
+                return {dim: number for dim, number in enumerate(last) if int(number) != -1}
+        return {}
+
+    def label_by_numbers(self, tensor: Tensor) -> None:
+        """Let ``tensor`` carry the channels that the sizes it was made with count."""
+        taken = {dim for part in self.parts(tensor) for dim in part.dims}
+        made = [
+            Part.along(dim, number.expression.ids)
+            for dim, number in self.shape_given(tensor).items()
+            if isinstance(number, Number)
+            and isinstance(number.expression, SizeOf)
+            and number.book is self.trace.book
+            and dim not in taken
+            and tensor.shape[dim] > 1
+        ]
+        self.set_parts(tensor, [*self.parts(tensor), *made])
+
+    @property
+    def where(self) -> str:
+        """Qualified name of the module whose forward is running."""
+        return self.trace.book.where
+
+    def says(self, what: str) -> str:
+        """A reason that begins with the module whose forward is running."""
+        return f"{self.where!r}: forward {what}" if self.where else f"forward {what}"
+
+    def check_size(self, tensor: Tensor, cut: bool = False) -> None:
+        """Note the shape of ``tensor``: what it becomes with fewer channels can be foreseen, and is checked.
+
+        Args:
+            tensor: The result of a reshape, or a part that was ``cut`` out.
+            cut: Whether it was.
+        """
+        channels = [self.size(tensor, dim) for dim in range(tensor.dim())]
+        labels = [size.ids if isinstance(size, SizeOf) else None for size in channels]
+        self.trace.sizes.append((self.where, cut, tuple(tensor.shape), labels))
+
+    def bind(self, number: int, ids: Ids) -> None:
+        """Say that ``number`` counts the channels ``ids``, which are a group of their own from now on."""
+        known = ids[ids != FIXED]
+        self.trace.pieces.setdefault(known.tobytes(), known)
+        self.trace.book.equate(number, Number(len(ids), SizeOf(ids), self.trace.book))
+
+    def balance(self, rows: Sequence[Ids], where: str) -> None:
+        """Say that each of ``rows`` has to lose as many channels as the others, whichever they are."""
+        if len(rows) > 1:
+            self.trace.balances.append(([row.ravel() for row in rows], where))
+
+    def tie(self, a: Ids | None, b: Ids | None, reason: str = "meets a tensor whose size is fixed") -> None:
+        """Tie two labels index by index; where one side is no channel, the other side has to stay."""
+        if a is None and b is None:
+            return
+        if a is None or b is None:
+            self.slots.freeze(b if a is None else a, reason)  # type: ignore[arg-type]
+            return
+        self.slots.tie(a, b, reason)
+
+    def freeze(self, tensor: Tensor, reason: str, dims: Sequence[int] | None = None) -> None:
+        """Keep every channel that ``tensor`` carries along ``dims`` (all of them by default)."""
+        for dim, label in enumerate(self.labels(tensor)):
+            if label is not None and (dims is None or dim in dims):
+                self.slots.freeze(label, reason)
+
+    def name(self, tensor: Tensor) -> str | None:
+        """The qualified name of a parameter or buffer, also behind a cast or transpose of it."""
+        return self.facts(tensor).name
+
+    def same_parameter(self, source: Tensor, out: Tensor) -> None:
+        """Say that ``out`` is ``source`` in another layout: its name and its producer stay known."""
+        known, new = self.facts(source), self.facts(out)
+        new.name, new.producer = known.name or new.name, known.producer or new.producer
+
+    def consume(self, tensor: Tensor, ids: Ids | None) -> None:
+        """Note that a layer reads the channels ``ids`` of its parameter ``tensor`` from its input."""
+        self.trace.consumed.update(self._places(tensor, ids))
+
+    def _places(self, tensor: Tensor, ids: Ids | None) -> list[tuple[str, int]]:
+        """The dimensions of the parameter ``tensor`` that channels are its own slots of."""
+        name = self.name(tensor)
+        if name is None or ids is None:
+            return []
+        labels = self.trace.labels[name]
+        return [(name, dim) for dim, own in enumerate(labels) if own is not None and own[0] <= ids[0] <= own[-1]]
+
+    def produced_by(self, weight: Tensor, out: Tensor, dim: int) -> None:
+        """Note that the layer that owns ``weight`` made ``out``, with its channels along ``dim``."""
+        label = self.labels(out)[dim]
+        name = self.name(weight)
+        if name is not None and label is not None:
+            owner = name.rpartition(".")[0]
+            self.trace.produced.update(self._places(weight, label))
+            self.trace.taps.setdefault(owner, Tap(owner, label))
+            self.facts(out).producer = owner
+
+    def normalised_by(self, weight: Tensor | None, source: Tensor, out: Tensor, dim: int) -> None:
+        """Move the tap of the layer that made ``source`` behind the norm that directly follows it."""
+        producer = self.facts(source).producer
+        if weight is not None and producer is not None and self.name(weight) is not None:
+            self.trace.taps.pop(producer, None)
+            self.produced_by(weight, out, dim)
+
+    def returned(self, module: str, output: Any) -> None:
+        """Note what ``module`` has returned: it need not be what the operation on its weight made."""
+        tap = self.trace.taps.get(module)
+        if tap is None or not isinstance(output, Tensor):
+            return
+        dims = [
+            d for d, label in enumerate(self.labels(output)) if label is not None and np.array_equal(label, tap.ids)
+        ]
+        if dims:
+            self.trace.taps[module] = Tap(module, tap.ids, dims[-1] - output.dim())
+
+    def add_macs(self, constant: int, sizes: Sequence[int], labels: Sequence[Ids | None]) -> None:
+        """Count ``constant`` multiply-accumulates for every combination of indices of dimensions of ``sizes``."""
+        unlabelled = prod(size for size, label in zip(sizes, labels, strict=True) if label is None)
+        self.trace.macs.append(MacTerm(constant * unlabelled, tuple(label for label in labels if label is not None)))
