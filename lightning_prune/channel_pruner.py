@@ -52,16 +52,19 @@ class ChannelPruner(Pruner):
         self.blocked: dict[str, str] = {}
         self.groups: frozenset[str] = frozenset()  # what is ranked, known from `prepare` on
         self._coupling: Coupling | None = None
+        self._scoped: tuple[Coupling, dict[str, Group], dict[str, str]] | None = None
         self._trial: tuple[Coupling, tuple[tuple[str, int], ...], Trial] | None = None
 
     def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
         """Analyse the network, try the final widths on a copy, and hook what has to be observed."""
         coupling = self.coupling(model, example)
-        groups, reasons = self._candidates(model, coupling)
+        groups, reasons = self._candidates(model, coupling, self.scoring(model))
         scored = {name: torch.zeros(group.size) for name, group in groups.items() if name not in reasons}
         self.groups = frozenset(scored)
         if self.origin is None:
-            self.origin = Original.of(coupling, scored, isomorphism_classes(model, coupling, scored))
+            isomorphic = self.granularity.ranking == "isomorphic"
+            classes = isomorphism_classes(model, coupling, scored) if isomorphic else None
+            self.origin = Original.of(coupling, scored, classes)
         assert example is not None
         self._choose(model, example, coupling, scored, 1.0)
         self.budget.check_units(self._space(coupling, scored), None if events is None else events - self.event)
@@ -83,19 +86,21 @@ class ChannelPruner(Pruner):
         """Score, choose, try on a copy, and measure."""
         coupling = self.coupling(model, example)
         assert self.origin is not None, "prepare comes first"
+        scoring = self.scoring(model)
         try:
-            groups, reasons = self._candidates(model, coupling)
+            groups, reasons = self._candidates(model, coupling, scoring)
         except ValueError as error:  # there was something to remove before the first event
             raise BudgetError(f"no channels are left to remove: {error}") from error
-        scoring = self.scoring(model)
         left_out = reasons.keys() | self.blocked.keys()
         scores = {n: self.criterion.score_units(g, scoring) for n, g in groups.items() if n not in left_out}
         check_finite(self.criterion, scores)
         assert example is not None
         choice = self._choose(model, example, coupling, scores, fraction)
-        before, after = _sizes(model, coupling, choice)
+        trial = choice.trial
+        plan, inexact = rescaled(plan_removal(choice.removed, coupling), coupling, trial.scalars, trial.constants)
+        before, after = _sizes(model, coupling, plan, choice.removed)
         return Report(
-            plan=choice.plan,
+            plan=plan,
             before=before,
             after=after,
             sparsity=1 - after.params / self.origin.params,
@@ -104,9 +109,9 @@ class ChannelPruner(Pruner):
             scores=scores,
             frozen={**coupling.frozen, **self._space(coupling, scores).settled, **reasons, **self.blocked},
             inexact={
-                name: groups[name].inexact or choice.inexact[name]
+                name: groups[name].inexact or inexact[name]
                 for name, units in choice.removed.items()
-                if units.any() and (groups[name].inexact or name in choice.inexact)
+                if units.any() and (groups[name].inexact or name in inexact)
             },
         )
 
@@ -120,10 +125,14 @@ class ChannelPruner(Pruner):
         if self.origin is not None:
             self.sparsity = 1 - size.params / self.origin.params
 
-    def _candidates(self, model: nn.Module, coupling: Coupling) -> tuple[dict[str, Group], dict[str, str]]:
+    def _candidates(
+        self, model: nn.Module, coupling: Coupling, scoring: Scoring
+    ) -> tuple[dict[str, Group], dict[str, str]]:
         """Groups in the scope, and the reasons why some groups are left out."""
-        groups, reasons = self.scope.groups(model, coupling)
-        scoring = self.scoring(model)
+        if self._scoped is None or self._scoped[0] is not coupling:
+            self._scoped = coupling, *self.scope.groups(model, coupling)
+        _, groups, outside = self._scoped
+        reasons = dict(outside)
         for name, group in groups.items():
             try:
                 self.criterion.check(group, scoring)
@@ -145,15 +154,14 @@ class ChannelPruner(Pruner):
         scores: Mapping[str, Tensor],
         fraction: float,
     ) -> _Choice:
-        """Widths, removed units and plan that meet the budget and run; groups that break the network are blocked."""
+        """Widths and units to remove that meet the budget and run; groups that break the network are blocked."""
         while True:
             space = self._space(coupling, scores)
             kept = {n: min(k, space.now[n]) for n, k in self.budget.keep_units(space, fraction).items()}
             removed = space.lowest(kept)
             trial = self._tried(model, example, coupling, removed)
             if not trial.failing:
-                plan, inexact = rescaled(plan_removal(removed, coupling), coupling, trial.scalars, trial.constants)
-                return _Choice(kept, removed, plan, inexact)
+                return _Choice(kept, removed, trial)
             self.blocked = stay_together(coupling, {**self.blocked, **trial.failing})
 
     def _tried(self, model: nn.Module, example: Example, coupling: Coupling, removed: Mapping[str, Tensor]) -> Trial:
@@ -196,24 +204,23 @@ class ChannelPruner(Pruner):
 
 @dataclass(frozen=True)
 class _Choice:
-    """Units kept in every group, the ones that go, the plan that carries it out, and where that is not exact."""
+    """Units kept in every group, the ones that go, and the trial of these widths."""
 
     kept: Mapping[str, int]
     removed: Mapping[str, Tensor]
-    plan: Plan
-    inexact: Mapping[str, str]
+    trial: Trial
 
 
-def _sizes(model: nn.Module, coupling: Coupling, choice: _Choice) -> tuple[Size, Size]:
+def _sizes(model: nn.Module, coupling: Coupling, plan: Plan, removed: Mapping[str, Tensor]) -> tuple[Size, Size]:
     """What the network costs now, and with the choice carried out."""
     before = after = nonzero_before = nonzero_after = 0
     for name, parameter in model.named_parameters():
-        tensor, dims = parameter.detach(), choice.plan.keep.get(name, {})
+        tensor, dims = parameter.detach(), plan.keep.get(name, {})
         left = prod(len(dims[dim]) if dim in dims else size for dim, size in enumerate(tensor.shape))
         nonzero = nonzero_in([tensor])
         before, after, nonzero_before = before + tensor.numel(), after + left, nonzero_before + nonzero
         nonzero_after += left if nonzero == tensor.numel() else nonzero_in([select(tensor, dims)])
-    gone = {name: int(units.sum()) for name, units in choice.removed.items()}
+    gone = {name: int(units.sum()) for name, units in removed.items()}
     return (
         Size(before, nonzero_before, round(coupling.macs_after({}))),
         Size(after, nonzero_after, round(coupling.macs_after(gone))),

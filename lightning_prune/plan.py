@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -109,17 +111,20 @@ def plan_removal(removed: Mapping[str, Tensor], coupling: Coupling) -> Plan:
         removed: Group name -> bool tensor of shape (units,), True where the unit goes.
         coupling: The network as it is now.
     """
-    gone: dict[str, dict[int, Tensor]] = {}
+    gone: dict[str, dict[int, npt.NDArray[np.bool_]]] = {}
     for name, units in removed.items():
-        if not units.any():
+        going = units.numpy()
+        if not going.any():
             continue
         for member in coupling.groups[name].members:
             dims = gone.setdefault(member.tensor, {})
-            size = coupling.shapes[member.tensor][member.dim]
-            mask = dims.setdefault(member.dim, torch.zeros(size, dtype=torch.bool))
-            mask[member.index[units].flatten()] = True
+            mask = dims.get(member.dim)
+            if mask is None:
+                mask = dims[member.dim] = np.zeros(coupling.shapes[member.tensor][member.dim], dtype=np.bool_)
+            mask[member.index.numpy()[going].ravel()] = True
     keep = {
-        name: {dim: torch.nonzero(~mask).flatten() for dim, mask in sorted(dims.items())} for name, dims in gone.items()
+        name: {dim: torch.from_numpy(np.flatnonzero(~mask)) for dim, mask in sorted(dims.items())}
+        for name, dims in gone.items()
     }
     return Plan(keep, attributes=_following(coupling, {name: int(units.sum()) for name, units in removed.items()}))
 

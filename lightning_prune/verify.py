@@ -135,7 +135,7 @@ def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Ma
             with watch:
                 outputs = [inputs.run(copy.eval())]
                 scalars, constants, eval_shapes = tuple(watch.scalars), tuple(watch.constants), list(watch.shapes)
-                if coupling.passes.trains and not coupling.passes.alike:
+                if coupling.passes.apart:
                     outputs.append(inputs.run(copy.train()))
         except Exception as error:
             return _unforeseen(coupling, gone, watch.shapes) or _failure(coupling, error, watch)

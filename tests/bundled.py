@@ -33,7 +33,7 @@ def by_hand(
         dims,
         ((1, (width, width)),),
         on_meta=False,
-        passes=Passes(trains=True),
+        passes=Passes(),
         bundles=tuple(Bundle(bundle, "the code splits one by the other") for bundle in bundles),
     )
 

@@ -132,7 +132,7 @@ def test_ties_go_to_the_first_group_and_unit() -> None:
 def one_group(units: int, channels_per_unit: int, round_to: int, least: int = 1) -> ChannelSpace:
     index = torch.arange(units * channels_per_unit).reshape(units, channels_per_unit)
     group = Group("w", (Member("w", 0, index, False),), (), least=least)
-    coupling = Coupling({"w": group}, {}, {}, {}, (), on_meta=False, passes=Passes(trains=True))
+    coupling = Coupling({"w": group}, {}, {}, {}, (), on_meta=False, passes=Passes())
     return ChannelSpace(coupling, {"w": torch.arange(float(units))}, Original(0, 0, {"w": units}), round_to)
 
 
@@ -197,7 +197,7 @@ def test_ranking_is_a_sort_of_all_but_the_best_of_each_group(first: list[int], s
         name: Group(name, (Member(name, 0, torch.arange(len(values)).reshape(-1, 1), False),), ())
         for name, values in (("a", first), ("b", second))
     }
-    coupling = Coupling(groups, {}, {}, {}, (), on_meta=False, passes=Passes(trains=True))
+    coupling = Coupling(groups, {}, {}, {}, (), on_meta=False, passes=Passes())
     scores = {"a": torch.tensor(first).float(), "b": torch.tensor(second).float()}
     space = ChannelSpace(coupling, scores, Original(0, 0, {"a": len(first), "b": len(second)}))
     ranked = sorted(

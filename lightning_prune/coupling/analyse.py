@@ -10,21 +10,20 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from lightning_prune.coupling.build import build_coupling
-from lightning_prune.coupling.calls import Calls, WithoutDropout
+from lightning_prune.coupling.calls import Calls
 from lightning_prune.coupling.example import Example, run_on_copy
 from lightning_prune.coupling.groups import Coupling, Passes
+from lightning_prune.coupling.modes import depends_on_mode, operations_of, same_but_for_noise
 from lightning_prune.coupling.rules import rule_of
-from lightning_prune.coupling.tensors import named_tensors, tensors_in
+from lightning_prune.coupling.tensors import named_modules, named_tensors, tensors_in
 from lightning_prune.coupling.trace import Trace
-from lightning_prune.coupling.tracer import Operations, Tracer
-
-_NOISE = frozenset(f"aten::{name}" for name in ("empty", "new_empty", "bernoulli_", "div_", "mul", "mul_"))
+from lightning_prune.coupling.tracer import Tracer
 
 
 def analyse(model: nn.Module, example: Example, attention: Literal["head_dims", "heads"] = "head_dims") -> Coupling:
     """Find which channels of ``model`` must be removed together, by following them through a forward pass.
 
-    One pass runs in eval and one in train mode, on a copy: ``model`` is not touched.
+    A pass in eval mode is followed, and one in train mode where that may differ, on a copy: ``model`` is not touched.
 
     Args:
         model: Any network.
@@ -57,7 +56,7 @@ def _analyse_copy(
     trace = Trace(heads=heads)
     trace.register(copy)
     trace.book.tag_attributes(copy)
-    plain = [module for module in copy.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    plain = [module for _, module in named_modules(copy) if not isinstance(module, torch.jit.ScriptModule)]
     buffers = [(module, dict(module._buffers)) for module in plain]
 
     def restore() -> None:  # a forward pass may put new tensors in their place
@@ -67,44 +66,18 @@ def _analyse_copy(
     outputs, operations = _pass(trace, copy.eval(), example)
     restore()
     macs, sizes, scalars = list(trace.macs), list(trace.sizes), list(trace.scalars.found)
-    try:
-        others, returned = _operations(copy.train(), example)
-        trains, alike = True, returned == outputs and _only_noise_between(operations, others)
-        restore()
-        if not alike:
-            outputs += _pass(trace, copy.train(), example)[0]
-    except Exception:  # some networks want targets in train mode: then the eval pass has to be enough
-        trains = alike = False
-        trace.sizes, trace.scalars.found = sizes, scalars
+    apart = False
+    if depends_on_mode(copy):
+        try:
+            apart = not same_but_for_noise((operations, outputs), operations_of(copy.train(), example))
+            restore()
+            if apart:
+                outputs += _pass(trace, copy.train(), example)[0]
+        except Exception:  # some networks want targets in train mode: then the eval pass has to be enough
+            apart = False
+            trace.sizes, trace.scalars.found = sizes, scalars
     trace.macs = [type(term)(term.constant / example.batch, term.dims) for term in macs]
-    return build_coupling(trace, Passes(trains, alike, tuple(outputs), len(sizes))), trace.attention_splits()
-
-
-def _only_noise_between(some: list[Any], more: list[Any]) -> bool:
-    """Whether ``more`` runs the same operations, and but for these only multiplies by noise, one number an example."""
-    rest = iter(some)
-    due = next(rest, None)
-    for func, operands in more:
-        if due is not None and due == (func, operands):
-            due = next(rest, None)
-        elif func._schema.name not in _NOISE or not _has_noise(operands):
-            return False
-    return due is None
-
-
-def _has_noise(operands: list[tuple[int | None, torch.Size]]) -> bool:
-    """Whether one operand holds one number an example, as the noise of stochastic depth does, or is made just now."""
-    if any(parameter is not None for parameter, _ in operands):
-        return False
-    return not operands or any(len(shape) > 1 and shape.numel() == shape[0] for _, shape in operands)
-
-
-def _operations(copy: nn.Module, example: Example) -> tuple[list[Any], list[tuple[int, ...]]]:
-    """What a pass runs but for dropout, and the shapes it returns: if another did the same, it need not be followed."""
-    seen = Operations()
-    with WithoutDropout(), seen:
-        outputs = example.run(copy)
-    return seen.found, [tuple(tensor.shape) for tensor in tensors_in(outputs)]
+    return build_coupling(trace, Passes(apart, tuple(outputs), len(sizes))), trace.attention_splits()
 
 
 def _pass(trace: Trace, copy: nn.Module, example: Example) -> tuple[list[tuple[int, ...]], list[Any]]:
@@ -124,7 +97,7 @@ def _pass(trace: Trace, copy: nn.Module, example: Example) -> tuple[list[tuple[i
         trace.book.where = running[-1] if running else ""
         tracer.returned(name, output)
 
-    names = {id(module): name for name, module in copy.named_modules()}
+    names = {id(module): name for name, module in named_modules(copy)}
     handles = [  # for all modules at once, which is faster than one by one
         register_module_forward_pre_hook(lambda module, _inputs: begin(names.get(id(module)))),
         register_module_forward_hook(lambda module, _inputs, out: end(names.get(id(module)), out)),

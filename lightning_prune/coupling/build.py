@@ -133,6 +133,8 @@ class _Builder:
     def _index(self, ids: Ids, members: Ids) -> Tensor | None:
         """Where ``ids`` belong to each of ``members``, (units, indices a unit); None where units differ in number."""
         owner = np.where(ids == FIXED, FIXED, self.kin.units[ids])
+        if len(owner) == len(members) and (owner == members).all():  # as almost everywhere
+            return torch.arange(len(members))[:, None]
         rank = np.searchsorted(members, owner)
         rank[rank == len(members)] = 0
         positions = np.flatnonzero(members[rank] == owner)
@@ -148,8 +150,9 @@ class _Builder:
         known = found[1] if found is not None else None
         if known is None:
             owners = self._group_of[self.kin.units[ids[ids != FIXED]]]
-            counts = np.bincount(owners[owners >= 0], minlength=len(self._sizes)) / self._sizes
-            known = LinearDim(len(ids), {self._names[g]: float(counts[g]) for g in np.flatnonzero(counts)})
+            counts = np.bincount(owners[owners >= 0], minlength=len(self._sizes))
+            per_unit = {self._names[g]: float(counts[g] / self._sizes[g]) for g in counts.nonzero()[0]}
+            known = LinearDim(len(ids), per_unit)
             self._linear[id(ids)] = ids, known  # kept alive, so that its id is not another's
         return known
 

@@ -11,10 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_prune.coupling.tensors import named_tensors, tensors_in
+from lightning_prune.coupling.tensors import named_modules, named_tensors, tensors_in
 
 _CONTAINERS = (dict, list, set, OrderedDict)
 _SHARED = (type(None), bool, int, float, str, bytes, type, torch.dtype, torch.Size, FunctionType, BuiltinFunctionType)
+
+_OWN = ("_parameters", "_modules")
+_HARMLESS = {  # they only give attributes to modules that were pickled long ago
+    owner.__setstate__ for owner in (nn.Module, nn.Conv2d, nn.MultiheadAttention, nn.TransformerEncoderLayer)
+}
 
 
 def copy_of(model: nn.Module, copied: dict[int, Any] | None = None) -> nn.Module:
@@ -28,10 +33,13 @@ def copy_of(model: nn.Module, copied: dict[int, Any] | None = None) -> nn.Module
         copied: Copies that are already made, by the id of their original.
     """
     memo = dict(copied or {})
-    for module in model.modules():
-        kept = {name: value for name, value in vars(module).items() if name not in ("_parameters", "_modules")}
-        memo.update({id(value): value for value in kept.values() if isinstance(value, partial)})
-        memo.update({id(tensor): tensor.detach() for tensor in tensors_in(kept) if not tensor.is_leaf})
+    for _, module in named_modules(model):
+        for name, value in vars(module).items():
+            if type(value) in _SHARED or (type(value) in _CONTAINERS and not value) or name in _OWN:
+                continue
+            if isinstance(value, partial):
+                memo[id(value)] = value
+            memo.update({id(tensor): tensor.detach() for tensor in tensors_in(value) if not tensor.is_leaf})
     return _copied(model, memo)
 
 
@@ -51,7 +59,8 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         elif type(value) in _CONTAINERS and not value:
             value = memo.setdefault(id(value), type(value)())
         elif key in ("_parameters", "_buffers"):
-            value = {name: copy.deepcopy(tensor, memo) for name, tensor in value.items()}
+            made = {name: memo.get(id(tensor)) for name, tensor in value.items()}
+            value = {name: copy.deepcopy(value[name], memo) if own is None else own for name, own in made.items()}
         elif type(value) not in _SHARED and not _is_shape(value):
             value = copy.deepcopy(value, memo)
         new.__dict__[key] = value
@@ -65,9 +74,11 @@ def _is_shape(value: Any) -> bool:
 @cache
 def _is_plain(cls: type[nn.Module]) -> bool:
     """Whether ``copy.deepcopy`` would copy the attributes of such modules one by one."""
-    methods = ("__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__new__")
-    return not issubclass(cls, torch.jit.ScriptModule) and all(
-        getattr(cls, name, None) is getattr(nn.Module, name, None) for name in methods
+    methods = ("__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__", "__getstate__", "__new__")
+    return (
+        not issubclass(cls, torch.jit.ScriptModule)
+        and all(getattr(cls, name, None) is getattr(nn.Module, name, None) for name in methods)
+        and cls.__setstate__ in _HARMLESS
     )
 
 

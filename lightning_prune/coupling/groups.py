@@ -131,14 +131,13 @@ class Passes:
     """The passes that the analysis has seen.
 
     Attributes:
-        trains: Whether the forward pass also runs in train mode on the example input alone.
-        alike: Whether it then runs the same operations on the same shapes as in eval mode, but for dropout.
-        outputs: Shapes of the outputs in eval and, where it trains, in train mode.
+        apart: Whether the forward pass also runs in train mode on the example input alone, and otherwise than in eval
+            mode.
+        outputs: Shapes of the outputs in eval mode and, where it is apart, in train mode.
         sized: How many of ``Coupling.sizes`` belong to eval mode.
     """
 
-    trains: bool
-    alike: bool = False
+    apart: bool = False
     outputs: tuple[tuple[int, ...], ...] = ()
     sized: int = 0
 

@@ -86,8 +86,8 @@ def _kindred(trace: Trace) -> Kindred:
     pairs, counts = np.unique(owner * len(labels) + place, return_counts=True)
     owner, place = np.divmod(pairs, len(labels))
     starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
-    sums = np.add.reduceat(_scattered(place, counts), starts, axis=0)
-    _, first, family = np.unique(sums, axis=0, return_index=True, return_inverse=True)
+    sums = np.add.reduceat(_scattered(place, counts), starts)
+    _, first, family = np.unique(sums, return_index=True, return_inverse=True)
     stops = np.r_[starts[1:], owner.size]
     signatures = [
         tuple(zip(place[a:b].tolist(), counts[a:b].tolist(), strict=True))
@@ -102,12 +102,8 @@ def _kindred(trace: Trace) -> Kindred:
 
 
 def _scattered(place: Ids, counts: Ids) -> Ids:
-    """Two hashes of 64 bits of (place, count), shape (n, 2), whose sums tell signatures apart."""
-    keys = place.astype(np.uint64) << np.uint64(32) | counts.astype(np.uint64)
-    columns = []
-    for seed in (0x9E3779B97F4A7C15, 0xD1B54A32D192ED03):  # splitmix64
-        z = keys * np.uint64(2) + np.uint64(seed)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        columns.append((z ^ (z >> np.uint64(31))).view(np.int64))
-    return np.stack(columns, axis=1)
+    """A hash of 64 bits of each (place, count), by splitmix64; sums of them tell signatures apart."""
+    z = (place.astype(np.uint64) << np.uint64(32) | counts.astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (z ^ (z >> np.uint64(31))).view(np.int64)

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lightning_prune.coupling.slots import Ids
+from lightning_prune.coupling.tensors import named_modules
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class Book:
 
     def tag_attributes(self, module: nn.Module) -> None:
         """Replace the integers that the user's modules inside ``module`` keep by numbers that know where they are."""
-        for path, owner in module.named_modules():
+        for path, owner in named_modules(module):
             if not _keeps_numbers(owner):
                 continue
             for name, value in list(vars(owner).items()):

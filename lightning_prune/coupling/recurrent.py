@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lightning_prune.coupling.tensors import named_modules
+
 _MODES = {"rnn_relu": 0, "rnn_tanh": 1, "lstm": 2, "gru": 3}  # as cuDNN numbers them
 _GATES = {"lstm": 4, "gru": 3}
 
 
 def whole_recurrence(module: nn.Module) -> AbstractContextManager[Any]:
     """The context for passes of ``module``; without recurrent layers there is nothing to do."""
-    recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules())
+    recurrent = any(isinstance(layer, nn.RNNBase) for _, layer in named_modules(module))
     return WholeRecurrence() if recurrent else nullcontext()
 
 

@@ -5,10 +5,11 @@ A batch norm takes PyTorch a millisecond there, ten times as long as everything 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 _UNARY = frozenset(
@@ -77,8 +78,12 @@ def _batch_norm(source: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tens
     tensors = [value for value in args[:4] if isinstance(value, Tensor)]
     if kwargs or any(tensor.shape != width or tensor.dtype != source.dtype for tensor in tensors):
         return None
-    statistics = source.new_empty(width)
+    statistics = _empty(width, source)
     return source.clone(), statistics, statistics
+
+
+def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device="meta")
 
 
 def _layer_norm(source: Tensor, shape: list[int], *args: Any) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -88,14 +93,14 @@ def _layer_norm(source: Tensor, shape: list[int], *args: Any) -> tuple[Tensor, T
         return None
     if any(tuple(tensor.shape) != tuple(shape) or tensor.dtype != source.dtype for tensor in tensors):
         return None
-    statistics = source.new_empty([*source.shape[:rest], *[1] * len(shape)])
+    statistics = _empty([*source.shape[:rest], *[1] * len(shape)], source)
     return source.clone(), statistics, statistics
 
 
 def _addmm(bias: Tensor, left: Tensor, right: Tensor, **kwargs: Any) -> Tensor | None:
     fits = left.shape[1] == right.shape[0] and bias.shape == right.shape[1:2]
     fits = fits and bias.dtype == left.dtype == right.dtype
-    return left.new_empty((left.shape[0], right.shape[1])) if fits and not kwargs else None
+    return _empty((left.shape[0], right.shape[1]), left) if fits and not kwargs else None
 
 
 def _mean(source: Tensor, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor | None:
@@ -105,7 +110,34 @@ def _mean(source: Tensor, dims: Any = None, keepdim: bool = False, **kwargs: Any
     if len(gone) != len(dims):
         return None
     sizes = [1 if dim in gone else size for dim, size in enumerate(source.shape) if keepdim or dim not in gone]
-    return source.new_empty(sizes) if source.is_contiguous() else None
+    return _empty(sizes, source) if source.is_contiguous() else None
 
 
-_OTHERS: dict[str, Callable[..., Any]] = {"addmm": _addmm, "native_layer_norm": _layer_norm, "mean": _mean}
+def _convolution(
+    source: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int],
+    transposed: bool, output_padding: list[int], groups: int,
+) -> Tensor | None:  # fmt: skip
+    spatial = source.dim() - 2
+    alike = all(len(numbers) == spatial for numbers in (stride, padding, dilation))
+    fits = alike and not transposed and weight.dim() == source.dim() and source.dtype == weight.dtype
+    if not fits or source.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+        return None
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
+        return None
+    if not (source.is_contiguous() and weight.is_contiguous()):
+        return None
+    sizes = [
+        (size + 2 * pad - apart * (kernel - 1) - 1) // step + 1
+        for size, kernel, step, pad, apart in zip(
+            source.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True
+        )
+    ]
+    return _empty((source.shape[0], weight.shape[0], *sizes), source) if min(sizes, default=0) > 0 else None
+
+
+_OTHERS: dict[str, Callable[..., Any]] = {
+    "addmm": _addmm,
+    "native_layer_norm": _layer_norm,
+    "mean": _mean,
+    "convolution": _convolution,
+}

@@ -23,6 +23,7 @@ class Slots:
         self._frozen: list[tuple[Ids, str]] = []
         self._inexact: list[tuple[Ids, str]] = []
         self._grouped: list[Ids] = []
+        self._leaky = np.zeros(1024, dtype=np.bool_)
 
     def new(self, size: int) -> Ids:
         """Fresh ids for one dimension of ``size`` indices."""
@@ -53,6 +54,17 @@ class Slots:
     def mark_grouped(self, ids: Ids) -> None:
         """Say that ``ids`` are the inputs within a group of a convolution, which one alone would make depthwise."""
         self._grouped.append(ids[ids != FIXED])
+
+    def mark_leaky(self, ids: Ids) -> None:
+        """Say that the channels ``ids`` are not 0 when they are masked."""
+        if self.count >= len(self._leaky):
+            self._leaky = np.concatenate([self._leaky, np.zeros(2 * self.count, dtype=np.bool_)])
+        self._leaky[ids] = True
+
+    def any_leaky(self, ids: Ids) -> bool:
+        """Whether any of the channels ``ids`` is not 0 when it is masked."""
+        within = ids if self.count < len(self._leaky) else ids[ids < len(self._leaky)]
+        return bool(self._leaky[within].any())
 
     def units(self) -> Ids:
         """The unit of every slot, as the lowest slot id in it; shape ``(count,)``."""

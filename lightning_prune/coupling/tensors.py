@@ -10,30 +10,59 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 
+def named_modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """What ``module.named_modules()`` yields, in half the time."""
+    found, known, due = [], set(), [("", module)]
+    while due:
+        path, owner = due.pop()
+        if owner in known:
+            continue
+        known.add(owner)
+        found.append((path, owner))
+        prefix = f"{path}." if path else ""
+        below = [(prefix + key, child) for key, child in owner._modules.items() if child is not None]
+        due += reversed(below)
+    return found
+
+
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters, then buffers, each tensor once under its first name.
 
     Raises:
         ValueError: If one of them is lazy.
     """
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if is_lazy(tensor):
-            raise ValueError(f"{name!r} is lazy and has no shape yet; run one batch through the network first")
-        yield name, tensor
+    known: set[int] = set()
+    modules = named_modules(module)
+    for kind in ("_parameters", "_buffers"):
+        for path, owner in modules:
+            for key, tensor in getattr(owner, kind).items():
+                if tensor is None or id(tensor) in known:
+                    continue
+                known.add(id(tensor))
+                name = f"{path}.{key}" if path else key
+                if is_lazy(tensor):
+                    raise ValueError(f"{name!r} is lazy and has no shape yet; run one batch through the network first")
+                yield name, tensor
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     """Every tensor inside nested containers and dataclasses."""
+    found: list[Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[Tensor]) -> None:
     if isinstance(value, Tensor):
-        yield value
+        found.append(value)
     elif value is None or isinstance(value, (int, float, str)):
         return
     elif isinstance(value, dict):
         for item in value.values():
-            yield from tensors_in(item)
+            _collect(item, found)
     elif isinstance(value, (list, tuple, set)):
         for item in value:
-            yield from tensors_in(item)
+            _collect(item, found)
     elif is_dataclass(value) and not isinstance(value, type):
         for item in vars(value).values():
-            yield from tensors_in(item)
+            _collect(item, found)

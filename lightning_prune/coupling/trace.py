@@ -21,7 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 from lightning_prune.coupling.numbers import Book
 from lightning_prune.coupling.scaling import Scalars
 from lightning_prune.coupling.slots import FIXED, Ids, Slots
-from lightning_prune.coupling.tensors import named_tensors
+from lightning_prune.coupling.tensors import named_modules, named_tensors
 
 Labels = list["Ids | None"]
 
@@ -112,7 +112,6 @@ class Trace:
     splits: list[Ids] = field(default_factory=list)
     attended: list[Ids] = field(default_factory=list)
     heads: frozenset[int] = frozenset()
-    leaky: list[tuple[int, int]] = field(default_factory=list)  # ranges of slots, see values.py
 
     def attention_splits(self) -> frozenset[int]:
         """Numbers of the reshapes that made heads: their channels met in a product of two activations."""
@@ -126,7 +125,7 @@ class Trace:
         self.tensors = dict(named_tensors(module))
         kernels = {
             id(tensor)
-            for layer in module.modules()
+            for _, layer in named_modules(module)
             if isinstance(layer, _ConvNd)
             for tensor in layer.parameters()
             if tensor.dim() > 2

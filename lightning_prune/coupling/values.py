@@ -10,7 +10,6 @@ over the channels) it has to be known: such channels carry *leaky* labels, fresh
 
 from __future__ import annotations
 
-import numpy as np
 from torch import Tensor
 
 from lightning_prune.coupling.numbers import Number
@@ -102,18 +101,14 @@ def leaky(tracer: Tracer, label: Ids) -> Ids:
     if is_leaky(tracer, label):
         return label
     fresh = tracer.slots.new(len(label))
-    tracer.trace.leaky.append((int(fresh[0]), int(fresh[-1]) + 1))
+    tracer.slots.mark_leaky(fresh)
     tracer.tie(fresh, label, "beside a tensor whose size is fixed")
     return fresh
 
 
 def is_leaky(tracer: Tracer, label: Ids) -> bool:
     """Whether a channel of ``label`` is not 0 when it is masked."""
-    if not tracer.trace.leaky:
-        return False
-    starts, stops = np.array(tracer.trace.leaky).T
-    before = np.searchsorted(starts, label, side="right") - 1
-    return bool(((before >= 0) & (label < stops[before])).any())
+    return tracer.slots.any_leaky(label)
 
 
 def _constant(tracer: Tracer, tensor: Tensor) -> Constant | None:

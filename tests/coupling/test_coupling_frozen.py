@@ -172,7 +172,7 @@ def test_a_network_that_wants_targets_in_train_mode_is_analysed_in_eval_mode() -
         return net.b(net.a(x))
 
     net = Net(run, a=conv(3, 6), b=conv(6, 2))
-    assert not analyse(net, Example.of(image())).passes.trains
+    assert not analyse(net, Example.of(image())).passes.apart
     assert prune_once(net, image()).widths == {"a.weight": (6, 3)}
 
 

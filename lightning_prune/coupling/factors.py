@@ -1,0 +1,188 @@
+"""What a tensor is proportional to, and which weights can so take up the change of a scalar.
+
+Every tensor of a pass is a product of powers of what it is proportional to: rows of weights, and scalars. Where it
+reaches an operation that is not homogeneous, and at the end of the network, this product has to stay what it is. Rows
+can take up a change of a scalar if they are a factor wherever it is one, to the same relative power, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, reduce
+
+import numpy as np
+
+from lightning_prune.coupling.slots import Ids
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """Rows of a weight that a tensor is proportional to.
+
+    Attributes:
+        tensors: Names of the weight, and of the bias that is added to what it makes.
+        dim: Dimension of the weight along which the rows lie.
+        ids: Slots of these rows in the weight.
+        power: How often they are a factor.
+    """
+
+    tensors: tuple[str, ...]
+    dim: int
+    ids: Ids
+    power: int = 1
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """The weight and the dimension."""
+        return self.tensors[0], self.dim
+
+    def alike(self, other: Origin) -> bool:
+        """Whether ``other`` is the same power of rows of the same tensors."""
+        return (self.tensors, self.dim, self.power) == (other.tensors, other.dim, other.power)
+
+    def united(self, other: Origin) -> Origin:
+        """The rows of both."""
+        return self if self.ids is other.ids else replace(self, ids=np.union1d(self.ids, other.ids))
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """Everything that a tensor is proportional to.
+
+    Attributes:
+        origins: Rows of weights.
+        scalars: Number of a scalar -> how often it is a factor.
+    """
+
+    origins: tuple[Origin, ...] = ()
+    scalars: Mapping[int, int] = field(default_factory=dict)
+
+    def times(self, other: Factors, sign: int = 1) -> Factors:
+        """Those of a product, or of a quotient for the sign -1."""
+        origins = list(self.origins)
+        for added in other.origins:
+            power = sign * added.power
+            at = next((n for n, own in enumerate(origins) if own.key == added.key and _same(own.ids, added.ids)), None)
+            if at is None:
+                origins.append(replace(added, power=power))
+            else:
+                origins[at] = replace(origins[at], power=origins[at].power + power)
+        scalars = dict(self.scalars)
+        for number, times in other.scalars.items():
+            scalars[number] = scalars.get(number, 0) + sign * times
+        return Factors(tuple(origin for origin in origins if origin.power), {n: k for n, k in scalars.items() if k})
+
+    def beside(self, other: Factors | None) -> Factors | None:
+        """Those of a sum, or of tensors side by side; None where the two do not change alike."""
+        if other is None or self.scalars != other.scalars or len(self.origins) != len(other.origins):
+            return None
+        pairs = list(zip(self.origins, other.origins, strict=True))
+        if not all(own.alike(its) for own, its in pairs):
+            return None
+        return Factors(tuple(own.united(its) for own, its in pairs), self.scalars)
+
+    def power_of(self, origin: Origin) -> int | None:
+        """How often ``origin`` is a factor, None where only a part of it is, or it is one in another way."""
+        power = 0
+        for own in self.origins:
+            if set(own.tensors).isdisjoint(origin.tensors):
+                continue
+            inside = np.isin(own.ids, origin.ids)
+            if own.key != origin.key or inside.any() != inside.all():
+                return None
+            power += own.power if inside.all() else 0
+        return power
+
+
+def _same(some: Ids, others: Ids) -> bool:
+    return some is others or (some.size == others.size and np.array_equal(np.sort(some), np.sort(others)))
+
+
+@dataclass(frozen=True, eq=False)
+class Scalar:
+    """A scalar that a tensor was multiplied by.
+
+    Attributes:
+        number: Its position among those of the trace.
+        value: The factor.
+        widths: Slots of channels that the tensor carries or was summed over.
+        where: Qualified name of the module whose forward multiplies.
+        run: Number of the pass.
+        scalars: All of the trace.
+    """
+
+    number: int
+    value: float
+    widths: Ids
+    where: str
+    run: int
+    scalars: Scalars = field(repr=False)
+
+    @cached_property
+    def origin(self) -> Origin | None:
+        """The rows that can take up a change, None where none can; to be asked when the passes are over."""
+        leaks = [factors for factors, run in self.scalars.leaks if run == self.run]
+        met = [factors for factors in leaks if self.number in factors.scalars]
+        for key in dict.fromkeys(origin.key for factors in met[:1] for origin in factors.origins):
+            whole = _united(origin for factors in met for origin in factors.origins if origin.key == key)
+            power = None if whole is None else self._power_of(whole, leaks)
+            if whole is not None and power:
+                return replace(whole, power=power)
+        return None
+
+    def _power_of(self, origin: Origin, leaks: Iterable[Factors]) -> int | None:
+        """To which power of ``origin`` the scalar is proportional, None where that is not so everywhere."""
+        found = set()
+        for factors in leaks:
+            power, times = factors.power_of(origin), factors.scalars.get(self.number, 0)
+            if power is None or bool(power) != bool(times) or (times and power % times):
+                return None
+            if times:
+                found.add(power // times)
+        return found.pop() if len(found) == 1 else None
+
+
+def _united(origins: Iterable[Origin]) -> Origin | None:
+    first, *others = origins
+    if any(other.tensors != first.tensors for other in others):
+        return None
+    return reduce(Origin.united, others, first)
+
+
+@dataclass
+class Scalars:
+    """What the passes of one trace have found.
+
+    Attributes:
+        found: Every scalar, in the order of the passes.
+        leaks: What has to stay what it is, and the number of the pass.
+        runs: Number of passes.
+        constants: Other numbers that the first pass computes with, and the channels that they meet.
+    """
+
+    found: list[Scalar] = field(default_factory=list)
+    leaks: list[tuple[Factors, int]] = field(default_factory=list)
+    runs: int = 0
+    constants: list[tuple[Constants, Ids]] = field(default_factory=list)
+
+    def leaked(self, number: int) -> bool:
+        """Whether no rows can take up a change of scalar ``number``."""
+        return self.found[number].origin is None
+
+
+class Constants(tuple[float, ...]):
+    """Numbers that one operation computes with.
+
+    Attributes:
+        where: Qualified name of the module whose forward runs it.
+    """
+
+    where: str = ""
+
+    @classmethod
+    def at(cls, where: str, values: Iterable[float]) -> Constants:
+        """``values``, found in the forward of the module ``where``."""
+        found = cls(values)
+        found.where = where
+        return found
