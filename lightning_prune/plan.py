@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.coupling import Coupling
+from lightning_prune.coupling.groups import Group
 from lightning_prune.coupling.numbers import evaluate
 
 
@@ -96,8 +98,12 @@ def _kept_factors(factors: Mapping[str, Mapping[int, Tensor]], plan: Plan) -> di
 def select(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
     """``tensor`` with only the kept indices along each dimension of ``dims``, in its own memory format."""
     result = tensor
-    for dim, index in dims.items():
-        result = result.index_select(dim, index.to(result.device))
+    if tensor.is_meta:  # PyTorch's own is written in Python there
+        shape = [len(dims[dim]) if dim in dims else size for dim, size in enumerate(tensor.shape)]
+        result = torch.empty(shape, dtype=tensor.dtype, device="meta")
+    else:
+        for dim, index in dims.items():
+            result = result.index_select(dim, index.to(result.device))
     channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
     if channels_last and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=channels_last):
         result = result.contiguous(memory_format=channels_last)
@@ -111,21 +117,24 @@ def plan_removal(removed: Mapping[str, Tensor], coupling: Coupling) -> Plan:
         removed: Group name -> bool tensor of shape (units,), True where the unit goes.
         coupling: The network as it is now.
     """
-    gone: dict[str, dict[int, npt.NDArray[np.bool_]]] = {}
+    keep: dict[str, dict[int, Tensor]] = {}
+    gone: dict[tuple[str, int], npt.NDArray[np.bool_]] = {}
     for name, units in removed.items():
         going = units.numpy()
         if not going.any():
             continue
+        whole: dict[int, Tensor] = {}
         for member in coupling.groups[name].members:
-            dims = gone.setdefault(member.tensor, {})
-            mask = dims.get(member.dim)
-            if mask is None:
-                mask = dims[member.dim] = np.zeros(coupling.shapes[member.tensor][member.dim], dtype=np.bool_)
-            mask[member.index.numpy()[going].ravel()] = True
-    keep = {
-        name: {dim: torch.from_numpy(np.flatnonzero(~mask)) for dim, mask in sorted(dims.items())}
-        for name, dims in gone.items()
-    }
+            size = coupling.shapes[member.tensor][member.dim]
+            if member.index.numel() < size:  # other groups, or channels that stay, have a part of the dimension
+                mask = gone.setdefault((member.tensor, member.dim), np.zeros(size, dtype=np.bool_))
+                mask[member.index.numpy()[going].ravel()] = True
+                continue
+            if id(member.index) not in whole:
+                whole[id(member.index)] = member.index[~units].flatten().sort().values
+            keep.setdefault(member.tensor, {})[member.dim] = whole[id(member.index)]
+    for (tensor, dim), mask in gone.items():
+        keep.setdefault(tensor, {})[dim] = torch.from_numpy(np.flatnonzero(~mask))
     return Plan(keep, attributes=_following(coupling, {name: int(units.sum()) for name, units in removed.items()}))
 
 
@@ -142,29 +151,39 @@ def rescaled(
     """
     factors: dict[str, dict[int, Tensor]] = {}
     inexact: dict[str, str] = {}
-    if len(scalars) != len(coupling.scalars):  # values have changed a detector's way: nothing to compare
-        return plan, {}
-    for before, after in zip(coupling.scalars, scalars, strict=True):
-        if not after or abs(before.value / after - 1) < 1e-9:
+
+    def blame(groups: Collection[str], where: str, said: str) -> None:
+        """Groups whose channels meet a number; where none of these loses any, it follows another width."""
+        pruned = [name for name in coupling.groups if _loses(coupling.groups[name], plan)]
+        reason = f"{where!r}: forward {said}" if where else f"forward {said}"
+        inexact.update(dict.fromkeys([name for name in pruned if name in groups] or pruned, reason))
+
+    same = len(scalars) == len(coupling.scalars), constants is None or len(constants) == len(coupling.constants)
+    if coupling.on_meta and not all(same):  # else values may decide how often a detector computes something
+        blame((), "", "takes another way with fewer channels")
+    if not same[0]:
+        return plan, inexact
+    for scalar, after in zip(coupling.scalars, scalars, strict=True):
+        if math.isclose(scalar.value, after, rel_tol=1e-9):
             continue
-        for name, (dim, index) in before.rows.items():
+        if not scalar.rows or not scalar.value * after > 0:
+            blame(scalar.groups, scalar.where, "multiplies by a number that follows the width")
+            continue
+        for name, (dim, index) in scalar.rows.items():
             ones = torch.ones(coupling.shapes[name][dim], dtype=torch.float64)
             own = factors.setdefault(name, {}).setdefault(dim, ones)
-            own[index] *= (before.value / after) ** (1 / before.power)
-        if not before.rows:
-            where = f"{before.where!r}: " if before.where else ""
-            reason = f"{where}forward multiplies by a number that follows the width"
-            inexact.update(dict.fromkeys(before.groups, reason))
-    if not coupling.on_meta:  # values may decide how often a detector computes something
-        constants = None
-    pairs = zip(coupling.constants, constants or (), strict=False)
-    for groups in (groups for (values, groups), now in pairs if values != now):
-        inexact.update(
-            dict.fromkeys(groups or coupling.groups, "forward computes with a number that follows the width")
-        )
-    if constants is not None and len(constants) != len(coupling.constants):
-        inexact.update(dict.fromkeys(coupling.groups, "forward takes another way with fewer channels"))
+            own[index] *= (scalar.value / after) ** (1 / scalar.power)
+    for (before, groups), now in zip(coupling.constants, constants or () if same[1] else (), strict=False):
+        if before != now:
+            blame(groups, getattr(before, "where", ""), "computes with a number that follows the width")
     return replace(plan, scales=_kept_factors(factors, plan)), inexact
+
+
+def _loses(group: Group, plan: Plan) -> bool:
+    """Whether any unit of ``group`` goes."""
+    member = group.members[0]
+    kept = plan.keep.get(member.tensor, {}).get(member.dim)
+    return kept is not None and not bool(torch.isin(member.index, kept).all())
 
 
 def _following(coupling: Coupling, removed: Mapping[str, int]) -> dict[str, dict[str, Any]]:

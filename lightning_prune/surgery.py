@@ -53,6 +53,7 @@ def set_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]
 
 
 def _check(plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+    last: dict[int, int] = {}  # of an index, which many dimensions share
     for name, dims in plan.keep.items():
         if name not in tensors:
             raise ValueError(
@@ -60,9 +61,11 @@ def _check(plan: Plan, tensors: Mapping[str, Tensor]) -> None:
             )
         for dim, index in dims.items():
             size = tensors[name].shape[dim] if dim < tensors[name].dim() else 0
-            if not len(index) or int(index.max()) >= size:
+            if id(index) not in last:
+                last[id(index)] = int(index.max()) if len(index) else -1
+            if not 0 <= last[id(index)] < size:
                 raise ValueError(
-                    f"the plan keeps {len(index)} indices up to {int(index.max()) if len(index) else 0} of dimension "
+                    f"the plan keeps {len(index)} indices up to {max(last[id(index)], 0)} of dimension "
                     f"{dim} of {name!r}, which has {size}; was it already applied?"
                 )
 

@@ -67,6 +67,7 @@ class _Builder:
         self.groups: dict[str, Group] = {}
         self.frozen: dict[str, str] = {}
         self._group_of = np.full(trace.slots.count, -1, dtype=np.int64)  # of every unit
+        self._every: dict[int, Tensor] = {}  # one object for all: `plan_removal` looks at each once
         self._linear: dict[int, tuple[Ids, LinearDim]] = {}
         self._taps: defaultdict[int, list[Tap]] = defaultdict(list)  # by the families that they show
         for tap in trace.taps.values():
@@ -134,7 +135,7 @@ class _Builder:
         """Where ``ids`` belong to each of ``members``, (units, indices a unit); None where units differ in number."""
         owner = np.where(ids == FIXED, FIXED, self.kin.units[ids])
         if len(owner) == len(members) and (owner == members).all():  # as almost everywhere
-            return torch.arange(len(members))[:, None]
+            return self._every.setdefault(len(members), torch.arange(len(members))[:, None])
         rank = np.searchsorted(members, owner)
         rank[rank == len(members)] = 0
         positions = np.flatnonzero(members[rank] == owner)

@@ -16,7 +16,6 @@ from lightning_prune.coupling.tensors import named_modules, named_tensors, tenso
 _CONTAINERS = (dict, list, set, OrderedDict)
 _SHARED = (type(None), bool, int, float, str, bytes, type, torch.dtype, torch.Size, FunctionType, BuiltinFunctionType)
 
-_OWN = ("_parameters", "_modules")
 _HARMLESS = {  # they only give attributes to modules that were pickled long ago
     owner.__setstate__ for owner in (nn.Module, nn.Conv2d, nn.MultiheadAttention, nn.TransformerEncoderLayer)
 }
@@ -32,15 +31,7 @@ def copy_of(model: nn.Module, copied: dict[int, Any] | None = None) -> nn.Module
         model: The network.
         copied: Copies that are already made, by the id of their original.
     """
-    memo = dict(copied or {})
-    for _, module in named_modules(model):
-        for name, value in vars(module).items():
-            if type(value) in _SHARED or (type(value) in _CONTAINERS and not value) or name in _OWN:
-                continue
-            if isinstance(value, partial):
-                memo[id(value)] = value
-            memo.update({id(tensor): tensor.detach() for tensor in tensors_in(value) if not tensor.is_leaf})
-    return _copied(model, memo)
+    return _copied(model, dict(copied or {}))
 
 
 def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -48,10 +39,16 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     if id(module) in memo:
         return memo[id(module)]  # type: ignore[no-any-return]
     if not _is_plain(type(module)):  # type: ignore[arg-type]
+        for _, below in named_modules(module):
+            for key, value in vars(below).items():
+                _share(value if key not in ("_parameters", "_modules") else None, memo)
         return copy.deepcopy(module, memo)
     new = type(module).__new__(type(module))
     memo[id(module)] = new
     for key, value in vars(module).items():
+        if type(value) in _SHARED:
+            new.__dict__[key] = value
+            continue
         if key == "_compiled_call_impl":  # leads back to the original
             continue
         if key == "_modules":
@@ -60,11 +57,23 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             value = memo.setdefault(id(value), type(value)())
         elif key in ("_parameters", "_buffers"):
             made = {name: memo.get(id(tensor)) for name, tensor in value.items()}
-            value = {name: copy.deepcopy(value[name], memo) if own is None else own for name, own in made.items()}
-        elif type(value) not in _SHARED and not _is_shape(value):
-            value = copy.deepcopy(value, memo)
+            value = {name: _deep_copy(value[name], memo) if own is None else own for name, own in made.items()}
+        elif not _is_shape(value):
+            value = _deep_copy(value, memo)
         new.__dict__[key] = value
     return new
+
+
+def _deep_copy(value: Any, memo: dict[int, Any]) -> Any:
+    _share(value, memo)
+    return copy.deepcopy(value, memo)
+
+
+def _share(value: Any, memo: dict[int, Any]) -> None:
+    """Let the copy of a partial function be itself, and have the activations in a copy of ``value`` detached."""
+    if isinstance(value, partial):
+        memo[id(value)] = value
+    memo.update({id(tensor): tensor.detach() for tensor in tensors_in(value) if not tensor.is_leaf})
 
 
 def _is_shape(value: Any) -> bool:
