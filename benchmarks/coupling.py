@@ -5,9 +5,9 @@ every group's channels by magnitude. Ours is ``prune_once(network, example)``, w
 measures the network before and after. Theirs is the construction of a pruner and one step. It gets the output layers
 by hand; for ViT widths rounded to the number of heads and ``hidden_dim`` corrected afterwards, as in its own benchmark
 (with ``num_heads`` besides it leaves the attention and the stream alone). Auxiliary heads, which eval mode hides from
-it, are off. Every run has a process of its own, forked from one that has built the network; there the tool first prunes
-a ResNet-18, so that neither pays for memory that a fork copies when it is touched. The order alternates. A run counts if
-the pruned network gives outputs of the old shapes.
+it, are off. Every run has a process of its own, forked from one that has built the network; there the tool first
+prunes a ResNet-18, so that neither pays for memory that a fork copies when it is touched. The order alternates. A run
+counts if the pruned network gives outputs of the old shapes.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from torchvision.models import VisionTransformer
 
 import lightning_prune
 from lightning_prune import prune_once
+from lightning_prune.coupling import Example, analyse
 
 EXTRA = ("fasterrcnn_resnet50_fpn", "fcos_resnet50_fpn")  # besides the classifiers
 SMALL = (
@@ -112,7 +113,8 @@ def measure(name: str, limit_s: float, repeats: int) -> dict[str, Any]:
     _shapes[name] = [tuple(out.shape) for out in zoo.raw_outputs(network, example)]
     row: dict[str, Any] = {"name": name, "task": zoo.task(name)}
     row["params"] = sum(parameter.numel() for parameter in network.parameters())
-    row["forward_s"] = round(min(_forward(network, example) for _ in range(3)), 4)
+    row["forward_s"] = round(min(_seconds(partial(zoo.run, network, example)) for _ in range(3)), 4)
+    row["analysis_s"] = round(min(_seconds(partial(_analysis, network, example)) for _ in range(3)), 4)
     runs: dict[str, list[dict[str, float]]] = {tool: [] for tool in TOOLS}
     errors: dict[str, str | None] = dict.fromkeys(TOOLS)
     for number in range(repeats):
@@ -139,10 +141,14 @@ def _wanted(runs: list[dict[str, float]], repeats: int) -> bool:
     return len(runs) < (repeats if longest < 3 else 1 if longest > 10 else min(repeats, 3))
 
 
+def _analysis(network: nn.Module, example: Any) -> None:
+    analyse(network, Example.of(example, network))
+
+
 @torch.no_grad()
-def _forward(network: nn.Module, example: Any) -> float:
+def _seconds(call: Callable[[], Any]) -> float:
     started = time.perf_counter()
-    zoo.run(network, example)
+    call()
     return time.perf_counter() - started
 
 
@@ -160,7 +166,7 @@ def totals(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    columns = ("network", "forward s", "ours s", "Torch-Pruning s", "ratio", "ours kept", "theirs kept")
+    columns = ("network", "forward s", "analysis s", "ours s", "Torch-Pruning s", "ratio", "ours kept", "theirs kept")
     result = Table(*(Column(name, no_wrap=True) for name in columns), "failures", box=None)
 
     def number(value: float | None, form: str) -> str:
@@ -171,9 +177,9 @@ def table(rows: list[dict[str, Any]]) -> Table:
         ratio = other["seconds"] / mine["seconds"] if mine["seconds"] and other["seconds"] else None
         failures = [f"{tool}: {row[tool]['error']}" for tool in TOOLS if row[tool]["error"]]
         result.add_row(
-            row["name"], number(row["forward_s"], ".3f"), number(mine["seconds"], ".2f"),
-            number(other["seconds"], ".2f"), number(ratio, ".2f"), number(mine["kept"], ".3f"),
-            number(other["kept"], ".3f"), "; ".join(failures),
+            row["name"], *(number(row[key], ".3f") for key in ("forward_s", "analysis_s")),
+            *(number(value, ".2f") for value in (mine["seconds"], other["seconds"], ratio)),
+            *(number(tool["kept"], ".3f") for tool in (mine, other)), "; ".join(failures),
         )  # fmt: skip
     return result
 

@@ -195,6 +195,48 @@ def test_numbers_in_the_code_never_put_channels_in_wrong_places() -> None:
     assert torch.allclose(net(x), masked(x), rtol=1e-10)
 
 
+class Decoder(nn.Module):
+    """Spreads a vector over an image, as generators do; ``view`` says how."""
+
+    def __init__(self, view: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 16 * 4 * 4)
+        self.up = nn.ConvTranspose2d(16, 8, 2, stride=2)
+        self.last = nn.Conv2d(8, 3, 1)
+        self.channels, self.size = 16, 4
+        self.view = view
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.up(self.view(self, self.first(x).relu())))
+
+
+NUMBERS = {
+    "asks for the shape (2, 16, 4, 4) instead of (2, 8, 4, 4)": lambda net, h: h.view(len(h), 16, net.size, net.size),
+    "gives the shape (1, 16, 4, 4) instead of (2, 8, 4, 4)": lambda net, h: h.view(-1, 16, 4, 4),
+}
+FOLLOWING = {
+    "-1": lambda net, h: h.view(len(h), -1, 4, 4),
+    "attributes": lambda net, h: h.view(-1, net.channels, net.size, net.size),
+    "computed": lambda net, h: h.view(len(h), h.shape[1] // net.size**2, net.size, net.size),
+}
+
+
+@pytest.mark.parametrize("said", NUMBERS)
+def test_a_vector_spread_over_an_image_by_numbers_stays(said: str) -> None:
+    report = prune_once(Decoder(NUMBERS[said]), torch.randn(2, 6))
+    assert report.widths == {"up.weight": (8, 4)}
+    assert report.frozen["first.weight"] == f"forward {said}: a number is written in the code"
+
+
+@pytest.mark.parametrize("name", FOLLOWING)
+def test_a_vector_spread_over_an_image_loses_channels(name: str) -> None:
+    net = Decoder(FOLLOWING[name])
+    assert prune_once(net, torch.randn(2, 6)).widths == {"first.weight": (16, 8), "up.weight": (8, 4)}
+    assert net.first.out_features == 8 * 4 * 4
+    assert net.channels == (8 if name == "attributes" else 16)
+    assert net(torch.randn(2, 6)).shape == (2, 3, 8, 8)
+
+
 def test_a_bundle_fails_as_a_whole() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

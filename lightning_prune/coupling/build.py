@@ -14,7 +14,9 @@ from lightning_prune.coupling.groups import Activation, Coupling, Group, Member,
 from lightning_prune.coupling.kindred import Kindred, settle
 from lightning_prune.coupling.numbers import Equation, Expression, LinearDim, SizeOf, rewritten
 from lightning_prune.coupling.slots import FIXED, Ids, Reasons
-from lightning_prune.coupling.trace import KERNEL, UNUSED, Labels, Tap, Trace
+from lightning_prune.coupling.trace import ENTRIES, KERNEL, UNUSED, Labels, Tap, Trace
+
+Place = tuple[str, int]  # tensor, dimension
 
 
 def build_coupling(trace: Trace, passes: Passes) -> Coupling:
@@ -26,16 +28,16 @@ def build_coupling(trace: Trace, passes: Passes) -> Coupling:
                     trace.slots.freeze(label, UNUSED)
     kin, balanced = settle(trace)
     builder = _Builder(trace, kin)
-    groups, frozen = builder.groups, builder.frozen
+    groups = builder.groups
     equations = [
         Equation(builder.resolved(e.left), builder.resolved(e.right), e.where)
         for e in (*trace.book.equations, *balanced)
     ]
     attributes = known_attributes(equations, trace.book.values)
     bundles, stuck = bundled({name: group.size for name, group in groups.items()}, equations, attributes)
-    for name, reason in stuck.items():
+    for name in stuck:
         del groups[name]
-        frozen[name] = reason
+    frozen = {**builder.frozen(), **stuck}
     return Coupling(
         groups=groups,
         frozen={name: reason for name, reason in frozen.items() if name not in groups},
@@ -64,8 +66,9 @@ class _Builder:
         self.trace, self.kin = trace, kin
         self.shapes = {name: tuple(tensor.shape) for name, tensor in trace.tensors.items()}
         self.parameters = {name: None for name, tensor in trace.tensors.items() if isinstance(tensor, nn.Parameter)}
+        self._read_only = trace.consumed - trace.produced
         self.groups: dict[str, Group] = {}
-        self.frozen: dict[str, str] = {}
+        self._frozen: list[tuple[list[Place], str]] = []  # where units are that stay, and why
         self._group_of = np.full(trace.slots.count, -1, dtype=np.int64)  # of every unit
         self._every: dict[int, Tensor] = {}  # one object for all: `plan_removal` looks at each once
         self._linear: dict[int, tuple[Ids, LinearDim]] = {}
@@ -86,33 +89,42 @@ class _Builder:
         used: Counter[str] = Counter()
         for whole, members in self.kin.families:
             signature = [(p, n) for p, n in whole if p < len(places)]
-            place = places[signature[0][0]]
+            lies = [places[p] for p, _ in signature]
             free = members[~reasons.known(members)]
-            made = any(self._makes(*places[p]) for p, _ in signature)  # else it is read from data
+            made = any(self._makes(*place) for place in lies)  # else it is read from data
             if not free.size:
-                reason = reasons.of(int(members[0]))
-                if reason != KERNEL and made and place not in self.trace.consumed:
-                    self.frozen.setdefault(place[0], reason)
+                self._frozen.append((lies, reasons.of(int(members[0]))))
                 continue
             own = next(
-                (places[p] for p, n in signature if n * len(members) == self.shapes[places[p][0]][places[p][1]]), place
+                (places[p] for p, n in signature if n * len(members) == self.shapes[places[p][0]][places[p][1]]),
+                lies[0],
             )
             used[own[0]] += 1
             name = own[0] if used[own[0]] == 1 else f"{own[0]}#{used[own[0]]}"
             if len(members) == 1 and made:
-                self.frozen[name] = "all of its channels can only go together"
+                self._frozen.append(([own, *lies], "all of its channels can only go together"))
             elif made:
                 self._group_of[free] = len(self.groups)
-                self.groups[name] = self._group(name, [places[p] for p, _ in signature], free, inexact, grouped)
+                self.groups[name] = self._group(name, lies, free, inexact, grouped)
+
+    def frozen(self) -> dict[str, str]:
+        """The tensors that make channels which stay, and why; not those of which another dimension shrinks."""
+        shrinking = {(m.tensor, m.dim) for group in self.groups.values() for m in group.members if not m.reads}
+        tensors = {tensor for tensor, _ in shrinking} | self.groups.keys()
+        found: dict[str, str] = {}
+        for lies, reason in self._frozen:
+            made = [(place[0] not in tensors, place) for place in lies if self._makes(*place)]
+            whole, place = max(made, key=lambda entry: entry[0], default=(False, ("", 0)))
+            partly = place in shrinking and place[0] not in self.groups
+            if reason != KERNEL and (whole or partly) and found.get(place[0], ENTRIES) == ENTRIES:
+                found[place[0]] = reason if whole else f"a part of its channels: {reason}"
+        return found
 
     def _makes(self, tensor: str, dim: int) -> bool:
         """Whether these are channels of a parameter that no layer only reads."""
-        read_only = (tensor, dim) in self.trace.consumed - self.trace.produced
-        return tensor in self.parameters and not read_only
+        return tensor in self.parameters and (tensor, dim) not in self._read_only
 
-    def _group(
-        self, name: str, places: Iterable[tuple[str, int]], members: Ids, inexact: Reasons, grouped: set[int]
-    ) -> Group:
+    def _group(self, name: str, places: Iterable[Place], members: Ids, inexact: Reasons, grouped: set[int]) -> Group:
         own = [(place, self.trace.labels[place[0]][place[1]]) for place in places]
         activations = []
         for tap in self._taps.get(int(self.kin.family_of[members[0]]), []):
@@ -133,7 +145,8 @@ class _Builder:
 
     def _index(self, ids: Ids, members: Ids) -> Tensor | None:
         """Where ``ids`` belong to each of ``members``, (units, indices a unit); None where units differ in number."""
-        owner = np.where(ids == FIXED, FIXED, self.kin.units[ids])
+        owner = self.kin.units[ids]
+        owner[ids == FIXED] = FIXED
         if len(owner) == len(members) and (owner == members).all():  # as almost everywhere
             return self._every.setdefault(len(members), torch.arange(len(members))[:, None])
         rank = np.searchsorted(members, owner)

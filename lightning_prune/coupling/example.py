@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ def run_on_copy(
 
 @contextmanager
 def quiet_pass() -> Iterator[None]:
-    """No gradients, no fused attention, no compiled code, and the random state as it was.
+    """No gradients, fused attention, compiled code or warnings, and the random state as it was.
 
     Garbage is collected afterwards: the many small objects of a copy would set that off again and again, and it walks
     through the whole program each time.
@@ -177,7 +178,9 @@ def quiet_pass() -> Iterator[None]:
             torch.random.fork_rng(),
             torch.compiler.set_stance("force_eager"),
             sdpa_kernel(SDPBackend.MATH),
+            warnings.catch_warnings(),
         ):
+            warnings.simplefilter("ignore")
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)

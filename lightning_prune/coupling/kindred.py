@@ -55,9 +55,14 @@ def settle(trace: Trace) -> tuple[Kindred, list[Equation]]:
             tied = True
             del balances[key]
             for row in distinct[1:]:
-                trace.slots.tie(distinct[0], row, "meets a tensor whose size is fixed")
+                trace.slots.tie(distinct[0], row, _beside(where))
         if not tied:
             return kin, equations
+
+
+def _beside(where: str) -> str:
+    at = f"{where!r}: " if where else ""
+    return f"{at}forward cuts it into equal parts together with entries that cannot shrink"
 
 
 def _distinct(kin: Kindred, rows: list[Ids]) -> list[Ids]:
@@ -83,8 +88,10 @@ def _kindred(trace: Trace) -> Kindred:
         return Kindred(units, places, [], family_of)
     owner = np.concatenate([units[ids] for ids in labels])  # type: ignore[index]
     place = np.repeat(np.arange(len(labels)), [len(ids) for ids in labels])  # type: ignore[arg-type]
-    pairs, counts = np.unique(owner * len(labels) + place, return_counts=True)
-    owner, place = np.divmod(pairs, len(labels))
+    keys = np.sort(owner * len(labels) + place, kind="stable")  # much is in order already, which this sort makes use of
+    distinct = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
+    counts = np.diff(np.r_[distinct, keys.size])
+    owner, place = np.divmod(keys[distinct], len(labels))
     starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
     sums = np.add.reduceat(_scattered(place, counts), starts)
     _, first, family = np.unique(sums, return_index=True, return_inverse=True)

@@ -22,7 +22,7 @@ def reshape(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     source = args[0]
     before, after = _filled(source.shape), _filled(out.shape)
     if prod(before) != prod(after):
-        tracer.freeze(source, "a reshape while it is empty")
+        tracer.freeze(source, tracer.says(f"reshapes an empty tensor from {tuple(source.shape)} to {tuple(out.shape)}"))
     else:
         tracer.set_parts(out, reshaped(tracer, tracer.parts(source), before, after, _flexible(tracer, out)))
         tracer.same_parameter(source, out)
@@ -46,7 +46,7 @@ def _flexible(tracer: Tracer, out: Tensor) -> list[set[int]]:
     """Dimensions that can follow, the likelier ones first.
 
     Those written as -1, computed from a size, or kept by a module; then the first of those that a module keeps in one
-    tuple, as decoders keep (channels, height, width).
+    tuple, as decoders keep (channels, height, width). A size that is given twice is that of a square image.
     """
     given = tracer.shape_given(out)
     if not given:
@@ -59,7 +59,10 @@ def _flexible(tracer: Tracer, out: Tensor) -> list[set[int]]:
         and number.expression.index is not None
     ]
     written = {dim for dim, number in given.items() if not isinstance(number, Number)}
-    return [set(range(out.dim())) - written - set(entries), set(entries[:1])]
+    source = {dim: number.expression if isinstance(number, Number) else number for dim, number in given.items()}
+    twice = {dim for dim, own in source.items() if list(source.values()).count(own) > 1}
+    every = set(range(out.dim()))
+    return [every - twice - written - set(entries), set(entries[:1]), every - twice]
 
 
 def reshaped(
@@ -87,7 +90,8 @@ def reshaped(
     for part in kept:
         hit = [i for i, (old, _) in enumerate(blocks) if not set(old).isdisjoint(part.dims)]
         if any(moved[i] and shared[i] for i in hit):
-            tracer.slots.freeze(part.ids.ravel(), "a reshape merges it with other channels")
+            what = f"reshapes {tuple(before)} to {tuple(after)}, which merges it with other channels"
+            tracer.slots.freeze(part.ids.ravel(), tracer.says(what))
             continue
         old = [d for i in hit for d in blocks[i][0]]
         new = [d for i in hit for d in blocks[i][1]]
