@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune.coupling import Coupling, Example, run_on_copy, shapes
+from lightning_prune.coupling.calls import Literals
 from lightning_prune.coupling.groups import Site
 from lightning_prune.coupling.rules import is_cut, is_reshape
 from lightning_prune.coupling.scaling import constants_of, scalar_of
@@ -102,12 +103,27 @@ class _Attempt:
 class _Watch(TorchDispatchMode):
     """Notes the shapes that can be foreseen, and the scalars that tensors are multiplied by."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_meta: bool) -> None:
         super().__init__()
+        self.on_meta = on_meta
+        self.literals = Literals(self._note)
         self.shapes: list[tuple[bool, tuple[int, ...]]] = []  # (whether it is a part that was cut out, shape)
         self.scalars: list[float] = []
         self.constants: list[tuple[float, ...]] = []
         self.failed_in_reshape = False
+
+    def __enter__(self) -> _Watch:
+        self.literals.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.literals.__exit__(*error)
+
+    def _note(self, numbers: tuple[float, ...]) -> None:
+        if numbers:
+            self.constants.append(numbers)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         reshaped, cut = is_reshape(func), is_cut(func)
@@ -119,8 +135,8 @@ class _Watch(TorchDispatchMode):
         scalar = scalar_of(func, args)
         if scalar is not None:
             self.scalars.append(scalar)
-        elif constants := constants_of(func, args, kwargs or {}):
-            self.constants.append(constants)
+        else:
+            self._note(constants_of(func, args, kwargs or {}, self.on_meta))
         return out
 
 
@@ -130,7 +146,7 @@ def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Ma
 
     def use(copy: nn.Module, inputs: Example) -> _Attempt:
         apply_plan(copy, plan)
-        watch = _Watch()
+        watch = _Watch(coupling.on_meta)
         try:
             with watch:
                 outputs = [inputs.run(copy.eval())]
@@ -138,20 +154,28 @@ def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Ma
                 if coupling.passes.apart:
                     outputs.append(inputs.run(copy.train()))
         except Exception as error:
-            return _unforeseen(coupling, gone, watch.shapes) or _failure(coupling, error, watch)
+            return _unforeseen(coupling, gone, watch.shapes) or _failure(coupling, gone, error, watch)
         if not _same_shapes(coupling, [tensor.shape for tensor in tensors_in(outputs)]):
-            return _Attempt("with fewer channels the shapes of the outputs change")
+            changed = _Attempt("with fewer channels the shapes of the outputs change")
+            return _unforeseen(coupling, gone, watch.shapes) or changed
         return _detour(coupling, gone, eval_shapes, scalars) or _Attempt(None, scalars=scalars, constants=constants)
 
     attempt: _Attempt = run_on_copy(model, example, use, coupling.on_meta)
     return attempt
 
 
-def _failure(coupling: Coupling, error: Exception, watch: _Watch) -> _Attempt:
+def _failure(coupling: Coupling, gone: Mapping[str, int], error: Exception, watch: _Watch) -> _Attempt:
     said = str(error).splitlines()[0] if str(error) else repr(error)
     number = len(watch.shapes)
-    here = _groups_of(coupling.sizes[number]) if watch.failed_in_reshape and number < len(coupling.sizes) else ()
-    return _Attempt(f"with fewer channels the forward pass fails: {said}", here)
+    site = coupling.sizes[number] if watch.failed_in_reshape and number < len(coupling.sizes) else None
+    if site is None or not site.dims:
+        return _Attempt(f"with fewer channels the forward pass fails: {said}")
+    return _Attempt(_written(site, "asks for", site.shape, site.after(gone)), _groups_of(site))
+
+
+def _written(site: Site, does: str, shape: tuple[int, ...], due: tuple[int, ...]) -> str:
+    where = f"{site.where!r}: " if site.where else ""
+    return f"{where}forward {does} the shape {shape} instead of {due}: a number is written in the code"
 
 
 def _same_shapes(coupling: Coupling, found: list[torch.Size]) -> bool:
@@ -188,9 +212,7 @@ def _unforeseen(
     for site, (_, shape) in zip(coupling.sizes, found, strict=False):
         due = site.after(gone)
         if site.dims and due != shape:
-            where = f"{site.where!r}: " if site.where else ""
-            said = f"{where}forward gives the shape {shape} instead of {due}: a number is written in the code"
-            return _Attempt(said, _groups_of(site))
+            return _Attempt(_written(site, "gives", shape, due), _groups_of(site))
     return None
 
 

@@ -13,7 +13,7 @@ from lightning_prune.coupling.build import build_coupling
 from lightning_prune.coupling.calls import Calls
 from lightning_prune.coupling.example import Example, run_on_copy
 from lightning_prune.coupling.groups import Coupling, Passes
-from lightning_prune.coupling.modes import depends_on_mode, operations_of, same_but_for_noise
+from lightning_prune.coupling.modes import depends_on_mode, same_but_for_noise
 from lightning_prune.coupling.rules import rule_of
 from lightning_prune.coupling.tensors import named_modules, named_tensors, tensors_in
 from lightning_prune.coupling.trace import Trace
@@ -63,16 +63,16 @@ def _analyse_copy(
         for module, own in buffers:
             module._buffers.update(own)
 
-    outputs, operations = _pass(trace, copy.eval(), example)
+    outputs = _pass(trace, copy.eval(), example)
     restore()
     macs, sizes, scalars = list(trace.macs), list(trace.sizes), list(trace.scalars.found)
     apart = False
     if depends_on_mode(copy):
         try:
-            apart = not same_but_for_noise((operations, outputs), operations_of(copy.train(), example))
+            apart = not same_but_for_noise(copy, example)
             restore()
             if apart:
-                outputs += _pass(trace, copy.train(), example)[0]
+                outputs += _pass(trace, copy.train(), example)
         except Exception:  # some networks want targets in train mode: then the eval pass has to be enough
             apart = False
             trace.sizes, trace.scalars.found = sizes, scalars
@@ -80,8 +80,8 @@ def _analyse_copy(
     return build_coupling(trace, Passes(apart, tuple(outputs), len(sizes))), trace.attention_splits()
 
 
-def _pass(trace: Trace, copy: nn.Module, example: Example) -> tuple[list[tuple[int, ...]], list[Any]]:
-    """Follow one forward pass; return the shapes of its outputs, and the operations that ran."""
+def _pass(trace: Trace, copy: nn.Module, example: Example) -> list[tuple[int, ...]]:
+    """Follow one forward pass; return the shapes of its outputs."""
     tracer = Tracer(trace, rule_of)
     running: list[str] = []
 
@@ -111,4 +111,4 @@ def _pass(trace: Trace, copy: nn.Module, example: Example) -> tuple[list[tuple[i
     for tensor in tensors_in(outputs):
         tracer.freeze(tensor, "output of the network")
         tracer.reach(tensor)
-    return [tuple(tensor.shape) for tensor in tensors_in(outputs)], tracer.operations
+    return [tuple(tensor.shape) for tensor in tensors_in(outputs)]

@@ -14,7 +14,7 @@ from lightning_prune.coupling.tensors import named_modules
 def sync_changed(module: nn.Module, changed: Collection[int]) -> None:
     """Synchronise the layers that own, or compute a weight from, a tensor with its id in ``changed``."""
     for _, owner in named_modules(module):
-        computed = owner._modules.get("parametrizations")
+        computed = getattr(owner, "parametrizations", None)
         own = (*owner._parameters.values(), *owner._buffers.values())
         below = computed.parameters() if isinstance(computed, nn.ModuleDict) else ()
         if any(id(tensor) in changed for tensor in (*own, *below)):

@@ -107,14 +107,14 @@ def _bundles(
         due = [(equation, own) for equation, own in strained if root(next(iter(own))) == top]
         quantum = _quantum({name: sizes[name] for name in names}, [equation for equation, _ in due])
         if quantum is not None:
-            bundles.append(Bundle(quantum, due[0][0].where))
+            bundles.append(Bundle(quantum, f"{_at(due[0][0])}forward ties their sizes"))
             continue
         step = _proportional({name: sizes[name] for name in names})
         for equation, own in due:
             if not _holds(equation, step):
-                stuck.update(dict.fromkeys(sorted(own), _reason(equation)))
+                stuck.update(dict.fromkeys(sorted(own), _reason(equation, sizes)))
         if not any(name in stuck for name in names):
-            stuck.update(dict.fromkeys(names, "the numbers in the code leave no common smaller width"))
+            stuck.update(dict.fromkeys(names, f"{_at(due[0][0])}the numbers in the code leave no common smaller width"))
     return tuple(bundles), stuck
 
 
@@ -147,9 +147,16 @@ def _quantum(sizes: Mapping[str, int], equations: Sequence[Equation]) -> dict[st
     return None
 
 
-def _reason(equation: Equation) -> str:
-    where = f"{equation.where!r}: " if equation.where else ""
-    number = next((side for side in (equation.left, equation.right) if isinstance(side, int)), None)
-    if number is None:
-        return f"{where}forward computes sizes that cannot shrink together"
-    return f"{where}forward needs the size {number} elsewhere, which stays"
+def _at(equation: Equation) -> str:
+    return f"{equation.where!r}: " if equation.where else ""
+
+
+def _reason(equation: Equation, sizes: Mapping[str, int]) -> str:
+    """Why ``equation`` does not hold with fewer units of the groups in ``sizes``."""
+    sides = [(side, groups_in(side)) for side in (equation.left, equation.right)]
+    for side, names in sides:
+        if not any(name in sizes for name in names):
+            owner = f"of {names[0]!r}" if names else "elsewhere"
+            return f"{_at(equation)}forward needs the size {_value(side)} {owner}, which stays"
+    listed = " and ".join(dict.fromkeys(repr(name) for _, names in sides for name in names))
+    return f"{_at(equation)}forward computes with the sizes of {listed}, which cannot shrink together"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_prune.coupling.numbers import Number, SizeOf, sizes_in
+from lightning_prune.coupling.numbers import Number, SizeOf
+from lightning_prune.coupling.scaling import numbers_in
 from lightning_prune.coupling.tracer import ATTENTION, Tracer
+from lightning_prune.coupling.values import all_leaky
 
 _MAKERS = {
     *("zeros", "ones", "empty", "full", "rand", "randn"),
@@ -22,7 +24,8 @@ _TAKING_SIZES = _MAKERS | {
     *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
     *("layer_norm", "rms_norm"),
 }
-_VALUES = {"tensor", "as_tensor", "new_tensor", "scalar_tensor"}
+_EMPTY = ("zeros", "empty")
+_LITERALS = {"tensor", "as_tensor", "asarray", "new_tensor"}
 _LEAVING = {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr"}
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
 _SHAPE, _SIZE = Tensor.shape.__get__, Tensor.size  # type: ignore[attr-defined]
@@ -53,6 +56,27 @@ class WithoutDropout(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class Literals(TorchFunctionMode):
+    """Tells ``note`` the numbers that tensors on the meta device are made of; they cannot be seen afterwards."""
+
+    def __init__(self, note: Callable[[tuple[float, ...]], None]) -> None:
+        super().__init__()
+        self.note = note
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func``."""
+        out = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in _LITERALS:
+            self.note(_literal(func.__name__, args, kwargs or {}, out))
+        return out
+
+
+def _literal(name: str, args: Any, kwargs: Any, out: Any) -> tuple[float, ...]:
+    given = args[name.startswith("new") :]
+    data = given[0] if given else kwargs.get("data", kwargs.get("obj"))
+    return numbers_in(data) if out.is_meta and not isinstance(data, Tensor) else ()
+
+
 class Calls(TorchFunctionMode):
     """Hands out shapes with a memory, and tells ``tracer`` which numbers an operation was called with."""
 
@@ -78,17 +102,20 @@ class Calls(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _LEAVING:
             self.tracer.freeze(args[0], self.tracer.says("hands it to NumPy or Python, where it cannot be followed"))
-        if name not in _TAKING_SIZES and name not in _VALUES:
+            self.tracer.origins.leaves(args[0])
+        if name in _LITERALS:
+            out = func(*args, **kwargs)
+            self.tracer.origins.computed(_literal(name, args, kwargs, out), (out,))
+            return out
+        if name not in _TAKING_SIZES:
             return func(*args, **kwargs)
         self.tracer.given, self.tracer.called = [n for value in (args, kwargs) for n in _numbers(value)], name
         try:
             out = func(*args, **kwargs)
             if name in ("layer_norm", "rms_norm"):
                 self._equate_norm(args)
-            if name in _VALUES and isinstance(out, Tensor) and out.is_meta:
-                self._hide(args)
             if name in _MAKERS and isinstance(out, Tensor):
-                self.tracer.label_by_numbers(out)
+                self._label(out, zero=name.endswith(_EMPTY))
             return out
         finally:
             self.tracer.given, self.tracer.called = [], ""
@@ -99,12 +126,10 @@ class Calls(TorchFunctionMode):
             if isinstance(number, Number):
                 self.tracer.trace.book.equate(number, self.tracer.number(source, dim))
 
-    def _hide(self, args: tuple[Any, ...]) -> None:
-        """A width becomes a value, which cannot be seen on the meta device."""
-        for number in _numbers(args):
-            for size in sizes_in(number.expression) if isinstance(number, Number) else ():
-                reason = self.tracer.says("makes a tensor of a number that follows the width")
-                self.tracer.slots.mark_inexact(size.ids, reason)
+    def _label(self, made: Tensor, zero: bool) -> None:
+        self.tracer.label_by_numbers(made)
+        if not zero:
+            self.tracer.set_labels(made, all_leaky(self.tracer, self.tracer.labels(made)))
 
     def _shape(self, tensor: Tensor) -> Any:
         shape = tensor.shape
@@ -119,6 +144,7 @@ class Calls(TorchFunctionMode):
         with self.tracer.paused():
             out = func(*args, **kwargs)
         self.tracer.set_parts(out, self.tracer.parts(source))
+        self.tracer.origins.same(source, out)
         return out
 
     def _empty_batch_norm(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

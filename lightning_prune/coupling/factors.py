@@ -21,15 +21,17 @@ class Origin:
     """Rows of a weight that a tensor is proportional to.
 
     Attributes:
-        tensors: Names of the weight, and of the bias that is added to what it makes.
+        tensors: Names of the weight, and of the bias that is added to what it makes, at the same rows.
         dim: Dimension of the weight along which the rows lie.
         ids: Slots of these rows in the weight.
+        start: Slot of its first row.
         power: How often they are a factor.
     """
 
     tensors: tuple[str, ...]
     dim: int
     ids: Ids
+    start: int
     power: int = 1
 
     @property
@@ -37,9 +39,19 @@ class Origin:
         """The weight and the dimension."""
         return self.tensors[0], self.dim
 
+    @property
+    def rows(self) -> Ids:
+        """Where the rows are in the weight."""
+        places: Ids = self.ids - self.start
+        return places
+
     def alike(self, other: Origin) -> bool:
         """Whether ``other`` is the same power of rows of the same tensors."""
         return (self.tensors, self.dim, self.power) == (other.tensors, other.dim, other.power)
+
+    def within(self, other: Origin) -> bool:
+        """Whether all of its tensors are those of ``other``."""
+        return self.key == other.key and set(self.tensors) <= set(other.tensors)
 
     def united(self, other: Origin) -> Origin:
         """The rows of both."""
@@ -57,6 +69,12 @@ class Factors:
 
     origins: tuple[Origin, ...] = ()
     scalars: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def weight(self) -> Origin | None:
+        """The one weight that these are the rows of, None where there is more to them."""
+        alone = len(self.origins) == 1 and not self.scalars
+        return self.origins[0] if alone and self.origins[0].power == len(self.origins[0].tensors) == 1 else None
 
     def times(self, other: Factors, sign: int = 1) -> Factors:
         """Those of a product, or of a quotient for the sign -1."""
@@ -88,10 +106,13 @@ class Factors:
         for own in self.origins:
             if set(own.tensors).isdisjoint(origin.tensors):
                 continue
-            inside = np.isin(own.ids, origin.ids)
-            if own.key != origin.key or inside.any() != inside.all():
+            inside, turned = (
+                np.isin(own.rows, origin.rows),
+                own.tensors[0] == origin.tensors[0] and own.dim != origin.dim,
+            )
+            if turned or (inside.any() and not (inside.all() and own.within(origin))):
                 return None
-            power += own.power if inside.all() else 0
+            power += own.power if inside.any() else 0
         return power
 
 

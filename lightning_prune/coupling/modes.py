@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_prune.coupling import shapes
 from lightning_prune.coupling.calls import WithoutDropout
 from lightning_prune.coupling.example import Example
 from lightning_prune.coupling.tensors import named_modules, tensors_in
-from lightning_prune.coupling.tracer import Operations
 
-Run = tuple[list[Any], list[tuple[int, ...]]]  # operations, shapes of the outputs
+Operation = tuple[Any, list[tuple[int | None, torch.Size]]]  # and its operands: which parameter, and the shape
+_COUNTING = torch.ops.aten.add_.Tensor
 _NOISE = frozenset(f"aten::{name}" for name in ("empty", "new_empty", "bernoulli_", "div_", "mul", "mul_"))
 
 
@@ -73,24 +75,42 @@ def _words(code: CodeType) -> Iterator[str]:
             yield from _words(constant)
 
 
-def operations_of(copy: nn.Module, example: Example) -> tuple[list[Any], list[tuple[int, ...]]]:
-    """What a pass runs but for dropout, and the shapes it returns: if another did the same, it need not be followed."""
-    seen = Operations()
-    with WithoutDropout(), seen:
-        outputs = example.run(copy)
-    return seen.found, [tuple(tensor.shape) for tensor in tensors_in(outputs)]
-
-
-def same_but_for_noise(one: Run, other: Run) -> bool:
-    """Whether ``other`` runs the same operations to the same shapes, but for a few by which it multiplies noise."""
-    rest = iter(one[0])
+def same_but_for_noise(copy: nn.Module, example: Example) -> bool:
+    """Whether train mode runs what eval mode runs, but for dropout and what multiplies by noise."""
+    with WithoutDropout():
+        (eval_run, eval_shapes), (train_run, train_shapes) = (_run(copy.train(mode), example) for mode in (False, True))
+    rest = iter(eval_run)
     due = next(rest, None)
-    for func, operands in other[0]:
+    for func, operands in train_run:
         if due is not None and due == (func, operands):
             due = next(rest, None)
         elif func._schema.name not in _NOISE or not _has_noise(operands):
             return False
-    return due is None and one[1] == other[1]
+    return due is None and eval_shapes == train_shapes
+
+
+def _run(copy: nn.Module, example: Example) -> tuple[list[Operation], list[torch.Size]]:
+    """The operations of a pass, and the shapes it returns."""
+    seen = _Operations()
+    with seen:
+        outputs = example.run(copy)
+    return seen.found, [tensor.shape for tensor in tensors_in(outputs)]
+
+
+class _Operations(TorchDispatchMode):
+    """Notes what runs, but for the counts of batches of batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Operation] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = tensors_in((args, kwargs))
+        if func is not _COUNTING or tensors[0].is_floating_point():
+            operands = [(id(t) if isinstance(t, nn.Parameter) else None, t.shape) for t in tensors]
+            self.found.append((func, operands))
+        return shapes.run(func, args, kwargs)
 
 
 def _has_noise(operands: list[tuple[int | None, torch.Size]]) -> bool:

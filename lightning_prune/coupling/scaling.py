@@ -1,96 +1,46 @@
 """Scalars that forward computes from a width, such as the 1/√d of attention.
 
 With fewer channels such a scalar is another one, and the network would no longer equal the one with zeros in their
-place. Where the scaled tensor is a linear image of some weights, these take up the difference. So a pass notes every
-scalar that multiplies a tensor, and which rows of which weights the tensor is linear in; a pass of the smaller network
-shows which scalars have changed.
+place. Where the scaled tensor is a homogeneous image of some weights, these take up the difference. So a pass notes
+every scalar that multiplies a tensor, and what tensors are proportional to; a pass of the smaller network shows which
+scalars have changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from lightning_prune.coupling.factors import Constants, Factors, Origin, Scalar
 from lightning_prune.coupling.slots import FIXED, Ids
 
 if TYPE_CHECKING:
     from lightning_prune.coupling.tracer import Tracer
 
-_VIEWS = frozenset(
-    ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "t", "transpose", "permute", "expand",
-     "select", "unbind", "slice", "split", "split_with_sizes", "alias", "clone", "detach", "_to_copy", "contiguous")
-)  # fmt: skip
 _TAKING = frozenset(("select", "unbind", "slice", "split", "split_with_sizes"))
+_HOMOGENEOUS = _TAKING | frozenset(  # in their first operand, for factors above 0
+    ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "t", "transpose", "permute", "expand",
+     "alias", "clone", "detach", "_to_copy", "contiguous", "lift_fresh", "view_as_complex", "view_as_real", "_conj",
+     "neg", "sum", "mean", "cumsum", "flip", "roll", "repeat", "tril", "triu", "index", "index_select", "gather",
+     "diagonal", "unfold", "relu", "leaky_relu", "abs", "amax", "amin", "max_pool2d_with_indices", "avg_pool2d",
+     "_adaptive_avg_pool2d", "upsample_nearest2d", "upsample_bilinear2d")
+)  # fmt: skip
+_READING = frozenset(
+    ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique_dim", "_unique2", "bincount",
+     "unique_consecutive", "torchvision::nms")
+)  # fmt: skip
 _LAYERS = {
-    "linear": (1, 2), "addmm": (2, 0), "mm": (1, None), "convolution": (1, 2), "native_layer_norm": (2, 3),
-    "native_batch_norm": (1, 2), "_native_batch_norm_legit": (1, 2), "_native_batch_norm_legit_no_training": (1, 2),
-    "_batch_norm_with_update": (1, 2), "cudnn_batch_norm": (1, 2), "native_group_norm": (1, 2),
-}  # fmt: skip  # operation -> positions of weight and bias
-
-
-@dataclass(frozen=True, eq=False)
-class Origin:
-    """The weights that a tensor is linear in.
-
-    Attributes:
-        ids: Slots of their rows, in no order.
-        tensors: Names of the weight and the bias that have these rows.
-        power: How often they are a factor.
-        seen: Numbers of the scalars that the tensor has been multiplied by since.
-    """
-
-    ids: Ids
-    tensors: tuple[str, ...]
-    power: int = 1
-    seen: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True, eq=False)
-class Scalar:
-    """A scalar that a tensor was multiplied by.
-
-    Attributes:
-        value: The factor.
-        origin: What the tensor is linear in, None where that is not known.
-        widths: Slots of channels that the tensor carries or was summed over.
-        where: Qualified name of the module whose forward multiplies.
-        run: Number of the pass.
-    """
-
-    value: float
-    origin: Origin | None
-    widths: Ids
-    where: str
-    run: int
-
-
-@dataclass
-class Scalars:
-    """What the passes of one trace have found.
-
-    Attributes:
-        found: Every scalar, in the order of the passes.
-        leaks: What reached an operation that is not linear in it, and the number of the pass.
-        runs: Number of passes.
-        constants: Other numbers that the first pass computes with, and the channels that they meet.
-    """
-
-    found: list[Scalar] = field(default_factory=list)
-    leaks: list[tuple[Origin, int]] = field(default_factory=list)
-    runs: int = 0
-    constants: list[tuple[tuple[float, ...], Ids]] = field(default_factory=list)
-
-    def leaked(self, number: int) -> bool:
-        """Whether the rows behind scalar ``number`` matter elsewhere too, so that they cannot take up a factor."""
-        scalar = self.found[number]
-        return scalar.origin is not None and any(
-            run == scalar.run and number not in leak.seen and bool(np.isin(leak.ids, scalar.origin.ids).any())
-            for leak, run in self.leaks
-        )
+    "linear": (0, 1, 2), "addmm": (1, 2, 0), "convolution": (0, 1, 2), "native_layer_norm": (None, 2, 3),
+    "native_batch_norm": (None, 1, 2), "_native_batch_norm_legit": (None, 1, 2),
+    "_native_batch_norm_legit_no_training": (None, 1, 2), "_batch_norm_with_update": (None, 1, 2),
+    "cudnn_batch_norm": (None, 1, 2), "native_group_norm": (None, 1, 2), "_fused_rms_norm": (None, 2, None),
+}  # fmt: skip  # operation -> positions of what it is linear in besides, weight and bias
 
 
 def scalar_of(func: Any, args: tuple[Any, ...]) -> float | None:
@@ -106,149 +56,279 @@ def scalar_of(func: Any, args: tuple[Any, ...]) -> float | None:
     return 1 / float(number) if number is args[1] and float(number) else None
 
 
+_LITERAL = torch.ops.aten.lift_fresh.default  # a tensor is made of what Python knows
 _NUMBERS = ("Tensor", "number", "float", "Optional[Tensor]", "Optional[number]", "Optional[float]")
 
 
-def constants_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, ...]:
-    """The numbers that an ATen call computes with, but for a factor that ``scalar_of`` sees; () for most calls."""
-    name = _name(func)
-    if name in ("mul", "div") or name.startswith(("native_", "_native_", "convolution")):
+def constants_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on_meta: bool) -> tuple[float, ...]:
+    """The numbers that an ATen call computes with, where ``scalar_of`` sees no factor; () for most calls.
+
+    Args:
+        func: The overload.
+        args: Its arguments.
+        kwargs: The others.
+        on_meta: Whether tensors with values are the numbers of the code, as all others are on the meta device.
+    """
+    if func is _LITERAL:
+        seen = not args[0].is_meta and (args[0].dim() > 0 or not on_meta)
+        return numbers_in(args[0].tolist()) if seen else ()
+    found = [args[n] if n < len(args) else kwargs.get(name) for n, name in _places(func)]
+    numbers: list[Any] = [value for value in found if _is_number(value)]
+    if not numbers:
         return ()
-    arguments = func._schema.arguments
-    given = [*zip(arguments, args, strict=False), *((a, kwargs[a.name]) for a in arguments if a.name in kwargs)]
-    known = [value for argument, value in given if str(argument.type) in _NUMBERS and _is_number(value)]
-    on_meta = any(tensor.is_meta for tensor in _tensors(args))
-    return tuple(float(value) for value in known if on_meta or not isinstance(value, Tensor))
+    with_tensors = on_meta and _reaches_meta(args, kwargs)
+    return tuple(float(value) for value in numbers if with_tensors or not isinstance(value, Tensor))
+
+
+@cache
+def _places(func: Any) -> tuple[tuple[int, str], ...]:
+    """Positions and names of the arguments of an ATen overload that may be numbers it computes with."""
+    name = _name(func)
+    if name.startswith(("native_", "_native_", "convolution")):
+        return ()
+    kinds = (*_NUMBERS, "int") if name in ("linspace", "logspace", "eye") else _NUMBERS
+    return tuple((n, a.name) for n, a in enumerate(func._schema.arguments) if str(a.type) in kinds)
+
+
+def _reaches_meta(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    device = kwargs.get("device")
+    return any(t.is_meta for t in _tensors(args)) or (isinstance(device, torch.device) and device.type == "meta")
+
+
+def numbers_in(data: Any) -> tuple[float, ...]:
+    """The numbers that a tensor is made of; () where it is made of something else."""
+    try:
+        return tuple(np.asarray(data, dtype=np.float64).ravel().tolist())
+    except (TypeError, ValueError, RuntimeError):
+        return ()
 
 
 def _is_number(value: Any) -> bool:
     """A number, or a tensor that was made from numbers: the others are on the meta device."""
     if isinstance(value, Tensor):
-        return value.dim() == 0 and not value.is_meta and value.is_floating_point()
+        return value.dim() == 0 and not value.is_meta and not value.is_complex() and value.dtype != torch.bool
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+@cache
 def _name(func: Any) -> str:
     name: str = func._schema.name.removeprefix("aten::")
     return name if name.startswith("__") else name.rstrip("_")
 
 
 class Origins:
-    """Follows, for one pass, which weights tensors are linear in."""
+    """Follows, for one pass, what tensors are proportional to."""
 
     def __init__(self, tracer: Tracer) -> None:
         self.tracer, self.scalars = tracer, tracer.trace.scalars
         self.scalars.runs += 1
-        self._kinds: dict[Any, str] = {}
+        self.on_meta = all(tensor.is_meta for tensor in tracer.trace.tensors.values())
+        self.reads = False  # whether values that channels made have become numbers of the code
+        self._handlers: dict[Any, Callable[..., None]] = {}
 
     def after(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Take note of an operation that has run and been labelled."""
-        if self.scalars.runs == 1 and (constants := constants_of(func, args, kwargs)):
-            met = [ids for tensor in _tensors((*args, out)) for ids in (self._carried(tensor), self._summed(tensor))]
-            self.scalars.constants.append((constants, np.concatenate(met) if met else np.empty(0, np.int64)))
-        name = self._kinds.get(func) or self._kinds.setdefault(func, _name(func))
-        scalar = scalar_of(func, args) if name in ("mul", "div") else None
+        name, scalar = _name(func), scalar_of(func, args)
+        if name in _READING and not self.on_meta:
+            self.leaves(args[0])
         if scalar is not None:
-            self._multiplied(scalar, next(a for a in args[:2] if isinstance(a, Tensor) and not _is_number(a)), out)
-        elif name in _VIEWS:
-            self._moved(name, args[0], out)
-        elif name == "bmm" or (name == "mm" and not any(self.tracer.name(operand) for operand in args[:2])):
-            self._product(args[0], args[1], out)
-        elif name in _LAYERS:
-            self._leak(args)
-            self._made(args, *_LAYERS[name], out[0] if isinstance(out, (tuple, list)) else out)
-        elif name == "add" and self._biased(args[0], args[1], out):
-            return
+            self._multiplied(scalar, args, out)
         else:
-            self._leak(args)
+            self.computed(constants_of(func, args, kwargs, self.on_meta), (*args, out))
+            handler = self._handlers.get(func) or self._handlers.setdefault(func, self._handler(name))
+            handler(name, args, out)
+        if name == "div" and kwargs.get("rounding_mode"):
+            self._other(name, (out,), out)
+
+    def computed(self, values: tuple[float, ...], beside: tuple[Any, ...]) -> None:
+        """Take note of numbers that the first pass computes with, and of the tensors that they meet."""
+        if values and self.scalars.runs == 1 and not self.reads:
+            met = [ids for tensor in _tensors(beside) for ids in self._channels(tensor)]
+            self.scalars.constants.append((Constants.at(self.tracer.where, values), _joined(met)))
+
+    def leaves(self, tensor: Tensor) -> None:
+        """Say that values become numbers of the code: if channels made them, these may follow more than a width.
+
+        Then what the first pass computes with from here on is not compared, and no change of a scalar taken up.
+        """
+        self.leak((tensor,))
+        if not self.on_meta and self._channels(tensor):
+            self.reads = True
+            self.scalars.constants.clear()
+
+    def leak(self, tensors: Iterable[Tensor]) -> None:
+        """Say that the values of ``tensors`` have to stay what they are."""
+        for tensor in tensors:
+            factors = self._factors(tensor)
+            if factors is not None:
+                self.scalars.leaks.append((factors, self.scalars.runs))
+
+    def same(self, source: Tensor, out: Tensor) -> None:
+        """Say that ``out`` holds the values of ``source``."""
+        known, new = self.tracer.facts(source), self.tracer.facts(out)
+        new.factors, new.summed = self._factors(source), known.summed
+
+    def _handler(self, name: str) -> Callable[..., None]:
+        if name in _LAYERS:
+            return self._layer
+        if name in _HOMOGENEOUS:
+            return self._moved
+        if name in ("mul", "div", "mm", "bmm"):
+            return self._product
+        return self._beside if name in ("add", "sub", "cat", "stack") else self._other
+
+    def _factors(self, tensor: Tensor) -> Factors | None:
+        """What ``tensor`` is proportional to; a parameter to itself."""
+        facts = self.tracer.facts(tensor)
+        if facts.factors is None and facts.name is not None:
+            trace = self.tracer.trace
+            own = next(((dim, ids) for dim, ids in enumerate(trace.labels[facts.name]) if ids is not None), None)
+            if own is not None and isinstance(trace.tensors[facts.name], nn.Parameter):
+                facts.factors = Factors((Origin((facts.name,), *own, int(own[1][0])),))
+        return facts.factors
+
+    def _other(self, name: str, args: tuple[Any, ...], out: Any) -> None:
+        self.leak(_tensors(args))
+        for result in _tensors((out,)):
+            self.tracer.facts(result).factors = None  # it may be an operand
+            self._remember(args, result)
+
+    def _multiplied(self, value: float, args: tuple[Any, ...], out: Tensor) -> None:
+        source = next(a for a in args[:2] if isinstance(a, Tensor) and not _is_number(a))
+        found, widths = self.scalars.found, _joined(self._channels(source))
+        scalar = Scalar(len(found), value, widths[widths != FIXED], self.tracer.where, self.scalars.runs, self.scalars)
+        found.append(scalar)
+        if self.reads:  # it may come from values
+            self.scalars.leaks.append((Factors((), {scalar.number: 1}), self.scalars.runs))
+        factors = self._factors(source) or Factors()
+        self.tracer.facts(out).factors = factors.times(Factors((), {scalar.number: 1}))
+        self._remember(args, out)
+
+    def _moved(self, name: str, args: tuple[Any, ...], out: Any) -> None:
+        source = args[0]
+        factors = self._factors(source)
+        for result in _tensors((out,)):
+            self._remember((source,), result)
+            if factors is None:
+                continue
+            if result.is_floating_point() or result.is_complex():
+                narrowed = self._narrowed(factors, source, result) if name in _TAKING else factors
+                self.tracer.facts(result).factors = narrowed
+            else:
+                self.leak((source,))
+
+    def _narrowed(self, factors: Factors, source: Tensor, result: Tensor) -> Factors:
+        """Factors of a part of ``source``: where it has some of the rows, these alone."""
+        before, after = self._carried(source), self._carried(result)
+        if before.size == after.size or not after.size:
+            return factors
+        narrowed = (
+            replace(own, ids=after) if own.ids.size == before.size and np.isin(before, own.ids).all() else own
+            for own in factors.origins
+        )
+        return Factors(tuple(narrowed), factors.scalars)
+
+    def _product(self, name: str, args: tuple[Any, ...], out: Tensor) -> None:
+        left, right = (self._rows(a, out) if isinstance(a, Tensor) else None for a in args[:2])
+        known = left is not None or right is not None
+        factors = (left or Factors()).times(right or Factors(), -1 if name == "div" else 1) if known else None
+        self.tracer.facts(out).factors = factors
+        if name in ("mm", "bmm"):
+            self._summed(args[0], out)
+        else:
             self._remember(args, out)
 
-    def _remember(self, args: tuple[Any, ...], out: Any) -> None:
+    def _layer(self, name: str, args: tuple[Any, ...], out: Any) -> None:
+        linear, *places = _LAYERS[name]
+        weight, bias = (args[n] if n is not None and n < len(args) else None for n in places)
+        source, made = args[linear or 0], out if isinstance(out, Tensor) else out[0]
+        rows = None if weight is None else self._rows(weight, made)
+        if bias is not None and (rows := self._with_bias(rows, bias)) is None:
+            self.leak(_tensors((weight, bias)))
+        if linear is None or bias is not None:
+            self.leak((source,))
+        else:
+            factors = self._factors(source)
+            rows = factors.times(rows) if factors is not None and rows is not None else factors or rows
+        self.tracer.facts(made).factors = rows
+        if linear is not None:
+            self._summed(source, made)
+
+    def _rows(self, weight: Tensor, out: Tensor) -> Factors | None:
+        """Factors of ``weight``, along the dimension whose channels ``out`` carries if there is one."""
+        factors = self._factors(weight)
+        origin = None if factors is None else factors.weight
+        if origin is None:
+            return factors
+        labels = enumerate(self.tracer.trace.labels[origin.tensors[0]])
+        for dim, ids in ((dim, ids) for dim, ids in labels if ids is not None):
+            for part in self.tracer.parts(out):
+                own = ids if part.ids is ids else part.ids[(part.ids >= ids[0]) & (part.ids <= ids[-1])]
+                if own.size:
+                    return Factors((Origin(origin.tensors, dim, own, int(ids[0])),))
+        return factors
+
+    def _with_bias(self, factors: Factors | None, bias: Tensor) -> Factors | None:
+        """Factors behind the addition of ``bias`` to the image of a weight with the same rows, None if it has others.
+
+        What else is a factor has to stay then.
+        """
+        added = self._factors(bias)
+        other = None if added is None else added.weight
+        if factors is None or other is None or bias.dim() != 1:
+            return None
+        for origin in factors.origins:
+            if len(origin.tensors) == origin.power == 1 and np.array_equal(np.sort(origin.rows), np.sort(other.rows)):
+                rest = Factors(tuple(own for own in factors.origins if own is not origin), factors.scalars)
+                if rest.origins or rest.scalars:
+                    self.scalars.leaks.append((rest, self.scalars.runs))
+                return Factors((replace(origin, tensors=(*origin.tensors, *other.tensors)),))
+        return None
+
+    def _beside(self, name: str, args: tuple[Any, ...], out: Tensor) -> None:
+        tensors = list(_tensors(args))
+        first, *others = (self._factors(tensor) for tensor in tensors)
+        factors = first if others else None
+        for other in others:
+            factors = None if factors is None else factors.beside(other)
+        if factors is None and name == "add" and others and self._ends_with_rows(tensors[0]):
+            factors = self._with_bias(first, tensors[1])
+        if factors is None:
+            self.leak(tensors)
+        self.tracer.facts(out).factors = factors
+        self._remember(args, out)
+
+    def _ends_with_rows(self, tensor: Tensor) -> bool:
+        """Whether the last dimension of ``tensor`` is the rows of a weight."""
+        factors, parts = self._factors(tensor), self.tracer.parts(tensor)
+        last = [part.ids for part in parts if part.dims == (tensor.dim() - 1,)]
+        return factors is not None and any(np.array_equal(last, [origin.ids]) for origin in factors.origins)
+
+    def _summed(self, source: Tensor, out: Tensor) -> None:
+        self.tracer.facts(out).summed = tuple(part.ids.ravel() for part in self.tracer.parts(source))
+
+    def _remember(self, args: tuple[Any, ...], out: Tensor) -> None:
         """Hand on which channels were summed over, so that it is known what a changed scalar concerns."""
-        results = [out] if isinstance(out, Tensor) else [item for item in out or () if isinstance(item, Tensor)]
-        lost = [ids for tensor in _tensors(args) for ids in (self._carried(tensor), self._summed(tensor)) if ids.size]
-        for result in results:
-            if lost and not self._carried(result).size:
-                self.tracer.facts(result).summed = np.unique(np.concatenate(lost))
+        kept = len(self.tracer.parts(out))
+        lost: dict[int, Ids] = {}
+        for tensor in _tensors(args):
+            parts = self.tracer.parts(tensor)
+            gone = [part.ids.ravel() for part in parts] if len(parts) > kept else ()
+            lost.update((id(ids), ids) for ids in (*self.tracer.facts(tensor).summed, *gone))
+        self.tracer.facts(out).summed = tuple(lost.values())
 
-    def _origin(self, tensor: Tensor) -> Origin | None:
-        return self.tracer.facts(tensor).origin
-
-    def _summed(self, tensor: Tensor) -> Ids:
-        found = self.tracer.facts(tensor).summed
-        return np.empty(0, np.int64) if found is None else found
-
-    def _multiplied(self, scalar: float, source: Tensor, out: Tensor) -> None:
-        number = len(self.scalars.found)
-        origin = self._origin(source)
-        labels = [part.ids.ravel() for part in self.tracer.parts(source)]
-        widths = np.concatenate([*labels, self._summed(source)])
-        self.scalars.found.append(Scalar(scalar, origin, widths[widths != FIXED], self.tracer.where, self.scalars.runs))
-        if origin is not None:
-            self.tracer.facts(out).origin = Origin(origin.ids, origin.tensors, origin.power, origin.seen | {number})
-        self.tracer.facts(out).summed = self.tracer.facts(source).summed
-
-    def _moved(self, name: str, source: Tensor, out: Any) -> None:
-        origin = self._origin(source)
-        if origin is None and self.tracer.facts(source).summed is None:
-            return
-        for result in [out] if isinstance(out, Tensor) else out:
-            self.tracer.facts(result).summed = self.tracer.facts(source).summed
-            if origin is None:
-                continue
-            before, after = (self._carried(tensor) for tensor in (source, result))
-            if name not in _TAKING or before.size == after.size or not np.isin(after, origin.ids).any():
-                self.tracer.facts(result).origin = origin
-            elif before.size == origin.ids.size:  # a part of the channels, each of which is still one row
-                self.tracer.facts(result).origin = Origin(after, origin.tensors, origin.power, origin.seen)
-            else:
-                self.scalars.leaks.append((origin, self.scalars.runs))
+    def _channels(self, tensor: Tensor) -> list[Ids]:
+        """Channels that a tensor carries or was summed over."""
+        return [*(part.ids.ravel() for part in self.tracer.parts(tensor)), *self.tracer.facts(tensor).summed]
 
     def _carried(self, tensor: Tensor) -> Ids:
-        parts = [part.ids.ravel() for part in self.tracer.parts(tensor)]
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+        return _joined([part.ids.ravel() for part in self.tracer.parts(tensor)])
 
-    def _made(self, args: tuple[Any, ...], weight: int, bias: int | None, out: Tensor) -> None:
-        tensors = [args[n] for n in (weight, bias) if n is not None and len(args) > n and args[n] is not None]
-        names = [self.tracer.name(tensor) for tensor in tensors]
-        if not names or not all(names):
-            return
-        carried = self._carried(out)
-        for ids in self.tracer.trace.labels[names[0] or ""]:  # fresh slots: a range
-            if ids is not None and carried.size:
-                own = carried[(carried >= ids[0]) & (carried <= ids[-1])]
-                if own.size:
-                    self.tracer.facts(out).origin = Origin(own, tuple(name for name in names if name))
-                    return
 
-    def _biased(self, source: Tensor, bias: Any, out: Tensor) -> bool:
-        """Take the addition of a parameter to the output of a layer for a part of the layer."""
-        origin = self._origin(source)
-        name = self.tracer.name(bias) if isinstance(bias, Tensor) and bias.dim() == 1 else None
-        if origin is None or name is None or len(origin.tensors) > 1 or origin.seen:
-            return False
-        self.tracer.facts(out).origin = Origin(origin.ids, (*origin.tensors, name))
-        return True
-
-    def _product(self, left: Tensor, right: Tensor, out: Tensor) -> None:
-        self.tracer.facts(out).summed = self._carried(left)
-        a, b = self._origin(left), self._origin(right)
-        if a is None or b is None:
-            if a is not None or b is not None:
-                self.tracer.facts(out).origin = a or b
-            return
-        if a.tensors == b.tensors and np.array_equal(np.sort(a.ids), np.sort(b.ids)):
-            self.tracer.facts(out).origin = Origin(a.ids, a.tensors, a.power + b.power, a.seen & b.seen)
-        else:
-            self.tracer.facts(out).origin = a
-
-    def _leak(self, args: tuple[Any, ...]) -> None:
-        for tensor in _tensors(args):
-            origin = self._origin(tensor)
-            if origin is not None:
-                self.scalars.leaks.append((origin, self.scalars.runs))
+def _joined(ids: list[Ids]) -> Ids:
+    if len(ids) == 1:
+        return ids[0]
+    return np.concatenate(ids) if ids else np.empty(0, np.int64)
 
 
 def _tensors(args: tuple[Any, ...]) -> Iterator[Tensor]:

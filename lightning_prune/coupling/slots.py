@@ -6,10 +6,13 @@ connected-components pass, so that wide layers cost no Python loop.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
+Reason = str | Callable[[Ids], str]  # a sentence, or what makes one for the channels that it is about
 
 FIXED = -1  # an index that belongs to no parameter: padding, a constant, a batch entry
 
@@ -30,20 +33,20 @@ class Slots:
         self.count += size
         return np.arange(self.count - size, self.count, dtype=np.int64)
 
-    def tie(self, a: Ids, b: Ids, reason: str) -> None:
+    def tie(self, a: Ids, b: Ids, reason: Reason) -> None:
         """Say that ``a[i]`` and ``b[i]`` are removed together; a slot tied to ``FIXED`` must stay."""
-        known = (a != FIXED) & (b != FIXED)
-        if known.all():
+        if (a | b).min(initial=0) > FIXED:
             self._ties.append((a, b))
             return
+        known = (a != FIXED) & (b != FIXED)
         self._ties.append((a[known], b[known]))
         self.freeze(np.concatenate([a[~known], b[~known]]), reason)
 
-    def freeze(self, ids: Ids, reason: str) -> None:
+    def freeze(self, ids: Ids, reason: Reason) -> None:
         """Say that none of ``ids`` can be removed, and why."""
-        ids = ids[ids != FIXED]
-        if ids.size:
-            self._frozen.append((ids, reason))
+        known = ids[ids != FIXED]
+        if known.size:
+            self._frozen.append((known, reason if isinstance(reason, str) else reason(ids)))
 
     def mark_inexact(self, ids: Ids, reason: str) -> None:
         """Say that removing ``ids`` is possible but not equal to masking them, and why."""

@@ -15,18 +15,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from lightning_prune.coupling.factors import Scalars
 from lightning_prune.coupling.numbers import Book
-from lightning_prune.coupling.scaling import Scalars
 from lightning_prune.coupling.slots import FIXED, Ids, Slots
 from lightning_prune.coupling.tensors import named_modules, named_tensors
 
 Labels = list["Ids | None"]
 
 KERNEL = "kernel position"  # the one reason that goes without saying
+ENTRIES = "embedding entries are looked up by number"
 UNUSED = "the forward pass never uses it"
+_SCRIPTED = "is a TorchScript module, whose shapes cannot change: prune the Python module, then script it"
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,16 @@ class Trace:
             channels = 2 if id(tensor) in kernels else tensor.dim()
             sizes = enumerate(tensor.shape)
             self.labels[name] = [self.slots.new(size) if size > 1 and dim < channels else None for dim, size in sizes]
+        self._freeze_scripted(module)
+
+    def _freeze_scripted(self, module: nn.Module) -> None:
+        """Keep the channels of TorchScript modules, whose shapes and code cannot be changed."""
+        scripted = [path for path, below in named_modules(module) if isinstance(below, torch.jit.ScriptModule)]
+        for name, labels in self.labels.items() if scripted else ():
+            path = next((path for path in scripted if name.startswith(f"{path}.")), None)
+            for label in labels if path is not None else ():
+                if label is not None:
+                    self.slots.freeze(label, f"{path!r} {_SCRIPTED}")
 
 
 def concatenate(labels: Sequence[Ids | None], sizes: Sequence[int]) -> Ids | None:

@@ -9,41 +9,19 @@ from math import prod
 from typing import Any, cast
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_prune.coupling import shapes
+from lightning_prune.coupling import reasons, shapes
+from lightning_prune.coupling.factors import Factors
 from lightning_prune.coupling.numbers import Expression, Number, SizeOf
-from lightning_prune.coupling.scaling import Origin, Origins
-from lightning_prune.coupling.slots import FIXED, Ids
+from lightning_prune.coupling.scaling import Origins
+from lightning_prune.coupling.slots import FIXED, Ids, Reason
 from lightning_prune.coupling.tensors import tensors_in
 from lightning_prune.coupling.trace import Labels, MacTerm, Part, Tap, Trace
 
 ATTENTION = "multi_head_attention_forward"
-_COUNTING = torch.ops.aten.add_.Tensor  # batch norm counts its batches in train mode
 _FACTS = "_lightning_prune_facts"  # set on the tensors of a pass
-
-
-def operation(func: Any, tensors: Sequence[Tensor]) -> list[Any]:
-    """An operation and its operands, as (func, [(which parameter, shape)]); nothing for a count of batches."""
-    if func is _COUNTING and not tensors[0].is_floating_point():
-        return []
-    return [(func, [(id(tensor) if isinstance(tensor, nn.Parameter) else None, tensor.shape) for tensor in tensors])]
-
-
-class Operations(TorchDispatchMode):
-    """Notes what runs, and follows nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[Any] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run ``func``."""
-        kwargs = kwargs or {}
-        self.found += operation(func, list(tensors_in((args, kwargs) if kwargs else args)))
-        return shapes.run(func, args, kwargs)
 
 
 class Facts:
@@ -53,21 +31,21 @@ class Facts:
         parts: The channels it carries.
         name: Its name, if it is a parameter or buffer (or one in another layout).
         producer: The module whose layer made it.
-        origin: The weights it is linear in.
-        summed: Channels that the product which made it has summed over.
-        positions: Channels among which it holds positions.
+        factors: What it is proportional to.
+        summed: Channels that were summed over since the last layer.
+        positions: Channels among which it holds positions, and the operation that found these.
     """
 
-    __slots__ = ("name", "origin", "parts", "positions", "producer", "summed", "tracer")
+    __slots__ = ("factors", "name", "parts", "positions", "producer", "summed", "tracer")
 
     def __init__(self, tracer: Tracer) -> None:
         self.tracer = tracer
         self.parts: Sequence[Part] = ()
         self.name: str | None = None
         self.producer: str | None = None
-        self.origin: Origin | None = None
-        self.summed: Ids | None = None
-        self.positions: Ids | None = None
+        self.factors: Factors | None = None
+        self.summed: Sequence[Ids] = ()
+        self.positions: tuple[Ids, str] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None  # a copy of a tensor is another tensor
@@ -99,12 +77,12 @@ class Tracer(TorchDispatchMode):
         self.slots = trace.slots
         self._rule_of = rule_of
         self._rules: dict[Any, Any] = {}
-        self._origins = Origins(self)
+        self.origins = Origins(self)
         self._paused = False
+        self._running: tuple[Any, Sequence[Tensor]] = (None, ())  # an operation and its operands
         self.constants: dict[int, Constant] = {}  # by their storage, see values.py
         self.given: list[int] = []  # the numbers that the operation now running was called with in Python
         self.called = ""  # and its name there
-        self.operations: list[Any] = []  # what ran, as `operation` tells it
         for name, tensor in trace.tensors.items():
             self.set_labels(tensor, trace.labels[name])
             self.facts(tensor).name = name
@@ -118,24 +96,26 @@ class Tracer(TorchDispatchMode):
         tensors = list(tensors_in((args, kwargs) if kwargs else args))
         for tensor in tensors:
             self.reach(tensor)
+        self._running = func, tensors
         if func not in self._rules:
             self._rules[func] = self._rule_of(func)
-        self.operations += operation(func, tensors)
         rule = self._rules[func]
         if rule is None:
-            self._give_up(tensors, f"no rule for {func} yet")
+            self._give_up(tensors, "there is no rule for {} yet")
             return out
         try:
             rule(self, func, args, kwargs, out)
-            self._origins.after(func, args, kwargs, out)
+            self.origins.after(func, args, kwargs, out)
         except Exception as error:  # an operation called in a way that nobody thought of must not end the analysis
-            self._give_up(tensors, f"the rule for {func} does not know such a call: {error!r}")
+            self._give_up(tensors, f"the rule for {{}} does not know such a call ({type(error).__name__})")
         return out
 
-    def _give_up(self, tensors: Sequence[Tensor], reason: str) -> None:
-        for tensor in tensors:
-            for part in self.parts(tensor):
-                self.slots.freeze(part.ids.ravel(), reason)
+    def _give_up(self, tensors: Sequence[Tensor], why: str) -> None:
+        self.origins.leak(tensors)
+        for part in (part for tensor in tensors for part in self.parts(tensor)):
+            name = reasons.called(self._running[0])
+            cure = "please report it, or leave its layers out with Scope(exclude=[...])"
+            self.slots.freeze(part.ids.ravel(), self.at(f"{why.format(name)}; {cure}"))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -161,11 +141,12 @@ class Tracer(TorchDispatchMode):
         if found.name is not None:
             self.trace.reached.add(found.name)
         if found.positions is not None:
-            self.slots.freeze(found.positions, "used by the position of channels")
+            ids, finder = found.positions
+            self.slots.freeze(ids, self.says(f"uses the positions that {finder} finds among them"))
 
     def note_positions(self, tensor: Tensor, ids: Ids) -> None:
         """Say that ``tensor`` holds positions among the channels ``ids``: these have to stay if anything uses it."""
-        self.facts(tensor).positions = ids
+        self.facts(tensor).positions = ids, reasons.words(self._running[0])
 
     def parts(self, tensor: Tensor) -> Sequence[Part]:
         """The channels that ``tensor`` carries."""
@@ -179,7 +160,7 @@ class Tracer(TorchDispatchMode):
             if part.ids.shape == tuple(tensor.shape[dim] for dim in part.dims):
                 fitting.append(part)
             else:
-                self.slots.freeze(part.ids.ravel(), "its way through the network could not be followed")
+                self.slots.freeze(part.ids.ravel(), self._lost)
         self.facts(tensor).parts = fitting
 
     def labels(self, tensor: Tensor) -> Labels:
@@ -199,7 +180,7 @@ class Tracer(TorchDispatchMode):
         """``part`` with channels along one dimension only: what differs along the others is tied."""
         rows = part.rows()
         if len(rows) > 1:
-            self.slots.tie(np.tile(rows[0], len(rows) - 1), rows[1:].ravel(), "meets a tensor whose size is fixed")
+            self.slots.tie(np.tile(rows[0], len(rows) - 1), rows[1:].ravel(), self._met_in_part)
         return Part.along(part.channel, rows[0])
 
     def set_labels(self, tensor: Tensor, labels: Sequence[Ids | None]) -> None:
@@ -251,9 +232,37 @@ class Tracer(TorchDispatchMode):
         """Qualified name of the module whose forward is running."""
         return self.trace.book.where
 
-    def says(self, what: str) -> str:
+    def at(self, what: str) -> str:
         """A reason that begins with the module whose forward is running."""
-        return f"{self.where!r}: forward {what}" if self.where else f"forward {what}"
+        return f"{self.where!r}: {what}" if self.where else what
+
+    def says(self, what: str) -> str:
+        """A reason that begins with the module whose forward is running, and says what forward does there."""
+        return self.at(f"forward {what}")
+
+    def _lost(self, ids: Ids) -> str:
+        return self.at(f"its way through {reasons.words(self._running[0])} could not be followed")
+
+    def _met(self, ids: Ids) -> str:
+        tensors = self._running[1]
+        other = next((tensor for tensor in tensors if self._stays(tensor, ids)), None)
+        if other is not None:
+            return self._meets(other, f"whose size {len(ids)} cannot shrink")
+        return self._meets(next((t for t in tensors if not self.parts(t)), None), "whose channels come from no layer")
+
+    def _met_in_part(self, ids: Ids) -> str:
+        mixed = (t for t in self._running[1] if any((part.ids == FIXED).any() for part in self.parts(t)))
+        return self._meets(next(mixed, None), "of which only some channels come from a layer")
+
+    def _meets(self, other: Tensor | None, why: str) -> str:
+        return self.says(reasons.meets(self._running[0], other, None if other is None else self.name(other), why))
+
+    def _stays(self, tensor: Tensor, ids: Ids) -> bool:
+        """Whether ``tensor`` has a dimension of the size of ``ids`` without channels, and not these elsewhere."""
+        parts = self.parts(tensor)
+        taken = {dim for part in parts for dim in part.dims}
+        alike = any(size == len(ids) for dim, size in enumerate(tensor.shape) if dim not in taken)
+        return alike and not any(np.isin(part.ids, ids).any() for part in parts)
 
     def check_size(self, tensor: Tensor, cut: bool = False) -> None:
         """Note the shape of ``tensor``: what it becomes with fewer channels can be foreseen, and is checked.
@@ -277,16 +286,16 @@ class Tracer(TorchDispatchMode):
         if len(rows) > 1:
             self.trace.balances.append(([row.ravel() for row in rows], where))
 
-    def tie(self, a: Ids | None, b: Ids | None, reason: str = "meets a tensor whose size is fixed") -> None:
+    def tie(self, a: Ids | None, b: Ids | None, reason: str | None = None) -> None:
         """Tie two labels index by index; where one side is no channel, the other side has to stay."""
         if a is None and b is None:
             return
         if a is None or b is None:
-            self.slots.freeze(b if a is None else a, reason)  # type: ignore[arg-type]
+            self.slots.freeze(b if a is None else a, reason or self._met)  # type: ignore[arg-type]
             return
-        self.slots.tie(a, b, reason)
+        self.slots.tie(a, b, reason or self._met_in_part)
 
-    def freeze(self, tensor: Tensor, reason: str, dims: Sequence[int] | None = None) -> None:
+    def freeze(self, tensor: Tensor, reason: Reason, dims: Sequence[int] | None = None) -> None:
         """Keep every channel that ``tensor`` carries along ``dims`` (all of them by default)."""
         for dim, label in enumerate(self.labels(tensor)):
             if label is not None and (dims is None or dim in dims):
@@ -332,6 +341,8 @@ class Tracer(TorchDispatchMode):
 
     def returned(self, module: str, output: Any) -> None:
         """Note what ``module`` has returned: it need not be what the operation on its weight made."""
+        if not module:
+            self.origins.leak(tensors_in(output))
         tap = self.trace.taps.get(module)
         if tap is None or not isinstance(output, Tensor):
             return

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_prune.coupling.numbers import Number
 from lightning_prune.coupling.slots import Ids
+from lightning_prune.coupling.trace import Labels
 from lightning_prune.coupling.tracer import Constant, Tracer
 
 
@@ -104,6 +105,11 @@ def leaky(tracer: Tracer, label: Ids) -> Ids:
     tracer.slots.mark_leaky(fresh)
     tracer.tie(fresh, label, "beside a tensor whose size is fixed")
     return fresh
+
+
+def all_leaky(tracer: Tracer, labels: Labels) -> Labels:
+    """``labels`` behind an operation that makes values of zeros."""
+    return [None if label is None else leaky(tracer, label) for label in labels]
 
 
 def is_leaky(tracer: Tracer, label: Ids) -> bool:

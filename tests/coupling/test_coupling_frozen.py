@@ -35,12 +35,16 @@ def written(net: Any, x: Tensor) -> Tensor:
 
 
 FROZEN = {
-    "roll": (head_net(lambda net, x: pooled(x.roll(1, 1))), "roll over the channels"),
+    "roll": (head_net(lambda net, x: pooled(x.roll(1, 1))), "forward calls roll over the channels"),
     "roll of the flattened tensor": (head_net(lambda net, x: pooled(x.roll(1))), "roll over the channels"),
     "sort": (head_net(lambda net, x: pooled(x).sort(1).values), "sort over the channels"),
-    "matrix exponential": (head_net(lambda net, x: pooled(torch.matrix_exp(x))), "linalg_matrix_exp"),
-    "index": (head_net(lambda net, x: pooled(x[:, [1, 0, 2, 3, 4, 5, 6, 7]])), "indexed or sliced by a number"),
+    "matrix exponential": (head_net(lambda net, x: pooled(torch.matrix_exp(x))), "matrix_exp over the channels"),
+    "index": (head_net(lambda net, x: pooled(x[:, [1, 0, 2, 3, 4, 5, 6, 7]])), "forward picks entries of it by number"),
     "slice": (head_net(lambda net, x: pooled(x[:, 2:6]), read=4), "slices 4 of 8 channels, written as a number"),
+    "slice with a step": (
+        head_net(lambda net, x: pooled(x[:, ::2]), read=4),
+        "slices 4 of 8 channels with a step of 2, written as a number",
+    ),
     "select": (head_net(lambda net, x: x[:, 3].flatten(1), read=64), "picks single channels by number"),
     "unbind": (head_net(lambda net, x: x.unbind(1)[0].flatten(1), read=64), "picks single channels by number"),
     "assignment": (head_net(overwritten), "picks single channels by number"),
@@ -48,13 +52,19 @@ FROZEN = {
         head_net(lambda net, x: pooled(x.split((2, 6), 1)[1]), read=6),
         r"splits into \(2, 6\), written as numbers",
     ),
-    "crop": (head_net(lambda net, x: pooled(F.pad(x, (0, 0, 0, 0, -1, 0))), read=7), "cropped along the channels"),
-    "outer product": (head_net(merged, read=64), "a reshape merges it with other channels"),
+    "crop": (head_net(lambda net, x: pooled(F.pad(x, (0, 0, 0, 0, -1, 0))), read=7), "forward crops the channels"),
+    "outer product": (
+        head_net(merged, read=64),
+        r"forward reshapes \(2, 8, 8\) to \(2, 64\), which merges it with other channels",
+    ),
     "fixed tensor": (
         head_net(lambda net, x: pooled(x + torch.arange(8, device=x.device).view(8, 1, 1))),
-        "meets a tensor whose size is fixed",
+        r"forward adds it to a tensor of shape \(8, 1, 1\), whose size 8 cannot shrink",
     ),
-    "constant with something written": (head_net(written), "meets a tensor whose size is fixed"),
+    "constant with something written": (
+        head_net(written),
+        r"forward adds it to a tensor of shape \(8, 1, 1\), whose size 8 cannot shrink",
+    ),
     "other strides": (head_net(lambda net, x: x.as_strided((2, 4, 8, 8), x.stride()).mean((2, 3)), read=4), "strides"),
 }
 
@@ -67,9 +77,108 @@ def test_what_must_stay_is_frozen_with_its_reason(name: str) -> None:
     assert not any(m.tensor == "a.weight" for group in coupling.groups.values() for m in group.members)
 
 
+def inside(run: Callable[[Any, Tensor], Tensor], **layers: nn.Module) -> Net:
+    """A network in which ``run`` is the forward of a module named 'block'."""
+    block = Net(run, **layers)
+    return Net(lambda net, x: net.head(pooled(net.block(net.a(x)))), a=conv(3, 8), block=block, head=nn.Linear(8, 3))
+
+
+CURE = "yet; please report it, or leave its layers out with Scope(exclude=[...])"
+SENTENCES = {
+    "a.weight": {
+        "'block': forward multiplies it by a tensor of shape (8, 1, 1), whose size 8 cannot shrink": inside(
+            lambda net, x: x * torch.arange(8, device=x.device).view(8, 1, 1)
+        ),
+        "'block': forward adds it to a tensor of shape (2, 8, 8, 8), of which only some channels come from a layer": (
+            inside(lambda net, x: x + F.pad(x[:, :4], (0, 0, 0, 0, 0, 4)))
+        ),
+        "'block': forward slices 4 of 8 channels with a step of 2, written as a number": inside(
+            lambda net, x: x[:, ::2].repeat(1, 2, 1, 1)
+        ),
+        "'block': forward picks entries of it by number": inside(lambda net, x: x[:, torch.arange(8).flip(0)]),
+        "'block': forward uses the positions that argmax finds among them": inside(
+            lambda net, x: x * x.argmax(1, keepdim=True)
+        ),
+        f"'block': there is no rule for torch.renorm {CURE}": inside(lambda net, x: torch.renorm(x, 2, 1, 1.0)),
+        f"'block': there is no rule for torch.Tensor.renorm {CURE}": inside(lambda net, x: x.renorm(2, 1, 1.0)),
+        "'block.norm': forward needs its 8 groups, which have one channel each": inside(
+            lambda net, x: net.norm(x), norm=nn.GroupNorm(8, 8)
+        ),
+    },
+    "b.weight": {
+        "'b': forward convolves a tensor of shape (2, 3, 8, 8), whose size 3 cannot shrink": Net(
+            lambda net, x: net.c(net.a(net.b(x))), b=conv(3, 3, groups=3), a=conv(3, 4), c=conv(4, 2)
+        ),
+        "forward adds it to a tensor of shape (2, 3, 8, 8), whose size 3 cannot shrink": Net(
+            lambda net, x: net.c(x + net.b(net.a(x))), a=conv(3, 6), b=conv(6, 3), c=conv(3, 2)
+        ),
+    },
+    "0.weight": {
+        "'0': forward normalises a tensor of shape (2, 3, 8, 8), whose size 3 cannot shrink": nn.Sequential(
+            nn.BatchNorm2d(3), conv(3, 4), conv(4, 2)
+        ),
+        "'0': forward convolves a tensor of shape (2, 3, 8, 8), whose channels come from no layer": nn.Sequential(
+            conv(3, 6, groups=3), conv(6, 4), conv(4, 2)
+        ),
+    },
+}  # tensor -> reason -> network
+
+
+@pytest.mark.parametrize(("name", "reason"), [(name, reason) for name, own in SENTENCES.items() for reason in own])
+def test_reasons_name_the_module_and_what_its_forward_does(name: str, reason: str) -> None:
+    assert analyse(SENTENCES[name][reason], Example.of(image())).frozen[name] == reason
+
+
+def test_inexact_channels_have_the_name_of_the_operation_that_users_know() -> None:
+    (group,) = analyse(inside(lambda net, x: x.softmax(1)), Example.of(image())).groups.values()
+    assert group.inexact == "'block': forward calls softmax over the channels: masked ones take part in it"
+
+
+def test_a_tensor_is_not_frozen_because_of_a_dimension_that_is_no_channel() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions = nn.Parameter(torch.ones(1, 7, 6))
+            self.embed, self.head = nn.Linear(5, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.embed(x) + self.positions)
+
+    assert analyse(Positions(), Example.of(image(2, 7, 5))).frozen == {"head.weight": "output of the network"}
+    net = nn.Sequential(conv(3, 8), nn.LayerNorm([8, 8, 8]), conv(8, 2))
+    assert analyse(net, Example.of(image())).frozen == {"2.weight": "output of the network"}
+
+
+def test_what_makes_the_channels_is_named_although_what_reads_them_comes_first() -> None:
+    net = Net(lambda net, x: net.head(pooled(net.a(x).roll(1, 1))), head=nn.Linear(8, 3), a=conv(3, 8))
+    assert analyse(net, Example.of(image())).frozen["a.weight"] == "forward calls roll over the channels"
+
+
+def test_a_part_of_the_channels_may_stay() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        kept, rolled = net.both(x).split(net.sizes, 1)
+        return net.a(kept) + net.b(rolled.roll(1, 1))
+
+    net = Net(run, a=conv(8, 2), both=conv(3, 12, bias=False), b=conv(4, 2))
+    net.sizes = [8, 4]
+    coupling = analyse(net, Example.of(image()))
+    assert coupling.frozen["both.weight"] == "a part of its channels: forward calls roll over the channels"
+    assert {name: group.size for name, group in coupling.groups.items()} == {"a.weight": 8}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_what_meets_a_torchscript_module_stays() -> None:
+    scripted = torch.jit.trace(conv(8, 8), image(2, 8, 8, 8))
+    net = nn.Sequential(conv(3, 8), scripted, conv(8, 6), conv(6, 2))
+    report = prune_once(net, image())
+    assert report.frozen["0.weight"].startswith("'1' is a TorchScript module, whose shapes cannot change: prune the")
+    assert report.widths == {"2.weight": (6, 3)}
+    assert net(image()).shape == (2, 2, 8, 8)
+
+
 def test_a_triangular_weight_stays_because_positions_matter() -> None:
     net = head_net(lambda net, x: F.linear(pooled(x), net.t.weight.tril()), t=nn.Linear(8, 8, bias=False))
-    assert analyse(net, Example.of(image())).frozen["t.weight"] == "tril over the channels"
+    assert analyse(net, Example.of(image())).frozen["t.weight"] == "forward calls tril over the channels"
     weight, rows, columns = torch.ones(4, 4), torch.tensor([0, 1]), torch.tensor([2, 3])
     assert not torch.equal(weight[rows][:, columns].tril(), weight.tril()[rows][:, columns])
 
@@ -77,7 +186,7 @@ def test_a_triangular_weight_stays_because_positions_matter() -> None:
 def test_the_only_channel_of_a_group_stays() -> None:
     net = nn.Sequential(conv(3, 8), conv(8, 4, groups=4, bias=False), conv(4, 2))
     coupling = analyse(net, Example.of(image()))
-    assert coupling.frozen["1.weight"] == "the only channel of its group"
+    assert coupling.frozen["1.weight"] == "'1': forward needs its 4 groups, which have one channel each"
     assert coupling.groups["0.weight"].size == 2  # one channel of every group at a time
     assert removal_error(net, image()) <= 1e-5
 

@@ -514,13 +514,14 @@ def test_multi_head_attention(name: str) -> None:
         {"cross": True, "kdim": 8, "vdim": 10},
         {"add_bias_kv": True},
         {"cross": True, "kdim": 8, "vdim": 10, "batch_first": True},
+        {"cross": True, "kdim": 8, "vdim": 10, "bias": False},
     ],
     ids=str,
 )
-def test_multi_head_attention_is_never_wrong_in_silence(options: dict[str, Any], mode: str) -> None:
+def test_multi_head_attention_with_other_weights_is_exact(options: dict[str, Any], mode: str) -> None:
     net = randomised(Net(MultiHead(**options)))
     _, report, error = pruned(net, mode)
-    assert error <= 1e-10 or report.inexact
+    assert (error <= 1e-10, report.inexact) == (True, {})
     inner = net.layers[0].inner
     assert inner.embed_dim == net.embed.out_features < 12
     assert inner.embed_dim == inner.num_heads * inner.head_dim
@@ -648,6 +649,55 @@ def test_heads_that_are_mixed(mode: str) -> None:
     _, report, error = pruned(net, mode)
     assert (error <= 1e-10, report.inexact) == (True, {})
     assert layer.heads == layer.talk.in_features == len(layer.temperature) == (3 if mode == "head_dims" else 2)
+
+
+class Rotary(nn.Module):
+    """Rotary position embeddings; the angles of 4 dimensions a head are buffers."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        angles = torch.arange(TOKENS, dtype=torch.float64)[:, None] * torch.tensor([1.0, 0.1], dtype=torch.float64)
+        angles = torch.cat([angles, angles], -1) if how == "rotated halves" else angles
+        self.register_buffer("turn", torch.polar(torch.ones_like(angles), angles))
+        self.register_buffer("cos", angles.cos())
+        self.register_buffer("sin", angles.sin())
+
+    def forward(self, t: Tensor) -> Tensor:
+        if self.how == "rotated halves":
+            a, b = t.chunk(2, -1)
+            return t * self.cos + torch.cat([-b, a], -1) * self.sin
+        pairs = t.reshape(*t.shape[:-1], -1, 2)
+        if self.how == "complex":
+            return torch.view_as_real(torch.view_as_complex(pairs) * self.turn).flatten(-2)
+        a, b = pairs.unbind(-1)
+        return torch.stack([a * self.cos - b * self.sin, a * self.sin + b * self.cos], -1).flatten(-2)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("mode", ["head_dims", "heads"])
+@pytest.mark.parametrize("how", ["rotated halves", "pairs", "complex"])
+def test_rotary_position_embeddings(how: str, mode: str, apart: bool) -> None:
+    """Pairs of dimensions go together, and the scale by the width is taken up through the rotation."""
+
+    def run(layer: Any, x: Tensor) -> Tensor:
+        if apart:
+            q, k, v = each(layer, (m(x) for m in (layer.q, layer.k, layer.v)), layer.heads, -1)
+        else:
+            q, k, v = three(layer.qkv(x).reshape(2, TOKENS, 3, layer.heads, -1))
+        y = F.scaled_dot_product_attention(layer.extra(q), layer.extra(k), v)
+        return layer.proj(y.transpose(1, 2).reshape(2, TOKENS, -1))
+
+    layer = Attention(run)
+    layer.extra = Rotary(how)
+    net = randomised(Net(layer))
+    _, report, error = pruned(net, mode)
+    assert (error <= 1e-10, report.inexact) == (True, {})
+    if mode == "head_dims":
+        assert report.plan.scales
+        assert layer.q.out_features == 6 if apart else layer.qkv.out_features == 18
+    elif how == "rotated halves":
+        assert short(report.widths)["q" if apart else "qkv"] == (3, 2)
 
 
 # What is not exact, or not at all removable, must say so.

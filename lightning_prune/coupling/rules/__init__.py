@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from lightning_prune.coupling.rules import (  # noqa: F401
@@ -20,17 +21,20 @@ from lightning_prune.coupling.rules.pointwise import pointwise
 from lightning_prune.coupling.rules.registry import Rule, is_pointwise, registered
 
 
+@cache
 def rule_of(func: Any) -> Rule | None:
     """The rule of an ATen overload, None where there is none."""
     found = registered(func._schema.name.removeprefix("aten::"))
     return pointwise if found is None and is_pointwise(func) else found
 
 
+@cache
 def is_reshape(func: Any) -> bool:
     """Whether ``Trace.sizes`` has an entry for the result of this ATen overload."""
     return rule_of(func) is reshaping.reshape
 
 
+@cache
 def is_cut(func: Any) -> bool:
     """Whether ``Trace.sizes`` has an entry for each part that this ATen overload cuts out."""
     return rule_of(func) in (slicing.take, slicing.select, slicing.split)

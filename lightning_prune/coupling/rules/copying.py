@@ -11,9 +11,9 @@ from lightning_prune.coupling.tracer import Tracer
 from lightning_prune.coupling.values import (
     adopt,
     adopt_whole,
+    all_leaky,
     copied_constant,
     is_constant,
-    leaky,
     note_constant,
     same_constant,
 )
@@ -26,7 +26,7 @@ def _as_strided(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
     if len(labels) == len(size) and (source is out or source.shape == out.shape):  # new strides only
         tracer.set_labels(out, labels)
     else:
-        tracer.freeze(source, "seen through other strides")
+        tracer.freeze(source, tracer.says("looks at it through other strides"))
 
 
 @rule_for("copy")
@@ -69,8 +69,7 @@ def _filled(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
         note_constant(tracer, source, zero=False)
     elif out is not source and func._schema.name.endswith("_like"):
         note_constant(tracer, out, zero=False, like=source)
-    labels = tracer.labels(source)
-    tracer.set_labels(out, [None if label is None else leaky(tracer, label) for label in labels])
+    tracer.set_labels(out, all_leaky(tracer, tracer.labels(source)))
 
 
 @rule_for("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided")
@@ -84,6 +83,8 @@ def _new(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
 @rule_for("zeros", "ones", "full", "empty", "rand", "randn", "empty_strided")
 def _constant(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    if not out.numel():
+        return
     note_constant(tracer, out, op_name(func) == "zeros" or (op_name(func) == "full" and args[1] == 0))
 
 

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_prune.coupling.reasons import words
 from lightning_prune.coupling.rules.pointwise import tie_all
 from lightning_prune.coupling.rules.registry import bound, op_name, rule_for
 from lightning_prune.coupling.slots import Ids
 from lightning_prune.coupling.tensors import tensors_in
 from lightning_prune.coupling.trace import Labels
 from lightning_prune.coupling.tracer import Tracer
-from lightning_prune.coupling.values import adopt, is_leaky, leaky
+from lightning_prune.coupling.values import adopt, all_leaky, is_leaky, leaky
 
-_BY_NUMBER = "indexed or sliced by a number"
-_AS_INDEX = "used as an index"
+_BY_NUMBER = "picks entries of it by number"
+_AS_INDEX = "uses its values as an index"
 
 
 @rule_for("index", "_unsafe_index")
@@ -34,20 +35,20 @@ def _picked(tracer: Tracer, source: Tensor, indices: Sequence[Tensor | None], co
         if index is None:
             dim += 1
             continue
-        tracer.freeze(index, _AS_INDEX)
+        tracer.freeze(index, tracer.says(_AS_INDEX))
         mask = index.dtype in (torch.bool, torch.uint8)
         covered = index.dim() if mask else 1
         taken.extend(range(dim, dim + covered))
         broadcast = max(broadcast, 1 if mask else index.dim())
         dim += covered
-    tracer.freeze(source, _BY_NUMBER, taken)
+    tracer.freeze(source, tracer.says(_BY_NUMBER), taken)
     labels = tracer.labels(source)
     kept: Labels = [label for d, label in enumerate(labels) if d not in taken]
     together = not taken or taken == list(range(taken[0], taken[-1] + 1))
     where = taken[0] if taken and together else 0
     result: Labels = [*kept[:where], *[None] * broadcast, *kept[where:]]
     if len(result) != count:
-        tracer.freeze(source, _BY_NUMBER)
+        tracer.freeze(source, tracer.says(_BY_NUMBER))
         return [None] * count
     return result
 
@@ -71,7 +72,7 @@ def _index_put(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
         elif there is not None:
             labels = _leaking(tracer, labels, there)
     if not values.dim():
-        labels = [None if label is None else leaky(tracer, label) for label in labels]
+        labels = all_leaky(tracer, labels)
     tracer.set_labels(out, labels)
 
 
@@ -84,13 +85,15 @@ def _index_select(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict
     source, given = args[0], bound(func, args, kwargs)
     dim = given.get("dim", given.get("dimension"))
     if dim is None:  # repeats: how often each number comes
-        tracer.freeze(source, _AS_INDEX)
+        tracer.freeze(source, tracer.says(_AS_INDEX))
         return
     _freeze_others(tracer, args[1:], _AS_INDEX)
-    tracer.freeze(source, _BY_NUMBER, [dim % source.dim()])
+    tracer.freeze(source, tracer.says(_BY_NUMBER), [dim % source.dim()])
     labels = tracer.labels(source)
     labels[dim % source.dim()] = None
     labels.extend([None] * (out.dim() - len(labels)))
+    if op_name(func) == "index_fill":
+        labels = all_leaky(tracer, labels)
     tracer.set_labels(out, labels)
 
 
@@ -98,9 +101,9 @@ def _index_select(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict
 def _index_add(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     target, axis, index, source = args[:4]
     axis %= target.dim()
-    tracer.freeze(index, _AS_INDEX)
-    tracer.freeze(target, _BY_NUMBER, [axis])
-    tracer.freeze(source, _BY_NUMBER, [axis])
+    tracer.freeze(index, tracer.says(_AS_INDEX))
+    tracer.freeze(target, tracer.says(_BY_NUMBER), [axis])
+    tracer.freeze(source, tracer.says(_BY_NUMBER), [axis])
     _write(tracer, func, target, source, {axis}, out)
 
 
@@ -110,8 +113,8 @@ def _gather(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     if not source.dim():
         return
     axis %= source.dim()
-    tracer.freeze(source, _BY_NUMBER, [axis])
-    tracer.freeze(index, _AS_INDEX, [axis])
+    tracer.freeze(source, tracer.says(_BY_NUMBER), [axis])
+    tracer.freeze(index, tracer.says(_AS_INDEX), [axis])
     labels: Labels = [None] * out.dim()
     for dim, label in enumerate(tracer.labels(source)):
         if dim != axis and label is not None:
@@ -128,7 +131,7 @@ def _scatter(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     source = args[3] if len(args) > 3 and isinstance(args[3], Tensor) and args[3].dim() else None
     axis %= max(target.dim(), 1)
     for tensor in (t for t in (target, index, source) if t is not None):
-        tracer.freeze(tensor, _BY_NUMBER, [axis])
+        tracer.freeze(tensor, tracer.says(_BY_NUMBER), [axis])
     for dim, label in enumerate(tracer.labels(index)):
         if dim != axis and index.stride(dim) != 0:
             tracer.tie(label, tracer.labels(target)[dim])
@@ -160,7 +163,7 @@ def _write(tracer: Tracer, func: Any, target: Tensor, source: Tensor, but: Itera
 
 @rule_for("masked_select", "take", "masked_scatter", "put", "bincount", "histc", "searchsorted", "isin")
 def _flattened(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    _freeze_others(tracer, [args, kwargs], f"{op_name(func)} counts through it")
+    _freeze_others(tracer, [args, kwargs], f"picks or counts its values one by one ({words(func)})")
 
 
 @rule_for("diagonal", "diag_embed", "rot90", "linalg_cross")
@@ -177,7 +180,7 @@ def _planes(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
         dims = {count - 1}
     tensors = list(tensors_in(args))
     for tensor in tensors:
-        tracer.freeze(tensor, f"{name} over the channels", sorted(dims))
+        tracer.freeze(tensor, tracer.says(f"calls {words(func)} over the channels"), sorted(dims))
     others = [None if d in dims else tie_all(tracer, [tracer.labels(t)[d] for t in tensors]) for d in range(count)]
     if name in ("diagonal", "diag_embed"):
         others = [label for d, label in enumerate(others) if d not in dims]
@@ -194,4 +197,4 @@ def _to_python(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
 
 def _freeze_others(tracer: Tracer, values: Any, reason: str) -> None:
     for tensor in tensors_in(list(values)):
-        tracer.freeze(tensor, reason)
+        tracer.freeze(tensor, tracer.says(reason))

@@ -11,11 +11,9 @@ from torch import Tensor
 from lightning_prune.coupling.numbers import Number
 from lightning_prune.coupling.rules.registry import rule_for
 from lightning_prune.coupling.slots import Ids
-from lightning_prune.coupling.trace import KERNEL, Labels
+from lightning_prune.coupling.trace import ENTRIES, KERNEL, Labels
 from lightning_prune.coupling.tracer import Tracer
-from lightning_prune.coupling.values import is_leaky, leaky
-
-_INPUT = "fed by the network's input or by a tensor of fixed size"
+from lightning_prune.coupling.values import all_leaky, is_leaky, leaky
 
 
 @rule_for("convolution", "_convolution", "convolution_overrideable")
@@ -36,6 +34,8 @@ def _convolution(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[
     labels[channels] = made
     for dim in range(channels + 1, source.dim()):
         labels[dim] = _convolved(tracer, source, weight, out, dim)
+    if bias is not None:
+        labels[:channels] = all_leaky(tracer, labels[:channels])
     tracer.set_labels(out, labels)
     tracer.produced_by(weight, out, channels)
     positions = prod((source if transposed else out).shape[channels + 1 :]) * prod(out.shape[:channels])
@@ -48,9 +48,9 @@ def _convolved(tracer: Tracer, source: Tensor, weight: Tensor, out: Tensor, dim:
     if label is None:
         return None
     if out.shape[dim] != source.shape[dim] or weight.shape[:2] != (1, 1):
-        tracer.slots.freeze(label, "convolved along the channels")
+        tracer.slots.freeze(label, tracer.says("convolves along the channels"))
         return None
-    tracer.slots.mark_inexact(label, "convolved along the channels: each sees those beside it")
+    tracer.slots.mark_inexact(label, tracer.says("convolves along the channels, each sees those beside it"))
     return leaky(tracer, label)
 
 
@@ -59,11 +59,11 @@ def _forward(tracer: Tracer, given: Ids | None, weight: Tensor, groups: int) -> 
     made, read = tracer.labels(weight)[:2]
     if groups == 1:
         tracer.consume(weight, read)
-        tracer.tie(given, read, _INPUT)
+        tracer.tie(given, read)
         return made
     if weight.shape[1] == 1:  # depthwise: every output channel belongs to one input channel
         multiplier = weight.shape[0] // groups
-        tracer.tie(None if given is None else np.repeat(given, multiplier), made, _INPUT)
+        tracer.tie(None if given is None else np.repeat(given, multiplier), made)
         return made
     tracer.consume(weight, read)
     if read is not None:
@@ -77,11 +77,13 @@ def _transposed(tracer: Tracer, given: Ids | None, weight: Tensor, groups: int) 
     """The same for a transposed convolution, whose weight is (in, out / groups, ...)."""
     read, made = tracer.labels(weight)[:2]
     tracer.consume(weight, read)
-    tracer.tie(given, read, _INPUT)
+    tracer.tie(given, read)
     if groups == 1:
         return made
     if weight.shape[0] == groups:
-        tracer.freeze(weight, "outputs of one channel of a depthwise convolution", [1])
+        tracer.freeze(
+            weight, tracer.says(f"makes {weight.shape[1]} channels of each of its inputs (groups={groups})"), [1]
+        )
         return None if read is None else np.repeat(read, weight.shape[1])
     _tie_groups(tracer, read, groups)
     return None if made is None else np.tile(made, groups)
@@ -90,17 +92,17 @@ def _transposed(tracer: Tracer, given: Ids | None, weight: Tensor, groups: int) 
 def _tie_groups(tracer: Tracer, channels: Ids | None, groups: int, template: Ids | None = None) -> None:
     """Tie the same offset in every group, so that all groups lose as much."""
     if channels is None:
-        tracer.tie(None, template, _INPUT)
+        tracer.tie(None, template)
         return
     rows = channels.reshape(groups, -1)
     if rows.shape[1] == 1:
-        tracer.slots.freeze(channels, "the only channel of its group")
+        tracer.slots.freeze(channels, tracer.says(f"needs its {groups} groups, which have one channel each"))
         return
     for row in rows if template is not None else rows[1:]:
         tracer.tie(rows[0] if template is None else template, row)
 
 
-@rule_for("mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "_int_mm")
+@rule_for("mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "vdot", "_int_mm")
 def _matmul(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     has_bias = "add" in func._schema.name
     left, right = args[1:3] if has_bias else args[:2]
@@ -109,14 +111,16 @@ def _matmul(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     a, b = tracer.labels(left), tracer.labels(right)
     tracer.consume(right, b[inner])
     tracer.consume(left, a[-1])
-    tracer.tie(a[-1], b[inner], _INPUT)
+    tracer.tie(a[-1], b[inner])
     if a[-1] is not None and b[inner] is not None and is_leaky(tracer, a[-1]) and is_leaky(tracer, b[inner]):
-        tracer.slots.mark_inexact(a[-1], "summed over channels that are not 0 when they are masked")
+        tracer.slots.mark_inexact(a[-1], tracer.says("sums over the channels, and masked ones are not 0 there"))
     labels: Labels = a[:-1] if vector else [*a[:-1], b[-1]]
     if left.dim() == 3:
         tracer.trace.attended += [ids for ids in (a[-1], b[inner], b[-1]) if ids is not None]
         tracer.tie(a[0], b[0])
         labels[0] = (b[0] if is_leaky(tracer, a[0]) else a[0]) if a[0] is not None and b[0] is not None else None
+    if has_bias:
+        labels[:-1] = all_leaky(tracer, labels[:-1])
     tracer.set_labels(out, labels)
     if has_bias:
         _tie_bias(tracer, args[0], out)
@@ -137,10 +141,12 @@ def _linear(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     source, weight = args[:2]
     made, read = tracer.labels(weight)
     tracer.consume(weight, read)
-    tracer.tie(tracer.labels(source)[-1], read, _INPUT)
-    tracer.set_labels(out, [*tracer.labels(source)[:-1], made])
-    if len(args) > 2 and args[2] is not None:
-        _tie_bias(tracer, args[2], out)
+    tracer.tie(tracer.labels(source)[-1], read)
+    bias = args[2] if len(args) > 2 else None
+    others = tracer.labels(source)[:-1]
+    tracer.set_labels(out, [*(others if bias is None else all_leaky(tracer, others)), made])
+    if bias is not None:
+        _tie_bias(tracer, bias, out)
     tracer.produced_by(weight, out, out.dim() - 1)
     tracer.add_macs(prod(source.shape[:-1]), weight.shape, (made, read))
 
@@ -155,11 +161,11 @@ def _batch_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
     labels = tracer.labels(source)
     given = labels[1]
     for tensor in (a for a in args[1:5] if isinstance(a, Tensor) and a.dim() == 1):
-        tracer.tie(given, tracer.labels(tensor)[0], _INPUT)
+        tracer.tie(given, tracer.labels(tensor)[0])
     if args[3] is None:  # no running statistics: those of this tensor
         for label in (ids for dim, ids in enumerate(labels) if dim != 1 and ids is not None):
             tracer.slots.mark_inexact(label, "batch norm: its mean and variance run over the channels")
-    tracer.set_labels(out[0], labels)
+    tracer.set_labels(out[0], [*all_leaky(tracer, labels[:1]), given, *all_leaky(tracer, labels[2:])])
     tracer.normalised_by(args[1], source, out[0], 1)
 
 
@@ -170,10 +176,12 @@ def _layer_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
     first = source.dim() - len(shape)
     for tensor in (a for a in args[2:4] if isinstance(a, Tensor)):
         for label, own in zip(labels[first:], tracer.labels(tensor), strict=True):
-            tracer.tie(label, own, _INPUT)
+            tracer.tie(label, own)
     for label in labels[first:]:
         if label is not None:
             tracer.slots.mark_inexact(label, "layer norm: its mean and variance run over the channels")
+    if len(args) > 3 and args[3] is not None and func._schema.name == "aten::native_layer_norm":
+        labels[:first] = all_leaky(tracer, labels[:first])
     tracer.set_labels(out[0], labels)
     tracer.normalised_by(args[2], source, out[0], source.dim() - 1)
 
@@ -185,12 +193,17 @@ def _group_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
     given = labels[1]
     for tensor in (weight, bias):
         if tensor is not None:
-            tracer.tie(given, tracer.labels(tensor)[0], _INPUT)
+            tracer.tie(given, tracer.labels(tensor)[0])
     if given is not None:
         if groups > 1:
             _tie_groups(tracer, given, groups)
         if groups < source.shape[1]:
             tracer.slots.mark_inexact(given, "group norm: its mean and variance run over the channels")
+    for label in labels[2:]:
+        if label is not None:
+            tracer.slots.mark_inexact(label, "group norm: its mean and variance run over the channels")
+    if bias is not None:
+        labels = [*all_leaky(tracer, labels[:1]), given, *all_leaky(tracer, labels[2:])]
     tracer.set_labels(out[0], labels)
     tracer.normalised_by(weight, source, out[0], 1)
 
@@ -198,6 +211,6 @@ def _group_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
 @rule_for("embedding")
 def _embedding(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     weight, indices = args[:2]
-    tracer.freeze(weight, "embedding entries are looked up by number", [0])
+    tracer.freeze(weight, ENTRIES, [0])
     tracer.set_labels(out, [None] * indices.dim() + [tracer.labels(weight)[1]])
     tracer.produced_by(weight, out, out.dim() - 1)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_prune.coupling.reasons import words
 from lightning_prune.coupling.rules.registry import op_name, rule_for
 from lightning_prune.coupling.slots import Ids
 from lightning_prune.coupling.tensors import tensors_in
@@ -28,13 +29,17 @@ from lightning_prune.coupling.values import (
 )  # fmt: skip
 def pointwise(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Tie the channels of the operands one by one, aligned from the right."""
-    inputs = list(tensors_in([args, kwargs]))
+    inputs = tensors_in([args, kwargs])
+    if len(inputs) == 1 and inputs[0] is args[0] and (op_name(func) == "mul" or op_name(func) in _ZERO_AT_ZERO):
+        for result in tensors_in(out):
+            tracer.set_parts(result, tracer.parts(inputs[0]))
+        return
     known = [tracer.labels(tensor) for tensor in inputs]
     for result in tensors_in(out):
         labels: list[Ids | None] = []
         if result.dim() == 0:  # a loss with a reduction
             for tensor in inputs:
-                tracer.freeze(tensor, f"{op_name(func)} over the channels")
+                tracer.freeze(tensor, tracer.says(f"calls {words(func)} over the channels"))
         for back in range(result.dim(), 0, -1):
             size = result.shape[-back]
             operands = [

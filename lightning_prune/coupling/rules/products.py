@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lightning_prune.coupling.reasons import words
 from lightning_prune.coupling.rules.pointwise import tie_all
 from lightning_prune.coupling.rules.registry import bound, op_name, rule_for
-from lightning_prune.coupling.trace import Labels
+from lightning_prune.coupling.trace import ENTRIES, Labels
 from lightning_prune.coupling.tracer import Tracer
 from lightning_prune.coupling.values import is_leaky
 
-_INPUT = "fed by the network's input or by a tensor of fixed size"
-_EXPERTS = "experts are chosen by number"
+_EXPERTS = "chooses experts by number"
 
 
 @rule_for("glu")
@@ -34,10 +34,12 @@ def _glu(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 def _distances(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     left, right = args[:2]
     a, b = tracer.labels(left), tracer.labels(right)
-    tracer.tie(a[-1], b[-1], _INPUT)
+    tracer.tie(a[-1], b[-1])
     for label in (a[-1], b[-1]):
         if label is not None and is_leaky(tracer, label):
-            tracer.slots.mark_inexact(label, "distance over the channels: masked ones are not 0 there")
+            tracer.slots.mark_inexact(
+                label, tracer.says("takes distances over the channels: masked ones are not 0 there")
+            )
     labels: Labels = [None] * out.dim()
     labels[-2], labels[-1] = a[-2], b[-2]
     for dim in range(out.dim() - 2):
@@ -76,26 +78,23 @@ def _grouped_product(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: d
     left, right = args[:2]  # (rows, read) and (experts, read, made), where rows of one expert lie side by side
     a, b = tracer.labels(left), tracer.labels(right)
     if (left.dim(), right.dim()) != (2, 3):
-        _freeze_all(tracer, [left, right], "grouped matrix product")
+        _freeze_all(
+            tracer, [left, right], "calls grouped_mm on tensors of other shapes than (rows, in) and (experts, in, out)"
+        )
         return
-    tracer.freeze(left, _EXPERTS, [0])
-    tracer.freeze(right, _EXPERTS, [0])
+    tracer.freeze(left, tracer.says(_EXPERTS), [0])
+    tracer.freeze(right, tracer.says(_EXPERTS), [0])
     tracer.consume(right, b[1])
-    tracer.tie(a[1], b[1], _INPUT)
+    tracer.tie(a[1], b[1])
     tracer.set_labels(out, [None, b[2]])
     tracer.produced_by(right, out, 1)
     tracer.add_macs(1, [*out.shape, left.shape[1]], [None, b[2], b[1]])
 
 
-@rule_for("vdot")
-def _inner(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    tracer.tie(tracer.labels(args[0])[0], tracer.labels(args[1])[0], _INPUT)
-
-
 @rule_for("_fft_r2c", "_fft_c2r", "_fft_c2c")
 def _fourier(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, dims = args[0], {dim % args[0].dim() for dim in args[1]}
-    tracer.freeze(source, "Fourier transform over the channels", sorted(dims))
+    tracer.freeze(source, tracer.says("takes a Fourier transform over the channels"), sorted(dims))
     tracer.set_labels(out, [None if d in dims else label for d, label in enumerate(tracer.labels(source))])
 
 
@@ -103,7 +102,7 @@ def _fourier(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str,
 def _complex_view(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     labels = tracer.labels(args[0])
     if op_name(func) == "view_as_complex":
-        tracer.freeze(args[0], "real and imaginary part", [len(labels) - 1])
+        tracer.freeze(args[0], tracer.says("takes them for real and imaginary parts"), [len(labels) - 1])
         tracer.set_labels(out, labels[:-1])
     else:
         tracer.set_labels(out, [*labels, None])
@@ -112,7 +111,7 @@ def _complex_view(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict
 @rule_for("_embedding_bag", "_embedding_bag_forward_only")
 def _embedding_bag(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     weight = args[0]
-    tracer.freeze(weight, "embedding entries are looked up by number", [0])
+    tracer.freeze(weight, ENTRIES, [0])
     tracer.set_labels(out[0], [None, tracer.labels(weight)[1]])
     tracer.produced_by(weight, out[0], 1)
 
@@ -132,9 +131,11 @@ def _weight_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[
     "linalg_inv_ex", "linalg_matrix_exp", "_linalg_svd", "linalg_qr", "_linalg_eigh", "linalg_cholesky_ex",
 )  # fmt: skip
 def _closed(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    _freeze_all(tracer, [value for value in args if isinstance(value, Tensor)], f"{op_name(func)} over the channels")
+    _freeze_all(
+        tracer, [value for value in args if isinstance(value, Tensor)], f"calls {words(func)} over the channels"
+    )
 
 
 def _freeze_all(tracer: Tracer, tensors: Sequence[Tensor], reason: str) -> None:
     for tensor in tensors:
-        tracer.freeze(tensor, reason)
+        tracer.freeze(tensor, tracer.says(reason))

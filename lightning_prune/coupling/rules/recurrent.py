@@ -19,8 +19,7 @@ from lightning_prune.coupling.trace import concatenate
 from lightning_prune.coupling.tracer import Tracer
 from lightning_prune.coupling.values import adopt, is_constant, is_leaky, leaky
 
-_INPUT = "fed by the network's input or by a tensor of fixed size"
-_STATE = "first hidden state given from outside"
+_STATE = "its first hidden state is given from outside"
 
 
 @before_rule_of("mm", "addmm", "bmm", "baddbmm", "linear")
@@ -49,7 +48,7 @@ def _cudnn(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     directions = 2 if given["bidirectional"] else 1
     if given.get("proj_size") or stride not in (2, 4):
         for tensor in weights:
-            tracer.freeze(tensor, "recurrent layer with a projection")
+            tracer.freeze(tensor, tracer.says("runs a recurrent layer with a projection (proj_size)"))
         return
     source = given["input"]
     read = tracer.labels(source)[-1]
@@ -77,7 +76,7 @@ def _layer(tracer: Tracer, weights: list[Tensor], given: Ids | None, steps: int)
     read, units = tracer.labels(from_input)[1], tracer.labels(from_hidden)[1]
     tracer.consume(from_input, read)
     tracer.consume(from_hidden, units)
-    tracer.tie(given, read, _INPUT)
+    tracer.tie(given, read)
     for tensor in weights:
         rows = tracer.labels(tensor)[0] if tensor.dim() else None
         if rows is not None and units is not None:
@@ -103,7 +102,7 @@ def _tie_state(tracer: Tracer, state: Tensor | None, units: Ids | None) -> None:
     adopt(tracer, state, state.dim() - 1, units)
     label = tracer.labels(state)[-1]
     if label is not None or not is_constant(tracer, state):
-        tracer.tie(label, units, _STATE)
+        tracer.tie(label, units, tracer.at(_STATE))
 
 
 @rule_for("_thnn_fused_lstm_cell", "_thnn_fused_gru_cell")
@@ -124,5 +123,5 @@ def _fused_cell(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
 @rule_for("_pack_padded_sequence")
 def _pack(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source = args[0]
-    tracer.freeze(source, "packed by length", [0, 1])
+    tracer.freeze(source, tracer.says("packs sequences along it"), [0, 1])
     tracer.set_labels(out[0], [None, *tracer.labels(source)[2:]])

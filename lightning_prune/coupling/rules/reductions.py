@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
+from lightning_prune.coupling.reasons import words
 from lightning_prune.coupling.rules.pointwise import pointwise
 from lightning_prune.coupling.rules.registry import bound, op_name, rule_for
 from lightning_prune.coupling.slots import Ids
 from lightning_prune.coupling.tensors import tensors_in
 from lightning_prune.coupling.tracer import Tracer
-from lightning_prune.coupling.values import is_leaky, leaky
+from lightning_prune.coupling.values import all_leaky, is_leaky, leaky
 
 _SUMS = frozenset(("sum", "nansum", "linalg_vector_norm", "norm", "any", "count_nonzero", "cumsum"))
 _FINDS = frozenset(("max", "min", "argmax", "argmin", "kthvalue", "median", "nanmedian", "mode", "topk"))
@@ -33,6 +34,8 @@ def _reduce(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     kept = [None if dim in reduced else label for dim, label in enumerate(labels)]
     if not given.get("keepdim", op_name(func) == "topk"):
         kept = [label for dim, label in enumerate(kept) if dim not in reduced]
+    if op_name(func) == "logsumexp":
+        kept = all_leaky(tracer, kept)
     for result in tensors_in(out):
         tracer.set_labels(result, kept)
     positions = [x for x in tensors_in(out) if x.dtype == torch.int64] if op_name(func) in _FINDS else []
@@ -48,9 +51,13 @@ def mark_mixed(tracer: Tracer, func: Any, given: dict[str, Any], label: Ids) -> 
     name = op_name(func)
     order = given.get("ord", given.get("p", 2))
     if name not in _SUMS or (isinstance(order, (int, float)) and order < 0):
-        tracer.slots.mark_inexact(label, f"{name} over the channels: masked ones take part in it")
+        tracer.slots.mark_inexact(
+            label, tracer.says(f"calls {words(func)} over the channels: masked ones take part in it")
+        )
     elif is_leaky(tracer, label):
-        tracer.slots.mark_inexact(label, f"{name} over the channels: masked ones are not 0 there")
+        tracer.slots.mark_inexact(
+            label, tracer.says(f"calls {words(func)} over the channels: masked ones are not 0 there")
+        )
 
 
 def _dims(dims: int | Iterable[int] | None, count: int) -> set[int]:
@@ -71,7 +78,7 @@ def _scan(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
             mark_mixed(tracer, func, given, label)
             labels[dim] = leaky(tracer, label)
     if "softmax" in op_name(func):  # of zeros, that is no zero
-        labels = [None if label is None else leaky(tracer, label) for label in labels]
+        labels = all_leaky(tracer, labels)
     tracer.set_labels(out, labels)
 
 
@@ -91,8 +98,10 @@ def _positions(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
     source, given = args[0], bound(func, args, kwargs)
     axis = given.get("dim", given.get("dims"))
     mixed = _dims(axis, source.dim())
-    tracer.freeze(source, f"{op_name(func)} over the channels", sorted(mixed))
+    tracer.freeze(source, tracer.says(f"calls {words(func)} over the channels"), sorted(mixed))
     labels = [None if dim in mixed else label for dim, label in enumerate(tracer.labels(source))]
+    if op_name(func) == "logcumsumexp":
+        labels = all_leaky(tracer, labels)
     for result in tensors_in(out):
         same = result.dim() == source.dim()
         tracer.set_labels(result, labels if same else [x for dim, x in enumerate(labels) if dim not in mixed])
@@ -101,5 +110,5 @@ def _positions(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
 @rule_for("triu", "tril")
 def _triangle(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source = args[0]
-    tracer.freeze(source, f"{op_name(func)} over the channels", [source.dim() - 2, source.dim() - 1])
+    tracer.freeze(source, tracer.says(f"calls {words(func)} over the channels"), [source.dim() - 2, source.dim() - 1])
     tracer.set_labels(out, [*tracer.labels(source)[:-2], None, None])

@@ -12,6 +12,7 @@ from lightning_prune.coupling.slots import FIXED, Ids
 from lightning_prune.coupling.tensors import tensors_in
 from lightning_prune.coupling.trace import Part
 from lightning_prune.coupling.tracer import ATTENTION, Tracer
+from lightning_prune.coupling.values import all_leaky
 
 
 @rule_for("select", "unbind")
@@ -75,7 +76,9 @@ def _cut(tracer: Tracer, part: Part, axis: int, where: tuple[int, int], step: in
     elif step == 1 and size and equal:
         tracer.balance(np.split(part.ids, total // size, axis=along), tracer.where)
     else:
-        tracer.slots.freeze(part.ids.ravel(), tracer.says(f"slices {size} of {total} channels, written as a number"))
+        stepping = f" with a step of {step}" if step != 1 else ""
+        what = f"slices {size} of {total} channels{stepping}, written as a number"
+        tracer.slots.freeze(part.ids.ravel(), tracer.says(what))
         return None
     return part.narrowed(ids)
 
@@ -148,8 +151,10 @@ def _pad(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
         if label is None:
             continue
         if before < 0 or after < 0:
-            tracer.freeze(source, "cropped along the channels", [dim])
+            tracer.freeze(source, tracer.says("crops the channels by padding them with a negative number"), [dim])
             labels[dim] = None
         else:
             labels[dim] = np.concatenate([np.full(before, FIXED), label, np.full(after, FIXED)])
+    if len(args) > 2 and args[2]:
+        labels = all_leaky(tracer, labels)
     tracer.set_labels(out, labels)

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lightning_prune.coupling.reasons import words
 from lightning_prune.coupling.rules.pointwise import tie_all
 from lightning_prune.coupling.rules.registry import op_name, rule_for
 from lightning_prune.coupling.slots import FIXED, Ids
 from lightning_prune.coupling.tensors import tensors_in
 from lightning_prune.coupling.trace import KERNEL
 from lightning_prune.coupling.tracer import Tracer
+
+_RESIZED = "pools, pads or resizes along the channels"
 
 
 @rule_for(
@@ -29,7 +32,7 @@ from lightning_prune.coupling.tracer import Tracer
 def _spatial(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source = args[0]
     first = source.dim() - _spatial_dims(func)
-    tracer.freeze(source, "pooled, padded or resized along the channels", range(first, source.dim()))
+    tracer.freeze(source, tracer.says(_RESIZED), range(first, source.dim()))
     labels = [*tracer.labels(source)[:first], *[None] * (source.dim() - first)]
     for result in tensors_in(out):
         tracer.set_labels(result, labels)
@@ -49,7 +52,7 @@ def _average(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str,
         if (stride or kernel)[number] == 1 and padding[number] == 0:
             labels[dim] = _averaged(tracer, labels[dim], kernel[number])
         elif labels[dim] is not None:
-            tracer.freeze(source, "pooled, padded or resized along the channels", [dim])
+            tracer.freeze(source, tracer.says(_RESIZED), [dim])
             labels[dim] = None
     tracer.set_labels(out, labels)
 
@@ -65,17 +68,17 @@ def _averaged(tracer: Tracer, label: Ids | None, kernel: int) -> Ids | None:
         return label
     real = np.flatnonzero(label != FIXED)
     if len(real) != real[-1] - real[0] + 1 or len(label) - len(real) != kernel - 1:
-        tracer.slots.freeze(label, "pooled, padded or resized along the channels")
+        tracer.slots.freeze(label, tracer.says(_RESIZED))
         return None
-    tracer.slots.mark_inexact(label, "average with the channels beside it")
+    tracer.slots.mark_inexact(label, tracer.says("averages each channel with the channels beside it"))
     return label[real]
 
 
 @rule_for("max_unpool2d", "max_unpool3d")
 def _unpool(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     first = out.dim() - _spatial_dims(func)
-    tracer.freeze(args[0], "pooled, padded or resized along the channels", range(first, out.dim()))
-    tracer.freeze(args[1], "pooled, padded or resized along the channels", range(first, out.dim()))
+    tracer.freeze(args[0], tracer.says(_RESIZED), range(first, out.dim()))
+    tracer.freeze(args[1], tracer.says(_RESIZED), range(first, out.dim()))
     given = zip(tracer.labels(args[0])[:first], tracer.labels(args[1])[:first], strict=True)
     tracer.set_labels(out, [*(tie_all(tracer, pair) for pair in given), *[None] * (out.dim() - first)])
 
@@ -83,22 +86,22 @@ def _unpool(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 @rule_for("grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler", "_grid_sampler_2d_cpu_fallback")
 def _grid_sample(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, grid = args[:2]
-    tracer.freeze(grid, "where an image is sampled")
-    tracer.freeze(source, "sampled along the channels", range(2, source.dim()))
+    tracer.freeze(grid, tracer.says("takes its values for positions in an image"))
+    tracer.freeze(source, tracer.says("samples along the channels"), range(2, source.dim()))
     tracer.set_labels(out, [*tracer.labels(source)[:2], *[None] * (out.dim() - 2)])
 
 
 @rule_for("affine_grid_generator", "torchvision::nms", "nonzero", "_unique2", "unique_dim", "unique_consecutive")
 def _to_positions(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     for tensor in tensors_in([args, kwargs]):
-        tracer.freeze(tensor, f"{op_name(func).removeprefix('torchvision::')} makes positions of it")
+        tracer.freeze(tensor, tracer.says(f"makes positions of its values ({words(func)})"))
 
 
 @rule_for("torchvision::roi_align", "torchvision::roi_pool", "torchvision::ps_roi_align", "torchvision::ps_roi_pool")
 def _regions(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, regions = args[:2]
-    tracer.freeze(regions, "the box of a region")
-    tracer.freeze(source, "sampled along the channels", [0, 2, 3])
+    tracer.freeze(regions, tracer.says("takes its values for the boxes of regions"))
+    tracer.freeze(source, tracer.says("samples along the channels"), [0, 2, 3])
     label = tracer.labels(source)[1]
     if "::ps_" in op_name(func) and label is not None:  # every output channel takes one input channel from each bin
         label = _blocks(tracer, label, source.shape[1] // out[0].shape[1])
@@ -106,25 +109,20 @@ def _regions(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str,
         tracer.set_labels(result, [None, label, None, None])
 
 
-@rule_for("pixel_shuffle")
-def _pixel_shuffle(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    source, channels = args[0], args[0].dim() - 3
-    tracer.freeze(source, "a pixel shuffle along the image", [channels + 1, channels + 2])
-    labels = tracer.labels(source)
-    label = labels[channels]
+_BLOCKWISE = {"pixel_shuffle": "shuffles", "pixel_unshuffle": "shuffles", "im2col": "unfolds", "col2im": "folds"}
+
+
+@rule_for(*_BLOCKWISE)
+def _blockwise(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Channels that become several side by side, or the other way round."""
+    source, name = args[0], op_name(func)
+    channels = source.dim() - (2 if name == "col2im" else 3)
+    tracer.freeze(source, tracer.says(f"{_BLOCKWISE[name]} along the channels"), range(channels + 1, source.dim()))
+    labels = tracer.labels(source)[: channels + 1]
+    label, before, after = labels[-1], source.shape[channels], out.shape[channels]
     if label is not None:
-        label = _blocks(tracer, label, int(args[1]) ** 2)
-    tracer.set_labels(out, [*labels[:channels], label, None, None])
-
-
-@rule_for("pixel_unshuffle")
-def _pixel_unshuffle(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    source, channels = args[0], args[0].dim() - 3
-    tracer.freeze(source, "a pixel shuffle along the image", [channels + 1, channels + 2])
-    labels = tracer.labels(source)
-    label = labels[channels]
-    label = None if label is None else np.repeat(label, int(args[1]) ** 2)
-    tracer.set_labels(out, [*labels[:channels], label, None, None])
+        labels[-1] = _blocks(tracer, label, before // after) if after < before else np.repeat(label, after // before)
+    tracer.set_labels(out, [*labels, *[None] * (out.dim() - channels - 1)])
 
 
 @rule_for("channel_shuffle", "native_channel_shuffle")
@@ -136,27 +134,6 @@ def _channel_shuffle(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: d
         tie_all(tracer, list(rows))  # every group has to lose as much
         labels[1] = rows.T.ravel()
     tracer.set_labels(out, labels)
-
-
-@rule_for("im2col")
-def _unfold(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    source, channels = args[0], args[0].dim() - 3
-    tracer.freeze(source, "unfolded along the image", [channels + 1, channels + 2])
-    labels = tracer.labels(source)
-    label = labels[channels]
-    label = None if label is None else np.repeat(label, out.shape[channels] // source.shape[channels])
-    tracer.set_labels(out, [*labels[:channels], label, None])
-
-
-@rule_for("col2im")
-def _fold(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    source, channels = args[0], args[0].dim() - 2
-    tracer.freeze(source, "folded along the channels", [channels + 1])
-    labels = tracer.labels(source)
-    label = labels[channels]
-    if label is not None:
-        label = _blocks(tracer, label, source.shape[channels] // out.shape[channels])
-    tracer.set_labels(out, [*labels[:channels], label, None, None])
 
 
 def _blocks(tracer: Tracer, label: Ids, size: int) -> Ids:
@@ -172,15 +149,14 @@ def _deformable(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
     source, weight, offset, mask, bias = args[:5]
     groups = int(args[11])
     for where in (offset, mask):
-        tracer.freeze(where, "where a deformable convolution samples")
+        tracer.freeze(where, tracer.says("takes its values for where a deformable convolution samples"))
     tracer.freeze(weight, KERNEL, [2, 3])
     read, made = tracer.labels(weight)[1], tracer.labels(weight)[0]
-    reason = "fed by the network's input or by a tensor of fixed size"
     if groups == 1 and int(args[12]) == 1:
         tracer.consume(weight, read)
-        tracer.tie(tracer.labels(source)[1], read, reason)
+        tracer.tie(tracer.labels(source)[1], read)
     else:
-        _freeze_all(tracer, [source, weight], "grouped deformable convolution")
+        _freeze_all(tracer, [source, weight], "calls a deformable convolution with groups, which has no rule yet")
     tracer.tie(tracer.labels(bias)[0], made) if made is not None and bias.numel() == len(made) else None
     tracer.set_labels(out, [None, made, None, None])
     tracer.produced_by(weight, out, 1)
@@ -188,4 +164,4 @@ def _deformable(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
 
 def _freeze_all(tracer: Tracer, tensors: Sequence[Tensor], reason: str) -> None:
     for tensor in tensors:
-        tracer.freeze(tensor, reason)
+        tracer.freeze(tensor, tracer.says(reason))
