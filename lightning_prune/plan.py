@@ -174,8 +174,8 @@ def rescaled(
             own = factors.setdefault(name, {}).setdefault(dim, ones)
             own[index] *= (scalar.value / after) ** (1 / scalar.power)
     for (before, groups), now in zip(coupling.constants, constants or () if same[1] else (), strict=False):
-        if before != now:
-            blame(groups, getattr(before, "where", ""), "computes with a number that follows the width")
+        if repr(before) != repr(now):  # nan differs from itself
+            blame(groups, before.where, "computes with a number that follows the width")
     return replace(plan, scales=_kept_factors(factors, plan)), inexact
 
 

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune.coupling import Coupling, Example, run_on_copy, shapes
 from lightning_prune.coupling.calls import Literals
+from lightning_prune.coupling.constants import constants_of, scalar_of
 from lightning_prune.coupling.groups import Site
 from lightning_prune.coupling.rules import is_cut, is_reshape
-from lightning_prune.coupling.scaling import constants_of, scalar_of
 from lightning_prune.coupling.tensors import tensors_in
 from lightning_prune.plan import plan_removal
 from lightning_prune.surgery import apply_plan

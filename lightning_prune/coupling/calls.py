@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lightning_prune.coupling.constants import numbers_in
 from lightning_prune.coupling.numbers import Number, SizeOf
-from lightning_prune.coupling.scaling import numbers_in
 from lightning_prune.coupling.tracer import ATTENTION, Tracer
 from lightning_prune.coupling.values import all_leaky
 

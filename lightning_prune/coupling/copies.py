@@ -46,10 +46,10 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     new = type(module).__new__(type(module))
     memo[id(module)] = new
     for key, value in vars(module).items():
+        if key == "_compiled_call_impl":  # leads back to the original
+            continue
         if type(value) in _SHARED:
             new.__dict__[key] = value
-            continue
-        if key == "_compiled_call_impl":  # leads back to the original
             continue
         if key == "_modules":
             value = {name: None if child is None else _copied(child, memo) for name, child in value.items()}

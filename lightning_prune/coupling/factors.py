@@ -13,6 +13,7 @@ from functools import cached_property, reduce
 
 import numpy as np
 
+from lightning_prune.coupling.constants import Constants
 from lightning_prune.coupling.slots import Ids
 
 
@@ -190,20 +191,3 @@ class Scalars:
     def leaked(self, number: int) -> bool:
         """Whether no rows can take up a change of scalar ``number``."""
         return self.found[number].origin is None
-
-
-class Constants(tuple[float, ...]):
-    """Numbers that one operation computes with.
-
-    Attributes:
-        where: Qualified name of the module whose forward runs it.
-    """
-
-    where: str = ""
-
-    @classmethod
-    def at(cls, where: str, values: Iterable[float]) -> Constants:
-        """``values``, found in the forward of the module ``where``."""
-        found = cls(values)
-        found.where = where
-        return found

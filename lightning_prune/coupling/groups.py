@@ -8,6 +8,7 @@ from math import prod
 
 from torch import Tensor
 
+from lightning_prune.coupling.constants import Constants
 from lightning_prune.coupling.numbers import Attribute, Expression, LinearDim
 
 
@@ -149,7 +150,8 @@ class Coupling:
     Attributes:
         groups: Removable groups by name.
         frozen: Group name -> why nothing in it can be removed. Kernel positions and what layers read from
-            the network's input or from data in buffers go without saying.
+            the network's input or from data in buffers go without saying, and so do other dimensions of a tensor
+            that shrinks along one, such as the positions of a table.
         shapes: Shape of every parameter and buffer when it was analysed.
         param_dims: For every parameter, its dimensions.
         mac_terms: (constant, dimensions) of every convolution and matrix product of one example's forward pass.
@@ -171,7 +173,7 @@ class Coupling:
     passes: Passes
     sizes: tuple[Site, ...] = ()
     scalars: tuple[WidthScalar, ...] = ()
-    constants: tuple[tuple[tuple[float, ...], tuple[str, ...]], ...] = ()
+    constants: tuple[tuple[Constants, tuple[str, ...]], ...] = ()
     bundles: tuple[Bundle, ...] = ()
     attributes: Mapping[Attribute, Expression] = field(default_factory=dict)
 

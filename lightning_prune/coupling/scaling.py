@@ -8,16 +8,15 @@ scalars have changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from lightning_prune.coupling.factors import Constants, Factors, Origin, Scalar
+from lightning_prune.coupling.constants import Constants, constants_of, every_tensor, is_number, name_of, scalar_of
+from lightning_prune.coupling.factors import Factors, Origin, Scalar
 from lightning_prune.coupling.slots import FIXED, Ids
 
 if TYPE_CHECKING:
@@ -43,79 +42,6 @@ _LAYERS = {
 }  # fmt: skip  # operation -> positions of what it is linear in besides, weight and bias
 
 
-def scalar_of(func: Any, args: tuple[Any, ...]) -> float | None:
-    """The factor that an ATen call multiplies a tensor by, None where it is no such call."""
-    if len(args) < 2 or (name := _name(func)) not in ("mul", "div"):
-        return None
-    number = next((a for a in args[:2] if _is_number(a)), None)
-    tensor = next((a for a in args[:2] if isinstance(a, Tensor) and not _is_number(a)), None)
-    if number is None or tensor is None or (isinstance(number, Tensor) and not tensor.is_meta):
-        return None  # beside tensors with values, a tensor with one may hold anything
-    if name == "mul":
-        return float(number)
-    return 1 / float(number) if number is args[1] and float(number) else None
-
-
-_LITERAL = torch.ops.aten.lift_fresh.default  # a tensor is made of what Python knows
-_NUMBERS = ("Tensor", "number", "float", "Optional[Tensor]", "Optional[number]", "Optional[float]")
-
-
-def constants_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on_meta: bool) -> tuple[float, ...]:
-    """The numbers that an ATen call computes with, where ``scalar_of`` sees no factor; () for most calls.
-
-    Args:
-        func: The overload.
-        args: Its arguments.
-        kwargs: The others.
-        on_meta: Whether tensors with values are the numbers of the code, as all others are on the meta device.
-    """
-    if func is _LITERAL:
-        seen = not args[0].is_meta and (args[0].dim() > 0 or not on_meta)
-        return numbers_in(args[0].tolist()) if seen else ()
-    found = [args[n] if n < len(args) else kwargs.get(name) for n, name in _places(func)]
-    numbers: list[Any] = [value for value in found if _is_number(value)]
-    if not numbers:
-        return ()
-    with_tensors = on_meta and _reaches_meta(args, kwargs)
-    return tuple(float(value) for value in numbers if with_tensors or not isinstance(value, Tensor))
-
-
-@cache
-def _places(func: Any) -> tuple[tuple[int, str], ...]:
-    """Positions and names of the arguments of an ATen overload that may be numbers it computes with."""
-    name = _name(func)
-    if name.startswith(("native_", "_native_", "convolution")):
-        return ()
-    kinds = (*_NUMBERS, "int") if name in ("linspace", "logspace", "eye") else _NUMBERS
-    return tuple((n, a.name) for n, a in enumerate(func._schema.arguments) if str(a.type) in kinds)
-
-
-def _reaches_meta(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    device = kwargs.get("device")
-    return any(t.is_meta for t in _tensors(args)) or (isinstance(device, torch.device) and device.type == "meta")
-
-
-def numbers_in(data: Any) -> tuple[float, ...]:
-    """The numbers that a tensor is made of; () where it is made of something else."""
-    try:
-        return tuple(np.asarray(data, dtype=np.float64).ravel().tolist())
-    except (TypeError, ValueError, RuntimeError):
-        return ()
-
-
-def _is_number(value: Any) -> bool:
-    """A number, or a tensor that was made from numbers: the others are on the meta device."""
-    if isinstance(value, Tensor):
-        return value.dim() == 0 and not value.is_meta and not value.is_complex() and value.dtype != torch.bool
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-@cache
-def _name(func: Any) -> str:
-    name: str = func._schema.name.removeprefix("aten::")
-    return name if name.startswith("__") else name.rstrip("_")
-
-
 class Origins:
     """Follows, for one pass, what tensors are proportional to."""
 
@@ -128,7 +54,7 @@ class Origins:
 
     def after(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Take note of an operation that has run and been labelled."""
-        name, scalar = _name(func), scalar_of(func, args)
+        name, scalar = name_of(func), scalar_of(func, args)
         if name in _READING and not self.on_meta:
             self.leaves(args[0])
         if scalar is not None:
@@ -143,7 +69,7 @@ class Origins:
     def computed(self, values: tuple[float, ...], beside: tuple[Any, ...]) -> None:
         """Take note of numbers that the first pass computes with, and of the tensors that they meet."""
         if values and self.scalars.runs == 1 and not self.reads:
-            met = [ids for tensor in _tensors(beside) for ids in self._channels(tensor)]
+            met = [ids for tensor in every_tensor(beside) for ids in self._channels(tensor)]
             self.scalars.constants.append((Constants.at(self.tracer.where, values), _joined(met)))
 
     def leaves(self, tensor: Tensor) -> None:
@@ -188,13 +114,13 @@ class Origins:
         return facts.factors
 
     def _other(self, name: str, args: tuple[Any, ...], out: Any) -> None:
-        self.leak(_tensors(args))
-        for result in _tensors((out,)):
+        self.leak(every_tensor(args))
+        for result in every_tensor((out,)):
             self.tracer.facts(result).factors = None  # it may be an operand
             self._remember(args, result)
 
     def _multiplied(self, value: float, args: tuple[Any, ...], out: Tensor) -> None:
-        source = next(a for a in args[:2] if isinstance(a, Tensor) and not _is_number(a))
+        source = next(a for a in args[:2] if isinstance(a, Tensor) and not is_number(a))
         found, widths = self.scalars.found, _joined(self._channels(source))
         scalar = Scalar(len(found), value, widths[widths != FIXED], self.tracer.where, self.scalars.runs, self.scalars)
         found.append(scalar)
@@ -207,7 +133,7 @@ class Origins:
     def _moved(self, name: str, args: tuple[Any, ...], out: Any) -> None:
         source = args[0]
         factors = self._factors(source)
-        for result in _tensors((out,)):
+        for result in every_tensor((out,)):
             self._remember((source,), result)
             if factors is None:
                 continue
@@ -244,7 +170,7 @@ class Origins:
         source, made = args[linear or 0], out if isinstance(out, Tensor) else out[0]
         rows = None if weight is None else self._rows(weight, made)
         if bias is not None and (rows := self._with_bias(rows, bias)) is None:
-            self.leak(_tensors((weight, bias)))
+            self.leak(every_tensor((weight, bias)))
         if linear is None or bias is not None:
             self.leak((source,))
         else:
@@ -286,7 +212,7 @@ class Origins:
         return None
 
     def _beside(self, name: str, args: tuple[Any, ...], out: Tensor) -> None:
-        tensors = list(_tensors(args))
+        tensors = list(every_tensor(args))
         first, *others = (self._factors(tensor) for tensor in tensors)
         factors = first if others else None
         for other in others:
@@ -305,35 +231,27 @@ class Origins:
         return factors is not None and any(np.array_equal(last, [origin.ids]) for origin in factors.origins)
 
     def _summed(self, source: Tensor, out: Tensor) -> None:
-        self.tracer.facts(out).summed = tuple(part.ids.ravel() for part in self.tracer.parts(source))
+        self.tracer.facts(out).summed = tuple(part.ids for part in self.tracer.parts(source))
 
     def _remember(self, args: tuple[Any, ...], out: Tensor) -> None:
         """Hand on which channels were summed over, so that it is known what a changed scalar concerns."""
         kept = len(self.tracer.parts(out))
         lost: dict[int, Ids] = {}
-        for tensor in _tensors(args):
+        for tensor in every_tensor(args):
             parts = self.tracer.parts(tensor)
-            gone = [part.ids.ravel() for part in parts] if len(parts) > kept else ()
+            gone = [part.ids for part in parts] if len(parts) > kept else ()
             lost.update((id(ids), ids) for ids in (*self.tracer.facts(tensor).summed, *gone))
         self.tracer.facts(out).summed = tuple(lost.values())
 
     def _channels(self, tensor: Tensor) -> list[Ids]:
         """Channels that a tensor carries or was summed over."""
-        return [*(part.ids.ravel() for part in self.tracer.parts(tensor)), *self.tracer.facts(tensor).summed]
+        return [*(part.ids for part in self.tracer.parts(tensor)), *self.tracer.facts(tensor).summed]
 
     def _carried(self, tensor: Tensor) -> Ids:
-        return _joined([part.ids.ravel() for part in self.tracer.parts(tensor)])
+        return _joined([part.ids for part in self.tracer.parts(tensor)])
 
 
 def _joined(ids: list[Ids]) -> Ids:
     if len(ids) == 1:
-        return ids[0]
-    return np.concatenate(ids) if ids else np.empty(0, np.int64)
-
-
-def _tensors(args: tuple[Any, ...]) -> Iterator[Tensor]:
-    for value in args:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from _tensors(tuple(value))
+        return ids[0].ravel()
+    return np.concatenate([some.ravel() for some in ids]) if ids else np.empty(0, np.int64)

@@ -10,6 +10,7 @@ over the channels) it has to be known: such channels carry *leaky* labels, fresh
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
 
 from lightning_prune.coupling.numbers import Number
@@ -101,10 +102,11 @@ def leaky(tracer: Tracer, label: Ids) -> Ids:
     """Fresh slots for the channels ``label``, which are not 0 from here on when they are masked."""
     if is_leaky(tracer, label):
         return label
-    fresh = tracer.slots.new(len(label))
+    channels, places = np.unique(label, return_inverse=True)
+    fresh = tracer.slots.new(len(channels))
     tracer.slots.mark_leaky(fresh)
-    tracer.tie(fresh, label, "beside a tensor whose size is fixed")
-    return fresh
+    tracer.tie(fresh, channels)
+    return fresh[places]
 
 
 def all_leaky(tracer: Tracer, labels: Labels) -> Labels:

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from lightning_prune import Scope, prune_once
 from lightning_prune.budgets import Ratio
 from lightning_prune.coupling import Example, analyse
+from lightning_prune.coupling.constants import scalar_of
 from lightning_prune.coupling.factors import Factors, Origin, Scalar, Scalars
-from lightning_prune.coupling.scaling import scalar_of
 from lightning_prune.plan import plan_removal, rescaled
 from lightning_prune.surgery import zero_removed
 
@@ -202,7 +202,7 @@ MEANS: dict[str, Callable[..., Tensor]] = {
     "an offset": lambda net, x, h: net.second(net.other(x)) + h.sum(-1, keepdim=True) + width(h),
     "an offset from the input": lambda net, x, h: net.second(h) + x[:, :3] * width(h),
     "an exponent of the input": lambda net, x, h: net.second(h) + x[:, :3].abs() ** (1 / width(h)),
-    "a count of steps": lambda net, x, h: net.second(h) * torch.linspace(0, 1, width(h), device=x.device).square().sum(),
+    "a count of steps": lambda net, x, h: net.second(h) * torch.linspace(0, 1, width(h), device=x.device).norm(),
     "the trace of an identity": lambda net, x, h: net.second(h) * torch.eye(width(h), device=x.device).sum(),
     "a sum of ones": lambda net, x, h: net.second(h) * torch.ones(h.shape, device=x.device).sum(-1, keepdim=True),
     "as_tensor(shape)": lambda net, x, h: net.second(h) * torch.as_tensor(h.shape, device=x.device).prod(),
@@ -235,7 +235,8 @@ MEANS: dict[str, Callable[..., Tensor]] = {
     * F.linear(h.T, h.new_ones(4, 6), h.new_ones(4)).sum(),
     "a convolution over the examples, then a sum": lambda net, x, h: net.second(net.other(x))
     * F.conv1d(h.T[:, None], h.new_ones(1, 1, 3), h.new_ones(1)).sum(),
-    "ones beside the examples, then a sum": lambda net, x, h: net.second(net.other(x)) * F.pad(h.T, (0, 2), value=1.0).sum(),
+    "ones beside the examples, then a sum": lambda net, x, h: net.second(net.other(x))
+    * F.pad(h.T, (0, 2), value=1.0).sum(),
     "index_fill, then a sum": lambda net, x, h: net.second(net.other(x))
     * h.index_fill(0, torch.tensor([0, 1], device=x.device), 1.0).sum(),
     "vdot of sigmoids": lambda net, x, h: net.second(net.other(x)) * torch.vdot(h.sigmoid()[0], h.sigmoid()[1]),
@@ -285,7 +286,6 @@ def test_homogeneous_images_are_exact(name: str) -> None:
     net = made(lambda net, x: HOMOGENEOUS[name](net, x, net.first(x)))
     report, error = pruned(net)
     assert (error <= 1e-10, report.inexact) == (True, {})
-    assert report.widths["first.weight"] == (12, 6)
     assert report.plan.scales
 
 

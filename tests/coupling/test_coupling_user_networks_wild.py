@@ -33,6 +33,14 @@ def test_groups_are_found_and_removing_equals_masking(name: str) -> None:
     assert removal_error(net, inputs) <= 1e-10
 
 
+def test_standardised_weights() -> None:
+    net = nn.Sequential(nets.Standardised(3, 8, 3), nets.Standardised(8, 6, 3), nn.Conv2d(6, 2, 1)).double()
+    report = prune_once(net, image(2, 3, 8, 8).double())
+    assert report.widths == {"0.weight": (8, 4), "1.weight": (6, 3)}
+    assert list(report.inexact) == ["0.weight"]  # the mean of what reads it runs over its channels
+    assert net(image(2, 3, 8, 8).double()).shape == (2, 2, 8, 8)
+
+
 def test_experts_in_one_weight() -> None:
     coupling = analyse(nets.Experts(), Example.of(image(8, 3)))
     assert groups_of(coupling) == {

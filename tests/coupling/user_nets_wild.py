@@ -106,3 +106,12 @@ class Quantiser(nn.Module):
         z = self.a(x)
         distance = z.square().sum(1, keepdim=True) + self.codes.weight.square().sum(1) - 2 * z @ self.codes.weight.t()
         return self.out(self.codes(distance.argmin(1)))
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weights are brought to mean 0 and variance 1, filter by filter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(rows, None, None, training=True).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, padding=1)
