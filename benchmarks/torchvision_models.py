@@ -6,6 +6,7 @@ tried and ``zoo_halved.halved`` for the reference that the parameters are compar
 
 import argparse
 import json
+import re
 import warnings
 from fnmatch import fnmatchcase
 from functools import partial
@@ -93,10 +94,14 @@ def write(json_file: Path, markdown: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def frozen(row: dict[str, Any]) -> str:
-    """Reasons, the number of groups for each and the first of them."""
+    """Reasons, the number of groups for each and the first of them; modules and sizes in them as of the first."""
+    alike: dict[str, tuple[str, list[str]]] = {}
+    for reason, names in row.get("frozen", {}).items():
+        kind = re.sub(r"^'[^']+': |\d+", "", reason)
+        alike.setdefault(kind, (reason, []))[1].extend(names)
     return "<br>".join(
         f"{reason}: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
-        for reason, names in row.get("frozen", {}).items()
+        for reason, names in alike.values()
     )
 
 

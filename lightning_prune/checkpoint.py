@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling import named_tensors, sync_attributes, sync_changed
+from lightning_prune.coupling.tensors import named_modules
 from lightning_prune.surgery import replace_data
 
 _KEY = "lightning_prune"  # in `state_dict._metadata`, which checkpoints with weights alone keep as well
@@ -67,6 +68,13 @@ class _Dense:
     attributes: dict[tuple[str, str], Any]
 
     def note_shapes(self, module: nn.Module) -> None:
+        for path, owner in named_modules(module):  # what was pruned by itself before
+            inner = _writer(owner) if path else None
+            if inner is not None:
+                for name, shape in inner.dense.shapes.items():
+                    self.shapes.setdefault(f"{path}.{name}", shape)
+                for (below, name), value in inner.dense.attributes.items():
+                    self.attributes.setdefault((f"{path}.{below}".rstrip("."), name), value)
         for name, tensor in named_tensors(module):
             self.shapes.setdefault(name, list(tensor.shape))
 
@@ -83,13 +91,13 @@ class _ManifestWriter:
         self.dense = dense
 
     def __call__(self, module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
-        if prefix or not hasattr(state_dict, "_metadata"):
+        if not hasattr(state_dict, "_metadata"):
             return
-        state_dict._metadata[_KEY] = {
-            "version": 1,
-            "dense_shapes": self.pruned(module),
-            "attributes": self.changed(module),
-        }
+        manifest = state_dict._metadata.setdefault(_KEY, {"version": 1, "dense_shapes": {}, "attributes": {}})
+        manifest["dense_shapes"].update({prefix + name: shape for name, shape in self.pruned(module).items()})
+        manifest["attributes"].update(
+            {(prefix + path).rstrip("."): values for path, values in self.changed(module).items()}
+        )
 
     def pruned(self, module: nn.Module) -> dict[str, list[int]]:
         """Dense shapes of the tensors that have another one now."""
@@ -136,7 +144,7 @@ class _ShapeLoader:
         due: dict[str, dict[str, Any]] = {}
         for (path, name), dense in self.dense.attributes.items():
             due.setdefault(path, {})[name] = saved.get(path, {}).get(name, dense)
-        _set_inside(module, "", due)
+        _set_attributes(module, due)
 
 
 def reshape_to(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
@@ -195,8 +203,12 @@ def load_pruned(model: type[_Module] | _Module, path: str | Path, **kwargs: Any)
         content = content.get("state_dict", content)
         prefix = _prefix_of(model, content)
         state_dict = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
+        saved = getattr(content, "_metadata", {}).get(_KEY, {}).get("attributes", {})
+        attributes = _inside(prefix, saved)
+        track_shapes(model)
+        track_attributes(model, attributes)
         reshape_to(model, state_dict)
-        _set_inside(model, prefix, getattr(content, "_metadata", {}).get(_KEY, {}).get("attributes", {}))
+        _set_attributes(model, attributes)
         model.load_state_dict(state_dict)
         return model
     load = getattr(model, "load_from_checkpoint", None)
@@ -243,11 +255,15 @@ def _prefix_of(module: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def _set_inside(module: nn.Module, prefix: str, attributes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Set those of the saved attributes that belong to ``module``, which was saved under ``prefix``."""
+def _inside(prefix: str, attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Those of the saved attributes that belong to a network that was saved under ``prefix``, by its own names."""
+    own = {path: (path + ".").removeprefix(prefix).removesuffix(".") for path in attributes}
+    return {own[path]: values for path, values in attributes.items() if (path + ".").startswith(prefix)}
+
+
+def _set_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
     for path, values in attributes.items():
-        if (path + ".").startswith(prefix):
-            owner = module.get_submodule((path + ".").removeprefix(prefix).removesuffix("."))
-            for name, value in values.items():
-                setattr(owner, name, tuple(value) if isinstance(getattr(owner, name), tuple) else value)
-            sync_attributes(owner)
+        owner = module.get_submodule(path)
+        for name, value in values.items():
+            setattr(owner, name, tuple(value) if isinstance(getattr(owner, name), tuple) else value)
+        sync_attributes(owner)

@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_prune.budgets import Budget, Ratio
 from lightning_prune.channel_pruner import ChannelPruner
+from lightning_prune.checkpoint import track_attributes, track_shapes
 from lightning_prune.coupling import Example
 from lightning_prune.criteria import Criterion, Magnitude, criterion_named
 from lightning_prune.granularity import Channels, Granularity, Weights
@@ -46,7 +47,8 @@ def prune_once(
     """Prune a network once, in place.
 
     Args:
-        model: Any network; it keeps its mode, devices, dtypes, ``requires_grad`` flags and parameter order.
+        model: Any network; it keeps its mode, devices, dtypes, ``requires_grad`` flags and parameter order. Its state
+            dicts say from now on what was pruned, for ``load_pruned``.
         example_inputs: What its forward receives: a tuple is positional, a dict is keyword, anything else is the one
             argument.
         granularity: ``Channels()`` removes (the default), ``Weights()`` masks.
@@ -93,6 +95,9 @@ def prune_once(
         if pruner.statistics is not None:
             pruner.statistics.detach()
     if not dry_run:
+        if report.plan.keep:
+            track_shapes(model)
+            track_attributes(model, report.plan.attributes)
         pruner.apply(model, report, ())
     return report
 

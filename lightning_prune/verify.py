@@ -175,7 +175,8 @@ def _failure(coupling: Coupling, gone: Mapping[str, int], error: Exception, watc
 
 def _written(site: Site, does: str, shape: tuple[int, ...], due: tuple[int, ...]) -> str:
     where = f"{site.where!r}: " if site.where else ""
-    return f"{where}forward {does} the shape {shape} instead of {due}: a number is written in the code"
+    wrong = f"{does} the shape {shape} instead of {due} with fewer channels"
+    return f"{where}forward {wrong}: a number is written in the code"
 
 
 def _same_shapes(coupling: Coupling, found: list[torch.Size]) -> bool:

@@ -237,13 +237,19 @@ def test_only_what_was_pruned_may_differ() -> None:
 
 
 def test_a_tracked_part_of_a_larger_network() -> None:
-    """Only the module that is saved and loaded itself carries a manifest."""
     inner = small_net()
-    track_shapes(inner)
     outer = nn.ModuleDict({"inner": inner})
+    dense = [list(inner[n].weight.shape) for n in (0, 3)]
+    prune_once(inner, EXAMPLE, budget=Ratio(0.5))
     state = outer.state_dict()
-    assert "lightning_prune" not in state._metadata
+    found = state._metadata["lightning_prune"]["dense_shapes"]
+    assert [found[f"inner.{n}.weight"] for n in (0, 3)] == dense
+    assert all(name in state for name in found)
     outer.load_state_dict(state)
+    whole = nn.ModuleDict({"inner": small_net()})
+    track_shapes(whole)
+    whole.load_state_dict(state)
+    assert torch.equal(logits(whole["inner"]), logits(inner))
 
 
 def test_reshape_to_keeps_devices_and_attributes() -> None:
@@ -372,3 +378,42 @@ def test_attributes_without_a_trainer() -> None:
         assert numbers(module) == numbers(Numbered())
         assert logits(module).shape == (8, 3)
     track_attributes(Numbered(), report.plan.attributes)  # untracked: nothing to do
+
+
+@pytest.mark.parametrize("attention", ["head_dims", "heads"])
+def test_the_state_dict_of_a_network_pruned_once_says_so(tmp_path, attention) -> None:
+    net, granularity = Numbered(4), Channels(attention=attention)
+    for _ in range(2):
+        prune_once(net, EXAMPLE, granularity=granularity, budget=Ratio(0.5))
+    torch.save(net.state_dict(), tmp_path / "pruned.pt")
+    loaded = load_pruned(Numbered(4), tmp_path / "pruned.pt")
+    assert numbers(loaded) == numbers(net) != numbers(Numbered(4))
+    assert torch.equal(logits(loaded), logits(net))
+    torch.save(loaded.state_dict(), tmp_path / "again.pt")
+    assert numbers(load_pruned(Numbered(4), tmp_path / "again.pt")) == numbers(net)
+
+
+def test_masks_and_dry_runs_leave_no_hooks() -> None:
+    net = Numbered(4)
+    prune_once(net, EXAMPLE, dry_run=True)
+    prune_once(net, EXAMPLE, granularity=Weights())
+    assert not net._state_dict_hooks
+    assert not net._load_state_dict_pre_hooks
+
+
+def test_a_network_pruned_once_inside_a_module_that_trains_on(tmp_path) -> None:
+    lit = LitNumbered(4)
+    prune_once(lit.net, EXAMPLE, budget=Ratio(0.25))
+    once = numbers(lit.net)
+    torch.save(lit.state_dict(), tmp_path / "once.pt")
+    assert numbers(load_pruned(LitNumbered(4), tmp_path / "once.pt").net) == once
+    save = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    fit(tmp_path, lit, IterativePruning(Rounds(1, 1, 1), Ratio(0.25)), save, max_epochs=2)
+    assert numbers(lit.net) != once
+    for epoch, expected in ((0, once), (1, numbers(lit.net))):
+        path = f"{save.dirpath}/epoch={epoch}.ckpt"
+        assert numbers(load_pruned(LitNumbered, path).net) == expected
+        assert numbers(load_pruned(Numbered(4), path)) == expected
+    lit.load_state_dict(torch.load(f"{save.dirpath}/epoch=0.ckpt", weights_only=True)["state_dict"])
+    assert numbers(lit.net) == once
+    assert torch.equal(logits(lit), logits(load_pruned(LitNumbered, f"{save.dirpath}/epoch=0.ckpt")))

@@ -225,7 +225,7 @@ FOLLOWING = {
 def test_a_vector_spread_over_an_image_by_numbers_stays(said: str) -> None:
     report = prune_once(Decoder(NUMBERS[said]), torch.randn(2, 6))
     assert report.widths == {"up.weight": (8, 4)}
-    assert report.frozen["first.weight"] == f"forward {said}: a number is written in the code"
+    assert report.frozen["first.weight"] == f"forward {said} with fewer channels: a number is written in the code"
 
 
 @pytest.mark.parametrize("name", FOLLOWING)

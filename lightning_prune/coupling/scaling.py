@@ -116,7 +116,6 @@ class Origins:
     def _other(self, name: str, args: tuple[Any, ...], out: Any) -> None:
         self.leak(every_tensor(args))
         for result in every_tensor((out,)):
-            self.tracer.facts(result).factors = None  # it may be an operand
             self._remember(args, result)
 
     def _multiplied(self, value: float, args: tuple[Any, ...], out: Tensor) -> None:

@@ -76,7 +76,6 @@ class Tracer(TorchDispatchMode):
         self.trace = trace
         self.slots = trace.slots
         self._rule_of = rule_of
-        self._rules: dict[Any, Any] = {}
         self.origins = Origins(self)
         self._paused = False
         self._running: tuple[Any, Sequence[Tensor]] = (None, ())  # an operation and its operands
@@ -93,13 +92,11 @@ class Tracer(TorchDispatchMode):
         out = shapes.run(func, args, kwargs)
         if self._paused:
             return out
-        tensors = list(tensors_in((args, kwargs) if kwargs else args))
+        tensors = tensors_in((args, kwargs) if kwargs else args)
         for tensor in tensors:
             self.reach(tensor)
         self._running = func, tensors
-        if func not in self._rules:
-            self._rules[func] = self._rule_of(func)
-        rule = self._rules[func]
+        rule = self._rule_of(func)
         if rule is None:
             self._give_up(tensors, "there is no rule for {} yet")
             return out

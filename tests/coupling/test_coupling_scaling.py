@@ -212,8 +212,11 @@ MEANS: dict[str, Callable[..., Tensor]] = {
     if float(x.abs().sum()) > 0
     else x,
     "a norm read as a number": lambda net, x, h: net.second(h / float(h.norm())),
+    "a norm of other channels read as a number": lambda net, x, h: net.second(net.other(x)) / float(h.norm()),
+    "read by a layer over three dimensions too": lambda net, x, h: net.second(h[None])[0]
+    + net.second((h * width(h) ** -0.5).tanh()),
     "torch.div(width, h)": lambda net, x, h: net.second(torch.tensor(float(width(h))) / (1 + h.square())),
-    "a factor that changes its sign": lambda net, x, h: net.second((h * (8 - width(h))).relu()),
+    "a factor that changes its sign": lambda net, x, h: net.second(h.relu() * (8 - width(h))),
     "a factor that becomes 0": lambda net, x, h: net.second(h * (width(h) - 6)),
     "a division that becomes one by 0": lambda net, x, h: net.second(h / (width(h) - 6) if width(h) > 6 else h),
     "a rounded quotient": lambda net, x, h: net.second(
@@ -276,7 +279,6 @@ HOMOGENEOUS: dict[str, Callable[..., Tensor]] = {
     "a bias added later": lambda net, x, h: net.second((x @ net.first.weight.T + net.first.bias) * width(h) ** -0.5),
     "a scaled weight": lambda net, x, h: F.linear(h, net.second.weight * width(h) ** -0.5),
     "a sum over the channels": lambda net, x, h: net.second(net.other(x)) * h.sum(-1, keepdim=True) / width(h),
-    "dropout in train mode": lambda net, x, h: net.second(F.dropout(h, 0.0, True) * width(h) ** -0.5),
     "read on a real pass": lambda net, x, h: net.second(h / float(x.norm()) * width(h) ** -0.5),
 }
 
@@ -287,6 +289,12 @@ def test_homogeneous_images_are_exact(name: str) -> None:
     report, error = pruned(net)
     assert (error <= 1e-10, report.inexact) == (True, {})
     assert report.plan.scales
+
+
+def test_noise_keeps_what_a_tensor_is_proportional_to() -> None:
+    net = made(lambda net, x: net.second(F.dropout(net.first(x), 0.5, True) * 0.3))
+    (scalar,) = analyse(net, Example.of(data())).scalars
+    assert set(scalar.rows) == {"first.weight", "first.bias"}
 
 
 def test_a_number_is_said_to_follow_a_width_that_shrinks() -> None:
@@ -345,6 +353,7 @@ def test_factors_of_products_and_sums_by_hand() -> None:
         ([Factors((origin("a", [0, 1]),), {0: 1}), Factors((origin("a", [1, 2]),))], None),
         ([Factors((origin("a", [0, 1]),), {0: 1}), Factors((origin("a", [5], dim=1),))], None),
         ([Factors((origin("a", [0, 1]),), {0: 1}), Factors((), {0: 1})], None),
+        ([Factors((Origin((name, "bias"), 0, np.arange(2), 0),), {0: 1}) for name in ("a", "b")], None),
         ([Factors((), {0: 1})], None),
         ([], None),
     ],
