@@ -160,6 +160,11 @@ def scaled_keys(keys: Tensor, h: Tensor, other: Tensor) -> Tensor:
     return ((h @ (keys * width(h) ** -0.5).T).softmax(-1) @ (other @ keys.T).softmax(-1))[:, :3]
 
 
+def beside(tensor: Tensor, h: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+    """``tensor`` scaled by the width, and as it is where ``read`` reads it."""
+    return (tensor * width(h) ** -0.5).sum() + read(tensor).square().sum()
+
+
 MEANS: dict[str, Callable[..., Tensor]] = {
     "h / width": lambda net, x, h: net.second(h / width(h)),
     "h * width ** -0.5": lambda net, x, h: net.second(h * width(h) ** -0.5),
@@ -213,8 +218,11 @@ MEANS: dict[str, Callable[..., Tensor]] = {
     else x,
     "a norm read as a number": lambda net, x, h: net.second(h / float(h.norm())),
     "a norm of other channels read as a number": lambda net, x, h: net.second(net.other(x)) / float(h.norm()),
-    "read by a layer over three dimensions too": lambda net, x, h: net.second(h[None])[0]
+    "read by a product to which a bias is added": lambda net, x, h: (h @ net.second.weight.T + net.second.bias)
     + net.second((h * width(h) ** -0.5).tanh()),
+    "read by an operation without a rule": lambda net, x, h: beside(net.other(x), h, F.pdist) * net.second(h),
+    "read by NumPy": lambda net, x, h: net.second(h)
+    * beside(net.other(x), h, lambda t: x.new_tensor(t.detach().numpy())),
     "torch.div(width, h)": lambda net, x, h: net.second(torch.tensor(float(width(h))) / (1 + h.square())),
     "a factor that changes its sign": lambda net, x, h: net.second(h.relu() * (8 - width(h))),
     "a factor that becomes 0": lambda net, x, h: net.second(h * (width(h) - 6)),
