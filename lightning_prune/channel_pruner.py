@@ -97,7 +97,9 @@ class ChannelPruner(Pruner):
         assert example is not None
         choice = self._choose(model, example, coupling, scores, fraction)
         trial = choice.trial
-        plan, inexact = rescaled(plan_removal(choice.removed, coupling), coupling, trial.scalars, trial.constants)
+        pruned = [name for name, units in choice.removed.items() if units.any()]
+        removal = plan_removal(choice.removed, coupling)
+        plan, inexact = rescaled(removal, pruned, coupling, trial.scalars, trial.constants)
         before, after = _sizes(model, coupling, plan, choice.removed)
         return Report(
             plan=plan,
@@ -110,8 +112,8 @@ class ChannelPruner(Pruner):
             frozen={**coupling.frozen, **self._space(coupling, scores).settled, **reasons, **self.blocked},
             inexact={
                 name: groups[name].inexact or inexact[name]
-                for name, units in choice.removed.items()
-                if units.any() and (groups[name].inexact or name in inexact)
+                for name in pruned
+                if (groups[name].inexact or name in inexact)
             },
         )
 

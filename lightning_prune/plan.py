@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lightning_prune.coupling import Coupling
-from lightning_prune.coupling.groups import Group
 from lightning_prune.coupling.numbers import evaluate
 
 
@@ -139,12 +138,17 @@ def plan_removal(removed: Mapping[str, Tensor], coupling: Coupling) -> Plan:
 
 
 def rescaled(
-    plan: Plan, coupling: Coupling, scalars: Sequence[float], constants: Sequence[tuple[float, ...]] | None = None
+    plan: Plan,
+    pruned: Collection[str],
+    coupling: Coupling,
+    scalars: Sequence[float],
+    constants: Sequence[tuple[float, ...]] | None = None,
 ) -> tuple[Plan, dict[str, str]]:
     """``plan`` with weights that make up for changed scalars, and the groups for which none can: name -> reason.
 
     Args:
         plan: What is kept.
+        pruned: Names of the groups that lose units.
         coupling: The network as it is now.
         scalars: What the scalars of ``coupling`` are in the smaller network.
         constants: The same for its constants; None where they are not known.
@@ -154,7 +158,6 @@ def rescaled(
 
     def blame(groups: Collection[str], where: str, said: str) -> None:
         """Groups whose channels meet a number; where none of these loses any, it follows another width."""
-        pruned = [name for name in coupling.groups if _loses(coupling.groups[name], plan)]
         reason = f"{where!r}: forward {said}" if where else f"forward {said}"
         inexact.update(dict.fromkeys([name for name in pruned if name in groups] or pruned, reason))
 
@@ -177,13 +180,6 @@ def rescaled(
         if repr(before) != repr(now):  # nan differs from itself
             blame(groups, before.where, "computes with a number that follows the width")
     return replace(plan, scales=_kept_factors(factors, plan)), inexact
-
-
-def _loses(group: Group, plan: Plan) -> bool:
-    """Whether any unit of ``group`` goes."""
-    member = group.members[0]
-    kept = plan.keep.get(member.tensor, {}).get(member.dim)
-    return kept is not None and not bool(torch.isin(member.index, kept).all())
 
 
 def _following(coupling: Coupling, removed: Mapping[str, int]) -> dict[str, dict[str, Any]]:

@@ -14,10 +14,12 @@ from lightning_prune.coupling import Coupling, Example, run_on_copy, shapes
 from lightning_prune.coupling.calls import Literals
 from lightning_prune.coupling.constants import constants_of, scalar_of
 from lightning_prune.coupling.groups import Site
-from lightning_prune.coupling.rules import is_cut, is_reshape
+from lightning_prune.coupling.rules import is_chosen, is_cut, is_reshape
 from lightning_prune.coupling.tensors import tensors_in
 from lightning_prune.plan import plan_removal
 from lightning_prune.surgery import apply_plan
+
+_ANOTHER_WAY = "with fewer channels the forward pass takes another way"
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.on_meta = on_meta
         self.literals = Literals(self._note)
+        self.operations: list[Any] = []
         self.shapes: list[tuple[bool, tuple[int, ...]]] = []  # (whether it is a part that was cut out, shape)
         self.scalars: list[float] = []
         self.constants: list[tuple[float, ...]] = []
@@ -130,6 +133,8 @@ class _Watch(TorchDispatchMode):
         self.failed_in_reshape = reshaped
         out = shapes.run(func, args, kwargs or {})
         self.failed_in_reshape = False
+        if not is_chosen(func):
+            self.operations.append(func)
         if reshaped or cut:
             self.shapes += [(cut, tuple(tensor.shape)) for tensor in tensors_in(out)]
         scalar = scalar_of(func, args)
@@ -151,6 +156,7 @@ def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Ma
             with watch:
                 outputs = [inputs.run(copy.eval())]
                 scalars, constants, eval_shapes = tuple(watch.scalars), tuple(watch.constants), list(watch.shapes)
+                same = not coupling.on_meta or tuple(watch.operations) == coupling.passes.operations
                 if coupling.passes.apart:
                     outputs.append(inputs.run(copy.train()))
         except Exception as error:
@@ -158,6 +164,8 @@ def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Ma
         if not _same_shapes(coupling, [tensor.shape for tensor in tensors_in(outputs)]):
             changed = _Attempt("with fewer channels the shapes of the outputs change")
             return _unforeseen(coupling, gone, watch.shapes) or changed
+        if not same:
+            return _Attempt(_ANOTHER_WAY)
         return _detour(coupling, gone, eval_shapes, scalars) or _Attempt(None, scalars=scalars, constants=constants)
 
     attempt: _Attempt = run_on_copy(model, example, use, coupling.on_meta)
@@ -203,7 +211,7 @@ def _detour(
         due = iter(site.after(gone) for site in sizes if not site.cut)
         if all(shape in due for cut, shape in found if not cut):  # a reshape that changes nothing may be left out
             return None
-    return _Attempt("with fewer channels the forward pass takes another way")
+    return _Attempt(_ANOTHER_WAY)
 
 
 def _unforeseen(

@@ -14,7 +14,8 @@ from lightning_prune.coupling.calls import Calls
 from lightning_prune.coupling.example import Example, run_on_copy
 from lightning_prune.coupling.groups import Coupling, Passes
 from lightning_prune.coupling.modes import depends_on_mode, same_but_for_noise
-from lightning_prune.coupling.rules import rule_of
+from lightning_prune.coupling.rules import is_chosen, rule_of
+from lightning_prune.coupling.taps import returned
 from lightning_prune.coupling.tensors import named_modules, named_tensors, tensors_in
 from lightning_prune.coupling.trace import Trace
 from lightning_prune.coupling.tracer import Tracer
@@ -66,6 +67,7 @@ def _analyse_copy(
     outputs = _pass(trace, copy.eval(), example)
     restore()
     macs, sizes, scalars = list(trace.macs), list(trace.sizes), list(trace.scalars.found)
+    operations = tuple(func for func in trace.operations if not is_chosen(func))
     apart = False
     if depends_on_mode(copy):
         try:
@@ -77,7 +79,8 @@ def _analyse_copy(
             apart = False
             trace.sizes, trace.scalars.found = sizes, scalars
     trace.macs = [type(term)(term.constant / example.batch, term.dims) for term in macs]
-    return build_coupling(trace, Passes(apart, tuple(outputs), len(sizes))), trace.attention_splits()
+    passes = Passes(apart, tuple(outputs), len(sizes), operations)
+    return build_coupling(trace, passes), trace.attention_splits()
 
 
 def _pass(trace: Trace, copy: nn.Module, example: Example) -> list[tuple[int, ...]]:
@@ -95,7 +98,7 @@ def _pass(trace: Trace, copy: nn.Module, example: Example) -> list[tuple[int, ..
             return
         running.pop()
         trace.book.where = running[-1] if running else ""
-        tracer.returned(name, output)
+        returned(tracer, name, output)
 
     names = {id(module): name for name, module in named_modules(copy)}
     handles = [  # for all modules at once, which is faster than one by one

@@ -180,16 +180,12 @@ class _Builder:
         """A scalar of the passes, and the weights that can take up its change."""
         found = self.trace.scalars.found[number]
         rows: dict[str, tuple[int, Tensor]] = {}
-        if found.origin is not None and not self.trace.scalars.leaked(number):
-            weight, *biases = found.origin.tensors
-            dim, start = next(
-                (dim, ids[0])
-                for dim, ids in enumerate(self.trace.labels[weight])
-                if ids is not None and np.isin(found.origin.ids, ids).all()
-            )
-            index = torch.from_numpy(np.sort(found.origin.ids - start))
-            rows = {weight: (dim, index), **{bias: (0, index) for bias in biases}}
-        power = found.origin.power if found.origin is not None else 1
+        origin = found.origin
+        if origin is not None:
+            weight, *biases = origin.tensors
+            index = torch.from_numpy(np.sort(origin.rows))
+            rows = {weight: (origin.dim, index), **{bias: (0, index) for bias in biases}}
+        power = origin.power if origin is not None else 1
         return WidthScalar(found.value, rows, power, tuple(self.linear(found.widths).per_unit), found.where)
 
     def resolved(self, expression: Expression) -> Expression:

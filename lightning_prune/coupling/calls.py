@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_prune.coupling.constants import numbers_in
 from lightning_prune.coupling.numbers import Number, SizeOf
+from lightning_prune.coupling.spelled import label_by_numbers
 from lightning_prune.coupling.tracer import ATTENTION, Tracer
 from lightning_prune.coupling.values import all_leaky
 
@@ -127,7 +128,7 @@ class Calls(TorchFunctionMode):
                 self.tracer.trace.book.equate(number, self.tracer.number(source, dim))
 
     def _label(self, made: Tensor, zero: bool) -> None:
-        self.tracer.label_by_numbers(made)
+        label_by_numbers(self.tracer, made)
         if not zero:
             self.tracer.set_labels(made, all_leaky(self.tracer, self.tracer.labels(made)))
 

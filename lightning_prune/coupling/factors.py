@@ -82,7 +82,8 @@ class Factors:
         origins = list(self.origins)
         for added in other.origins:
             power = sign * added.power
-            at = next((n for n, own in enumerate(origins) if own.key == added.key and _same(own.ids, added.ids)), None)
+            same = (own.key == added.key and same_rows(own.ids, added.ids) for own in origins)
+            at = next((n for n, alike in enumerate(same) if alike), None)
             if at is None:
                 origins.append(replace(added, power=power))
             else:
@@ -117,8 +118,11 @@ class Factors:
         return power
 
 
-def _same(some: Ids, others: Ids) -> bool:
-    return some is others or (some.size == others.size and np.array_equal(np.sort(some), np.sort(others)))
+def same_rows(some: Ids, others: Ids) -> bool:
+    """Whether two arrays hold the same, in any order."""
+    if some is others or np.array_equal(some, others):
+        return True
+    return some.size == others.size and np.array_equal(np.sort(some), np.sort(others))
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +191,3 @@ class Scalars:
     leaks: list[tuple[Factors, int]] = field(default_factory=list)
     runs: int = 0
     constants: list[tuple[Constants, Ids]] = field(default_factory=list)
-
-    def leaked(self, number: int) -> bool:
-        """Whether no rows can take up a change of scalar ``number``."""
-        return self.found[number].origin is None

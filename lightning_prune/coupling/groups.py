@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 from torch import Tensor
 
@@ -136,11 +137,13 @@ class Passes:
             mode.
         outputs: Shapes of the outputs in eval mode and, where it is apart, in train mode.
         sized: How many of ``Coupling.sizes`` belong to eval mode.
+        operations: What runs in eval mode.
     """
 
     apart: bool = False
     outputs: tuple[tuple[int, ...], ...] = ()
     sized: int = 0
+    operations: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)

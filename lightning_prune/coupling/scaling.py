@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from lightning_prune.coupling.constants import Constants, constants_of, every_tensor, is_number, name_of, scalar_of
-from lightning_prune.coupling.factors import Factors, Origin, Scalar
+from lightning_prune.coupling.factors import Factors, Origin, Scalar, same_rows
 from lightning_prune.coupling.slots import FIXED, Ids
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class Origins:
         if factors is None or other is None or bias.dim() != 1:
             return None
         for origin in factors.origins:
-            if len(origin.tensors) == origin.power == 1 and np.array_equal(np.sort(origin.rows), np.sort(other.rows)):
+            if len(origin.tensors) == origin.power == 1 and same_rows(origin.rows, other.rows):
                 rest = Factors(tuple(own for own in factors.origins if own is not origin), factors.scalars)
                 if rest.origins or rest.scalars:
                     self.scalars.leaks.append((rest, self.scalars.runs))

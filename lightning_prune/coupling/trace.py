@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,6 +108,7 @@ class Trace:
     produced: set[tuple[str, int]] = field(default_factory=set)
     taps: dict[str, Tap] = field(default_factory=dict)
     macs: list[MacTerm] = field(default_factory=list)
+    operations: list[Any] = field(default_factory=list)
     sizes: list[tuple[str, bool, tuple[int, ...], Labels]] = field(default_factory=list)
     balances: list[tuple[list[Ids], str]] = field(default_factory=list)
     pieces: dict[bytes, Ids] = field(default_factory=dict)

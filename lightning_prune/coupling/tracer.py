@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from math import prod
 from typing import Any, cast
 
 import numpy as np
@@ -13,59 +11,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune.coupling import reasons, shapes
-from lightning_prune.coupling.factors import Factors
+from lightning_prune.coupling.facts import Constant, Facts
 from lightning_prune.coupling.numbers import Expression, Number, SizeOf
 from lightning_prune.coupling.scaling import Origins
 from lightning_prune.coupling.slots import FIXED, Ids, Reason
 from lightning_prune.coupling.tensors import tensors_in
-from lightning_prune.coupling.trace import Labels, MacTerm, Part, Tap, Trace
+from lightning_prune.coupling.trace import Labels, Part, Trace
 
 ATTENTION = "multi_head_attention_forward"
 _FACTS = "_lightning_prune_facts"  # set on the tensors of a pass
-
-
-class Facts:
-    """What ``tracer`` knows about one tensor.
-
-    Attributes:
-        parts: The channels it carries.
-        name: Its name, if it is a parameter or buffer (or one in another layout).
-        producer: The module whose layer made it.
-        factors: What it is proportional to.
-        summed: Channels that were summed over since the last layer.
-        positions: Channels among which it holds positions, and the operation that found these.
-    """
-
-    __slots__ = ("factors", "name", "parts", "positions", "producer", "summed", "tracer")
-
-    def __init__(self, tracer: Tracer) -> None:
-        self.tracer = tracer
-        self.parts: Sequence[Part] = ()
-        self.name: str | None = None
-        self.producer: str | None = None
-        self.factors: Factors | None = None
-        self.summed: Sequence[Ids] = ()
-        self.positions: tuple[Ids, str] | None = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        return None  # a copy of a tensor is another tensor
-
-
-@dataclass(frozen=True)
-class Constant:
-    """A tensor that was made of one value.
-
-    Attributes:
-        tensor: The tensor, kept alive so that its storage is not taken by another.
-        version: Its version then.
-        zero: Whether the value is 0.
-        numbers: Dimension -> the number that was written for it.
-    """
-
-    tensor: Tensor
-    version: int
-    zero: bool
-    numbers: Mapping[int, int]
 
 
 class Tracer(TorchDispatchMode):
@@ -96,6 +50,7 @@ class Tracer(TorchDispatchMode):
         for tensor in tensors:
             self.reach(tensor)
         self._running = func, tensors
+        self.trace.operations.append(func)
         rule = self._rule_of(func)
         if rule is None:
             self._give_up(tensors, "there is no rule for {} yet")
@@ -197,33 +152,6 @@ class Tracer(TorchDispatchMode):
         size, known = tensor.shape[dim], self.size(tensor, dim)
         return Number(size, known, self.trace.book) if isinstance(known, SizeOf) else size
 
-    def shape_given(self, tensor: Tensor) -> dict[int, int]:
-        """Dimension of ``tensor`` -> the number that the call now running was given for it."""
-        shape = tuple(tensor.shape)
-        if self.called == "unflatten":
-            dim, *sizes = self.given
-            first = dim if dim >= 0 else dim + tensor.dim() - len(sizes) + 1
-            return {first + n: size for n, size in enumerate(sizes) if int(size) != -1}
-        for start in range(len(self.given) - len(shape), -1, -1):
-            last = self.given[start : start + len(shape)]
-            if all(g in (-1, size) for g, size in zip(map(int, last), shape, strict=True)):
-                return {dim: number for dim, number in enumerate(last) if int(number) != -1}
-        return {}
-
-    def label_by_numbers(self, tensor: Tensor) -> None:
-        """Let ``tensor`` carry the channels that the sizes it was made with count."""
-        taken = {dim for part in self.parts(tensor) for dim in part.dims}
-        made = [
-            Part.along(dim, number.expression.ids)
-            for dim, number in self.shape_given(tensor).items()
-            if isinstance(number, Number)
-            and isinstance(number.expression, SizeOf)
-            and number.book is self.trace.book
-            and dim not in taken
-            and tensor.shape[dim] > 1
-        ]
-        self.set_parts(tensor, [*self.parts(tensor), *made])
-
     @property
     def where(self) -> str:
         """Qualified name of the module whose forward is running."""
@@ -306,50 +234,3 @@ class Tracer(TorchDispatchMode):
         """Say that ``out`` is ``source`` in another layout: its name and its producer stay known."""
         known, new = self.facts(source), self.facts(out)
         new.name, new.producer = known.name or new.name, known.producer or new.producer
-
-    def consume(self, tensor: Tensor, ids: Ids | None) -> None:
-        """Note that a layer reads the channels ``ids`` of its parameter ``tensor`` from its input."""
-        self.trace.consumed.update(self._places(tensor, ids))
-
-    def _places(self, tensor: Tensor, ids: Ids | None) -> list[tuple[str, int]]:
-        """The dimensions of the parameter ``tensor`` that channels are its own slots of."""
-        name = self.name(tensor)
-        if name is None or ids is None:
-            return []
-        labels = self.trace.labels[name]
-        return [(name, dim) for dim, own in enumerate(labels) if own is not None and own[0] <= ids[0] <= own[-1]]
-
-    def produced_by(self, weight: Tensor, out: Tensor, dim: int) -> None:
-        """Note that the layer that owns ``weight`` made ``out``, with its channels along ``dim``."""
-        label = self.labels(out)[dim]
-        name = self.name(weight)
-        if name is not None and label is not None:
-            owner = name.rpartition(".")[0]
-            self.trace.produced.update(self._places(weight, label))
-            self.trace.taps.setdefault(owner, Tap(owner, label))
-            self.facts(out).producer = owner
-
-    def normalised_by(self, weight: Tensor | None, source: Tensor, out: Tensor, dim: int) -> None:
-        """Move the tap of the layer that made ``source`` behind the norm that directly follows it."""
-        producer = self.facts(source).producer
-        if weight is not None and producer is not None and self.name(weight) is not None:
-            self.trace.taps.pop(producer, None)
-            self.produced_by(weight, out, dim)
-
-    def returned(self, module: str, output: Any) -> None:
-        """Note what ``module`` has returned: it need not be what the operation on its weight made."""
-        if not module:
-            self.origins.leak(tensors_in(output))
-        tap = self.trace.taps.get(module)
-        if tap is None or not isinstance(output, Tensor):
-            return
-        dims = [
-            d for d, label in enumerate(self.labels(output)) if label is not None and np.array_equal(label, tap.ids)
-        ]
-        if dims:
-            self.trace.taps[module] = Tap(module, tap.ids, dims[-1] - output.dim())
-
-    def add_macs(self, constant: int, sizes: Sequence[int], labels: Sequence[Ids | None]) -> None:
-        """Count ``constant`` multiply-accumulates for every combination of indices of dimensions of ``sizes``."""
-        unlabelled = prod(size for size, label in zip(sizes, labels, strict=True) if label is None)
-        self.trace.macs.append(MacTerm(constant * unlabelled, tuple(label for label in labels if label is not None)))

@@ -13,16 +13,18 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from lightning_prune.coupling.facts import Constant
 from lightning_prune.coupling.numbers import Number
 from lightning_prune.coupling.slots import Ids
+from lightning_prune.coupling.spelled import shape_given
 from lightning_prune.coupling.trace import Labels
-from lightning_prune.coupling.tracer import Constant, Tracer
+from lightning_prune.coupling.tracer import Tracer
 
 
 def note_constant(tracer: Tracer, tensor: Tensor, zero: bool, like: Tensor | None = None) -> None:
     """Say that ``tensor`` was just made, with the shape of ``like``, and is the same for all channels."""
     model = None if like is None else _constant(tracer, like)
-    written = model.numbers if model is not None and model.tensor.shape == tensor.shape else tracer.shape_given(tensor)
+    written = model.numbers if model is not None and model.tensor.shape == tensor.shape else shape_given(tracer, tensor)
     tracer.constants[tensor.untyped_storage()._cdata] = Constant(tensor, tensor._version, zero, written)
 
 

@@ -98,7 +98,7 @@ def removal_error(model: nn.Module, inputs: Any, seed: int = 0) -> float:
     assert removed, coupling.frozen
     trial = try_widths(model, example, coupling, removed)
     assert trial.failing == {}
-    plan, inexact = rescaled(plan_removal(removed, coupling), coupling, trial.scalars, trial.constants)
+    plan, inexact = rescaled(plan_removal(removed, coupling), removed, coupling, trial.scalars, trial.constants)
     assert inexact == {}
     masked = copy.deepcopy(model)
     zero_removed(masked, plan)

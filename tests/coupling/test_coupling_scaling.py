@@ -130,6 +130,23 @@ def test_scalars_that_stay_change_nothing() -> None:
     assert error <= 1e-10
 
 
+BRANCHES = {
+    "an operation": lambda net, h: net.second(h if width(h) > 8 else h.exp()),
+    "another operation": lambda net, h: net.second(h.tanh() if width(h) > 8 else h.sigmoid()),
+    "a division": lambda net, h: net.second(h / (width(h) - 6) if width(h) > 6 else h),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_a_width_that_decides_on_the_way_stays(name: str) -> None:
+    net = made(lambda net, x: BRANCHES[name](net, net.first(x)))
+    with pytest.raises(ValueError, match="'with fewer channels the forward pass takes another way'"):
+        pruned(net)
+
+
+GONE = ["first.weight"]
+
+
 def test_rescaled_by_hand() -> None:
     """An analysis with one scalar, and what other values of it in the smaller network would need."""
     net = made(lambda net, x: net.second(net.first(x) / math.sqrt(net.first(x).shape[-1])))
@@ -139,10 +156,10 @@ def test_rescaled_by_hand() -> None:
     gone[:3] = True
     plan = plan_removal({"first.weight": gone}, coupling)
     values = [s.value for s in coupling.scalars]
-    assert rescaled(plan, coupling, values)[0].scales == {}
-    assert rescaled(plan, coupling, ())[0].scales == {}
+    assert rescaled(plan, GONE, coupling, values)[0].scales == {}
+    assert rescaled(plan, GONE, coupling, ())[0].scales == {}
     values[number] = 2 * values[number]
-    found, inexact = rescaled(plan, coupling, values)
+    found, inexact = rescaled(plan, GONE, coupling, values)
     if coupling.scalars[number].rows:
         assert inexact == {}
         assert set(found.scales) == {"first.weight", "first.bias"}
@@ -226,7 +243,6 @@ MEANS: dict[str, Callable[..., Tensor]] = {
     "torch.div(width, h)": lambda net, x, h: net.second(torch.tensor(float(width(h))) / (1 + h.square())),
     "a factor that changes its sign": lambda net, x, h: net.second(h.relu() * (8 - width(h))),
     "a factor that becomes 0": lambda net, x, h: net.second(h * (width(h) - 6)),
-    "a division that becomes one by 0": lambda net, x, h: net.second(h / (width(h) - 6) if width(h) > 6 else h),
     "a rounded quotient": lambda net, x, h: net.second(
         torch.div(h * 10, 3.0, rounding_mode="floor") * width(h) ** -0.5
     ),
@@ -371,4 +387,3 @@ def test_which_rows_take_up_a_scalar(leaks: list[Factors], power: int | None) ->
     scalars.found.append(Scalar(0, 0.5, np.empty(0, np.int64), "", 1, scalars))
     found = scalars.found[0].origin
     assert (None if found is None else found.power) == power
-    assert scalars.leaked(0) == (power is None)

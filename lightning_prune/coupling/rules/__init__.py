@@ -20,12 +20,23 @@ from lightning_prune.coupling.rules import (  # noqa: F401
 from lightning_prune.coupling.rules.pointwise import pointwise
 from lightning_prune.coupling.rules.registry import Rule, is_pointwise, registered
 
+_CHOSEN = frozenset(
+    ("mm", "bmm", "addmm", "baddbmm", "linear", "mul", "sum", "t", "transpose", "permute", "expand", "clone", "copy_",
+     "_to_copy", "contiguous", "detach", "alias", "empty", "as_strided", "lift_fresh", "_conj")
+)  # fmt: skip
+
 
 @cache
 def rule_of(func: Any) -> Rule | None:
     """The rule of an ATen overload, None where there is none."""
     found = registered(func._schema.name.removeprefix("aten::"))
     return pointwise if found is None and is_pointwise(func) else found
+
+
+@cache
+def is_chosen(func: Any) -> bool:
+    """Whether PyTorch itself takes this ATen overload or another for the same code, as for a product of matrices."""
+    return is_reshape(func) or is_cut(func) or func._schema.name.removeprefix("aten::") in _CHOSEN
 
 
 @cache

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_prune.coupling.numbers import Number
 from lightning_prune.coupling.rules.registry import rule_for
 from lightning_prune.coupling.slots import Ids
+from lightning_prune.coupling.taps import add_macs, consume, normalised_by, produced_by
 from lightning_prune.coupling.trace import ENTRIES, KERNEL, Labels
 from lightning_prune.coupling.tracer import Tracer
 from lightning_prune.coupling.values import all_leaky, is_leaky, leaky
@@ -37,9 +38,9 @@ def _convolution(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[
     if bias is not None:
         labels[:channels] = all_leaky(tracer, labels[:channels])
     tracer.set_labels(out, labels)
-    tracer.produced_by(weight, out, channels)
+    produced_by(tracer, weight, out, channels)
     positions = prod((source if transposed else out).shape[channels + 1 :]) * prod(out.shape[:channels])
-    tracer.add_macs(positions * prod(weight.shape[2:]), weight.shape[:2], tracer.labels(weight)[:2])
+    add_macs(tracer, positions * prod(weight.shape[2:]), weight.shape[:2], tracer.labels(weight)[:2])
 
 
 def _convolved(tracer: Tracer, source: Tensor, weight: Tensor, out: Tensor, dim: int) -> Ids | None:
@@ -58,14 +59,14 @@ def _forward(tracer: Tracer, given: Ids | None, weight: Tensor, groups: int) -> 
     """Tie the input of a convolution to its weight (out, in / groups, ...); return the channels of its output."""
     made, read = tracer.labels(weight)[:2]
     if groups == 1:
-        tracer.consume(weight, read)
+        consume(tracer, weight, read)
         tracer.tie(given, read)
         return made
     if weight.shape[1] == 1:  # depthwise: every output channel belongs to one input channel
         multiplier = weight.shape[0] // groups
         tracer.tie(None if given is None else np.repeat(given, multiplier), made)
         return made
-    tracer.consume(weight, read)
+    consume(tracer, weight, read)
     if read is not None:
         tracer.slots.mark_grouped(read)
     _tie_groups(tracer, given, groups, read)
@@ -76,7 +77,7 @@ def _forward(tracer: Tracer, given: Ids | None, weight: Tensor, groups: int) -> 
 def _transposed(tracer: Tracer, given: Ids | None, weight: Tensor, groups: int) -> Ids | None:
     """The same for a transposed convolution, whose weight is (in, out / groups, ...)."""
     read, made = tracer.labels(weight)[:2]
-    tracer.consume(weight, read)
+    consume(tracer, weight, read)
     tracer.tie(given, read)
     if groups == 1:
         return made
@@ -109,8 +110,8 @@ def _matmul(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     vector = right.dim() == 1
     inner = right.dim() - (1 if vector else 2)
     a, b = tracer.labels(left), tracer.labels(right)
-    tracer.consume(right, b[inner])
-    tracer.consume(left, a[-1])
+    consume(tracer, right, b[inner])
+    consume(tracer, left, a[-1])
     tracer.tie(a[-1], b[inner])
     if a[-1] is not None and b[inner] is not None and is_leaky(tracer, a[-1]) and is_leaky(tracer, b[inner]):
         tracer.slots.mark_inexact(a[-1], tracer.says("sums over the channels, and masked ones are not 0 there"))
@@ -124,9 +125,9 @@ def _matmul(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     tracer.set_labels(out, labels)
     if has_bias:
         _tie_bias(tracer, args[0], out)
-    tracer.produced_by(right, out, out.dim() - 1) if out.dim() else None
+    produced_by(tracer, right, out, out.dim() - 1) if out.dim() else None
     dims = [*labels, a[-1] if a[-1] is not None else b[inner]]
-    tracer.add_macs(1, [*out.shape, left.shape[-1]], dims)
+    add_macs(tracer, 1, [*out.shape, left.shape[-1]], dims)
 
 
 def _tie_bias(tracer: Tracer, bias: Tensor, out: Tensor) -> None:
@@ -140,15 +141,15 @@ def _tie_bias(tracer: Tracer, bias: Tensor, out: Tensor) -> None:
 def _linear(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, weight = args[:2]
     made, read = tracer.labels(weight)
-    tracer.consume(weight, read)
+    consume(tracer, weight, read)
     tracer.tie(tracer.labels(source)[-1], read)
     bias = args[2] if len(args) > 2 else None
     others = tracer.labels(source)[:-1]
     tracer.set_labels(out, [*(others if bias is None else all_leaky(tracer, others)), made])
     if bias is not None:
         _tie_bias(tracer, bias, out)
-    tracer.produced_by(weight, out, out.dim() - 1)
-    tracer.add_macs(prod(source.shape[:-1]), weight.shape, (made, read))
+    produced_by(tracer, weight, out, out.dim() - 1)
+    add_macs(tracer, prod(source.shape[:-1]), weight.shape, (made, read))
 
 
 @rule_for(
@@ -166,7 +167,7 @@ def _batch_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
         for label in (ids for dim, ids in enumerate(labels) if dim != 1 and ids is not None):
             tracer.slots.mark_inexact(label, "batch norm: its mean and variance run over the channels")
     tracer.set_labels(out[0], [*all_leaky(tracer, labels[:1]), given, *all_leaky(tracer, labels[2:])])
-    tracer.normalised_by(args[1], source, out[0], 1)
+    normalised_by(tracer, args[1], source, out[0], 1)
 
 
 @rule_for("native_layer_norm", "_fused_rms_norm")
@@ -183,7 +184,7 @@ def _layer_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
     if len(args) > 3 and args[3] is not None and func._schema.name == "aten::native_layer_norm":
         labels[:first] = all_leaky(tracer, labels[:first])
     tracer.set_labels(out[0], labels)
-    tracer.normalised_by(args[2], source, out[0], source.dim() - 1)
+    normalised_by(tracer, args[2], source, out[0], source.dim() - 1)
 
 
 @rule_for("native_group_norm")
@@ -205,7 +206,7 @@ def _group_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
     if bias is not None:
         labels = [*all_leaky(tracer, labels[:1]), given, *all_leaky(tracer, labels[2:])]
     tracer.set_labels(out[0], labels)
-    tracer.normalised_by(weight, source, out[0], 1)
+    normalised_by(tracer, weight, source, out[0], 1)
 
 
 @rule_for("embedding")
@@ -213,4 +214,4 @@ def _embedding(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
     weight, indices = args[:2]
     tracer.freeze(weight, ENTRIES, [0])
     tracer.set_labels(out, [None] * indices.dim() + [tracer.labels(weight)[1]])
-    tracer.produced_by(weight, out, out.dim() - 1)
+    produced_by(tracer, weight, out, out.dim() - 1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_prune.coupling.reasons import words
 from lightning_prune.coupling.rules.pointwise import tie_all
 from lightning_prune.coupling.rules.registry import bound, op_name, rule_for
+from lightning_prune.coupling.taps import add_macs, consume, produced_by
 from lightning_prune.coupling.trace import ENTRIES, Labels
 from lightning_prune.coupling.tracer import Tracer
 from lightning_prune.coupling.values import is_leaky
@@ -68,9 +69,9 @@ def _trilinear(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
         if label is not None:
             for number, row in enumerate(rows, start=1):
                 if present[number - 1][dim] and row[dim] is not None:
-                    tracer.consume(given[f"i{number}"], row[dim])
+                    consume(tracer, given[f"i{number}"], row[dim])
     tracer.set_labels(out, [label for dim, label in enumerate(tied) if dim not in summed])
-    tracer.produced_by(given["i2"], out, out.dim() - 1)
+    produced_by(tracer, given["i2"], out, out.dim() - 1)
 
 
 @rule_for("_grouped_mm")
@@ -84,11 +85,11 @@ def _grouped_product(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: d
         return
     tracer.freeze(left, tracer.says(_EXPERTS), [0])
     tracer.freeze(right, tracer.says(_EXPERTS), [0])
-    tracer.consume(right, b[1])
+    consume(tracer, right, b[1])
     tracer.tie(a[1], b[1])
     tracer.set_labels(out, [None, b[2]])
-    tracer.produced_by(right, out, 1)
-    tracer.add_macs(1, [*out.shape, left.shape[1]], [None, b[2], b[1]])
+    produced_by(tracer, right, out, 1)
+    add_macs(tracer, 1, [*out.shape, left.shape[1]], [None, b[2], b[1]])
 
 
 @rule_for("_fft_r2c", "_fft_c2r", "_fft_c2c")
@@ -113,7 +114,7 @@ def _embedding_bag(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dic
     weight = args[0]
     tracer.freeze(weight, ENTRIES, [0])
     tracer.set_labels(out[0], [None, tracer.labels(weight)[1]])
-    tracer.produced_by(weight, out[0], 1)
+    produced_by(tracer, weight, out[0], 1)
 
 
 @rule_for("_weight_norm_interface", "_weight_norm")

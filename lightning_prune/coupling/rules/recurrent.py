@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_prune.coupling.rules.pointwise import tie_all
 from lightning_prune.coupling.rules.registry import before_rule_of, bound, rule_for
 from lightning_prune.coupling.slots import Ids
+from lightning_prune.coupling.taps import add_macs, consume
 from lightning_prune.coupling.trace import concatenate
 from lightning_prune.coupling.tracer import Tracer
 from lightning_prune.coupling.values import adopt, is_constant, is_leaky, leaky
@@ -74,8 +75,8 @@ def _layer(tracer: Tracer, weights: list[Tensor], given: Ids | None, steps: int)
     """Tie the gates of one layer and direction; return its hidden units."""
     from_input, from_hidden = weights[:2]
     read, units = tracer.labels(from_input)[1], tracer.labels(from_hidden)[1]
-    tracer.consume(from_input, read)
-    tracer.consume(from_hidden, units)
+    consume(tracer, from_input, read)
+    consume(tracer, from_hidden, units)
     tracer.tie(given, read)
     for tensor in weights:
         rows = tracer.labels(tensor)[0] if tensor.dim() else None
@@ -83,7 +84,7 @@ def _layer(tracer: Tracer, weights: list[Tensor], given: Ids | None, steps: int)
             for gate in rows.reshape(-1, len(units)):
                 tracer.tie(units, gate)
     for tensor, columns in ((from_input, read), (from_hidden, units)):
-        tracer.add_macs(steps, tensor.shape, (tracer.labels(tensor)[0], columns))
+        add_macs(tracer, steps, tensor.shape, (tracer.labels(tensor)[0], columns))
     return units
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_prune.coupling.numbers import Attribute, Number
 from lightning_prune.coupling.rules.registry import rule_for
 from lightning_prune.coupling.slots import Ids
+from lightning_prune.coupling.spelled import label_by_numbers, shape_given
 from lightning_prune.coupling.trace import Part
 from lightning_prune.coupling.tracer import Tracer
 
@@ -37,7 +38,7 @@ def _filled(shape: Sequence[int]) -> list[int]:
 
 def _equate_shape(tracer: Tracer, out: Tensor) -> None:
     """Note that the numbers that a shape was spelled with are the sizes of ``out``."""
-    for dim, number in tracer.shape_given(out).items():
+    for dim, number in shape_given(tracer, out).items():
         if isinstance(number, Number):
             tracer.trace.book.equate(number, tracer.number(out, dim))
 
@@ -48,7 +49,7 @@ def _flexible(tracer: Tracer, out: Tensor) -> list[set[int]]:
     Those written as -1, computed from a size, or kept by a module; then the first of those that a module keeps in one
     tuple, as decoders keep (channels, height, width). A size that is given twice is that of a square image.
     """
-    given = tracer.shape_given(out)
+    given = shape_given(tracer, out)
     if not given:
         return []
     entries = [
@@ -182,7 +183,7 @@ def _permute(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str,
 def _expand(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     new = out.dim() - args[0].dim()
     tracer.set_parts(out, [part.moved(lambda dim: dim + new) for part in tracer.parts(args[0])])
-    tracer.label_by_numbers(out)
+    label_by_numbers(tracer, out)
     _equate_shape(tracer, out)
 
 

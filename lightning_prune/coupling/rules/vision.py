@@ -12,6 +12,7 @@ from lightning_prune.coupling.reasons import words
 from lightning_prune.coupling.rules.pointwise import tie_all
 from lightning_prune.coupling.rules.registry import op_name, rule_for
 from lightning_prune.coupling.slots import FIXED, Ids
+from lightning_prune.coupling.taps import consume, produced_by
 from lightning_prune.coupling.tensors import tensors_in
 from lightning_prune.coupling.trace import KERNEL
 from lightning_prune.coupling.tracer import Tracer
@@ -153,13 +154,13 @@ def _deformable(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
     tracer.freeze(weight, KERNEL, [2, 3])
     read, made = tracer.labels(weight)[1], tracer.labels(weight)[0]
     if groups == 1 and int(args[12]) == 1:
-        tracer.consume(weight, read)
+        consume(tracer, weight, read)
         tracer.tie(tracer.labels(source)[1], read)
     else:
         _freeze_all(tracer, [source, weight], "calls a deformable convolution with groups, which has no rule yet")
     tracer.tie(tracer.labels(bias)[0], made) if made is not None and bias.numel() == len(made) else None
     tracer.set_labels(out, [None, made, None, None])
-    tracer.produced_by(weight, out, 1)
+    produced_by(tracer, weight, out, 1)
 
 
 def _freeze_all(tracer: Tracer, tensors: Sequence[Tensor], reason: str) -> None:

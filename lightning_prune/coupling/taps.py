@@ -1,0 +1,66 @@
+"""Which layers read channels and which make them, where their activations can be seen, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lightning_prune.coupling.slots import Ids
+from lightning_prune.coupling.tensors import tensors_in
+from lightning_prune.coupling.trace import MacTerm, Tap
+from lightning_prune.coupling.tracer import Tracer
+
+
+def consume(tracer: Tracer, tensor: Tensor, ids: Ids | None) -> None:
+    """Note that a layer reads the channels ``ids`` of its parameter ``tensor`` from its input."""
+    tracer.trace.consumed.update(_places(tracer, tensor, ids))
+
+
+def _places(tracer: Tracer, tensor: Tensor, ids: Ids | None) -> list[tuple[str, int]]:
+    """The dimensions of the parameter ``tensor`` that channels are its own slots of."""
+    name = tracer.name(tensor)
+    if name is None or ids is None:
+        return []
+    labels = tracer.trace.labels[name]
+    return [(name, dim) for dim, own in enumerate(labels) if own is not None and own[0] <= ids[0] <= own[-1]]
+
+
+def produced_by(tracer: Tracer, weight: Tensor, out: Tensor, dim: int) -> None:
+    """Note that the layer that owns ``weight`` made ``out``, with its channels along ``dim``."""
+    label = tracer.labels(out)[dim]
+    name = tracer.name(weight)
+    if name is not None and label is not None:
+        owner = name.rpartition(".")[0]
+        tracer.trace.produced.update(_places(tracer, weight, label))
+        tracer.trace.taps.setdefault(owner, Tap(owner, label))
+        tracer.facts(out).producer = owner
+
+
+def normalised_by(tracer: Tracer, weight: Tensor | None, source: Tensor, out: Tensor, dim: int) -> None:
+    """Move the tap of the layer that made ``source`` behind the norm that directly follows it."""
+    producer = tracer.facts(source).producer
+    if weight is not None and producer is not None and tracer.name(weight) is not None:
+        tracer.trace.taps.pop(producer, None)
+        produced_by(tracer, weight, out, dim)
+
+
+def returned(tracer: Tracer, module: str, output: Any) -> None:
+    """Note what ``module`` has returned: it need not be what the operation on its weight made."""
+    if not module:
+        tracer.origins.leak(tensors_in(output))
+    tap = tracer.trace.taps.get(module)
+    if tap is None or not isinstance(output, Tensor):
+        return
+    dims = [d for d, label in enumerate(tracer.labels(output)) if label is not None and np.array_equal(label, tap.ids)]
+    if dims:
+        tracer.trace.taps[module] = Tap(module, tap.ids, dims[-1] - output.dim())
+
+
+def add_macs(tracer: Tracer, constant: int, sizes: Sequence[int], labels: Sequence[Ids | None]) -> None:
+    """Count ``constant`` multiply-accumulates for every combination of indices of dimensions of ``sizes``."""
+    unlabelled = prod(size for size, label in zip(sizes, labels, strict=True) if label is None)
+    tracer.trace.macs.append(MacTerm(constant * unlabelled, tuple(label for label in labels if label is not None)))
