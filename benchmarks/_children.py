@@ -8,13 +8,19 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-_FORK = multiprocessing.get_context("fork")  # imports, and a network that is already built, come for nothing
 
+def in_child(function: Callable[[], Any], limit_s: float, fresh: bool = False) -> tuple[Any, str | None]:
+    """The result and None, or None and why there is none: an exception, the time limit, or the signal that ended it.
 
-def in_child(function: Callable[[], Any], limit_s: float) -> tuple[Any, str | None]:
-    """The result and None, or None and why there is none: an exception, the time limit, or the signal that ended it."""
-    ours, theirs = _FORK.Pipe(duplex=False)
-    child = _FORK.Process(target=_call, args=(function, theirs))
+    Args:
+        function: What to call.
+        limit_s: Seconds until the child is killed.
+        fresh: Start a new interpreter, with a heap of its own; else the child is a fork, for which imports and a
+            network that is already built come for nothing.
+    """
+    context: Any = multiprocessing.get_context("spawn" if fresh else "fork")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_call, args=(function, theirs))
     child.start()
     theirs.close()
     deadline = time.monotonic() + limit_s

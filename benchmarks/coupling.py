@@ -5,9 +5,9 @@ every group's channels by magnitude. Ours is ``prune_once(network, example)``, w
 measures the network before and after. Theirs is the construction of a pruner and one step. It gets the output layers
 by hand; for ViT widths rounded to the number of heads and ``hidden_dim`` corrected afterwards, as in its own benchmark
 (with ``num_heads`` besides it leaves the attention and the stream alone). Auxiliary heads, which eval mode hides from
-it, are off. Every run has a process of its own, forked from one that has built the network; there the tool first
-prunes a ResNet-18, so that neither pays for memory that a fork copies when it is touched. The order alternates. A run
-counts if the pruned network gives outputs of the old shapes.
+it, are off. Every network has an interpreter of its own, and every run a process that is forked from it once the
+network is built; there the tool first prunes a ResNet-18, so that neither pays for memory that a fork copies when it is
+touched. The order alternates. A run counts if the pruned network gives outputs of the old shapes.
 """
 
 from __future__ import annotations
@@ -109,6 +109,10 @@ def network_of(name: str) -> nn.Module:
 
 
 def measure(name: str, limit_s: float, repeats: int) -> dict[str, Any]:
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    for tool in TOOLS:
+        warm_up(tool)
     network, example = network_of(name), zoo.inputs(name, "default", batch=1)
     _shapes[name] = [tuple(out.shape) for out in zoo.raw_outputs(network, example)]
     row: dict[str, Any] = {"name": name, "task": zoo.task(name)}
@@ -192,17 +196,16 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=60.0, help="seconds for one run")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
     wanted: Callable[[str], bool] = lambda name: any(fnmatchcase(name, p) for p in options.only.split(","))  # noqa: E731
     names = [name for name in zoo.names() if zoo.task(name) == "classification"] + list(EXTRA)
     names = [name for name in names if wanted(name) and (name in SMALL or not options.small)]
-    for tool in TOOLS:
-        warm_up(tool)
     rows: list[dict[str, Any]] = []
     console = Console(width=max(Console().width, 150))
     for name in names:
-        rows.append(measure(name, options.limit, options.repeats))
+        row, error = in_child(partial(measure, name, options.limit, options.repeats), 3600, fresh=True)
+        if error is not None:
+            raise RuntimeError(f"{name}: {error}")
+        rows.append(row)
         figures = ", ".join(f"{tool} {rows[-1][tool]['seconds'] or rows[-1][tool]['error']}" for tool in TOOLS)
         console.print(f"{len(rows):3}/{len(names)} {name}: {figures}", highlight=False)
         packages = ("torch", "torchvision", "lightning-prune", "torch-pruning")

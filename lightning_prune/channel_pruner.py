@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.budgets import Budget, BudgetError
 from lightning_prune.bundles import stay_together
-from lightning_prune.coupling import Coupling, Example, Group, analyse, named_tensors
+from lightning_prune.coupling import Coupling, Example, Group, analyse, collecting_later, named_tensors
 from lightning_prune.coupling.trace import UNUSED
 from lightning_prune.criteria import CannotScoreError, Criterion, Scoring
 from lightning_prune.granularity import Channels
@@ -55,6 +55,7 @@ class ChannelPruner(Pruner):
         self._scoped: tuple[Coupling, dict[str, Group], dict[str, str]] | None = None
         self._trial: tuple[Coupling, tuple[tuple[str, int], ...], Trial] | None = None
 
+    @collecting_later()
     def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
         """Analyse the network, try the final widths on a copy, and hook what has to be observed."""
         coupling = self.coupling(model, example)
@@ -82,6 +83,7 @@ class ChannelPruner(Pruner):
             self._coupling = analyse(model, example, self.granularity.attention)
         return self._coupling
 
+    @collecting_later()
     def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
         """Score, choose, try on a copy, and measure."""
         coupling = self.coupling(model, example)

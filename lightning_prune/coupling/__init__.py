@@ -3,7 +3,7 @@
 from lightning_prune.coupling.analyse import analyse
 from lightning_prune.coupling.attributes import sync_attributes, sync_changed
 from lightning_prune.coupling.copies import copy_of
-from lightning_prune.coupling.example import Example, run_on_copy
+from lightning_prune.coupling.example import Example, collecting_later, run_on_copy
 from lightning_prune.coupling.groups import Activation, Bundle, Coupling, Group, LinearDim, Member, Passes
 from lightning_prune.coupling.tensors import named_tensors
 
@@ -17,6 +17,7 @@ __all__ = [
     "Member",
     "Passes",
     "analyse",
+    "collecting_later",
     "copy_of",
     "named_tensors",
     "run_on_copy",

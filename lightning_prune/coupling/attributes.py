@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Set as AbstractSet
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -11,13 +12,15 @@ from torch.nn.modules.conv import _ConvNd
 from lightning_prune.coupling.tensors import named_modules
 
 
-def sync_changed(module: nn.Module, changed: Collection[int]) -> None:
+def sync_changed(module: nn.Module, changed: AbstractSet[int]) -> None:
     """Synchronise the layers that own, or compute a weight from, a tensor with its id in ``changed``."""
     for _, owner in named_modules(module):
-        computed = getattr(owner, "parametrizations", None)
-        own = (*owner._parameters.values(), *owner._buffers.values())
+        if isinstance(owner, torch.jit.ScriptModule):  # its shapes cannot change
+            continue
+        computed = owner._modules.get("parametrizations")
         below = computed.parameters() if isinstance(computed, nn.ModuleDict) else ()
-        if any(id(tensor) in changed for tensor in (*own, *below)):
+        tensors = (*owner._parameters.values(), *owner._buffers.values(), *below)
+        if not changed.isdisjoint(map(id, tensors)):
             sync_attributes(owner)
 
 

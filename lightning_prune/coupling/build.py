@@ -128,14 +128,15 @@ class _Builder:
         own = [(place, self.trace.labels[place[0]][place[1]]) for place in places]
         activations = []
         for tap in self._taps.get(int(self.kin.family_of[members[0]]), []):
-            index = self._index(tap.ids, members)
+            owner = np.where(tap.ids == FIXED, FIXED, self.kin.units[tap.ids])
+            index = self._index(owner, members)
             if index is not None and tap.dim is not None:
                 activations.append(Activation(tap.module, tap.dim, index))
         doubtful = members[inexact.known(members)]
         return Group(
             name=name,
             members=tuple(
-                Member(tensor, dim, self._index(ids, members), (tensor, dim) in self.trace.consumed)  # type: ignore[arg-type]
+                Member(tensor, dim, self._index(self.kin.units[ids], members), (tensor, dim) in self.trace.consumed)  # type: ignore[arg-type]
                 for (tensor, dim), ids in own
             ),
             activations=tuple(activations),
@@ -143,10 +144,8 @@ class _Builder:
             least=1 if grouped.isdisjoint(members.tolist()) else 2,
         )
 
-    def _index(self, ids: Ids, members: Ids) -> Tensor | None:
-        """Where ``ids`` belong to each of ``members``, (units, indices a unit); None where units differ in number."""
-        owner = self.kin.units[ids]
-        owner[ids == FIXED] = FIXED
+    def _index(self, owner: Ids, members: Ids) -> Tensor | None:
+        """Where ``owner`` is each of ``members``, (units, indices a unit); None where units differ in number."""
         if len(owner) == len(members) and (owner == members).all():  # as almost everywhere
             return self._every.setdefault(len(members), torch.arange(len(members))[:, None])
         rank = np.searchsorted(members, owner)

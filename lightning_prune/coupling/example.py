@@ -163,16 +163,12 @@ def run_on_copy(
 
 @contextmanager
 def quiet_pass() -> Iterator[None]:
-    """No gradients, fused attention, compiled code or warnings, and the random state as it was.
-
-    Garbage is collected afterwards: the many small objects of a copy would set that off again and again, and it walks
-    through the whole program each time.
-    """
-    fastpath, collecting = torch.backends.mha.get_fastpath_enabled(), gc.isenabled()
+    """No gradients, fused attention, compiled code or warnings, and the random state as it was."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    gc.disable()
     try:
         with (
+            collecting_later(),
             torch.inference_mode(False),
             torch.no_grad(),
             torch.random.fork_rng(),
@@ -184,5 +180,19 @@ def quiet_pass() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextmanager
+def collecting_later() -> Iterator[None]:
+    """Garbage is collected afterwards.
+
+    The many small objects of an analysis would set that off again and again, and it walks through the whole program
+    each time.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
         if collecting:
             gc.enable()

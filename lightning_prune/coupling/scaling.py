@@ -207,7 +207,8 @@ class Origins:
                 rest = Factors(tuple(own for own in factors.origins if own is not origin), factors.scalars)
                 if rest.origins or rest.scalars:
                     self.scalars.leaks.append((rest, self.scalars.runs))
-                return Factors((replace(origin, tensors=(*origin.tensors, *other.tensors)),))
+                tensors = (*origin.tensors, *other.tensors)
+                return Factors((Origin(tensors, origin.dim, origin.ids, origin.start),))
         return None
 
     def _beside(self, name: str, args: tuple[Any, ...], out: Tensor) -> None:

@@ -55,7 +55,8 @@ def returned(tracer: Tracer, module: str, output: Any) -> None:
     tap = tracer.trace.taps.get(module)
     if tap is None or not isinstance(output, Tensor):
         return
-    dims = [d for d, label in enumerate(tracer.labels(output)) if label is not None and np.array_equal(label, tap.ids)]
+    labels = enumerate(tracer.labels(output))
+    dims = [d for d, ids in labels if ids is tap.ids or (ids is not None and np.array_equal(ids, tap.ids))]
     if dims:
         tracer.trace.taps[module] = Tap(module, tap.ids, dims[-1] - output.dim())
 

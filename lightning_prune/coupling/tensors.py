@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+_PLAIN = frozenset((type(None), bool, int, float, str))
+
 
 def named_modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """What ``module.named_modules()`` yields, in half the time."""
@@ -55,14 +57,11 @@ def tensors_in(value: Any) -> list[Tensor]:
 def _collect(value: Any, found: list[Tensor]) -> None:
     if isinstance(value, Tensor):
         found.append(value)
-    elif value is None or isinstance(value, (int, float, str)):
-        return
-    elif isinstance(value, dict):
-        for item in value.values():
-            _collect(item, found)
     elif isinstance(value, (list, tuple, set)):
         for item in value:
-            _collect(item, found)
+            if type(item) not in _PLAIN:
+                _collect(item, found)
+    elif isinstance(value, dict):
+        _collect(tuple(value.values()), found)
     elif is_dataclass(value) and not isinstance(value, type):
-        for item in vars(value).values():
-            _collect(item, found)
+        _collect(tuple(vars(value).values()), found)
