@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.budgets import Budget, BudgetError
 from lightning_prune.bundles import stay_together
-from lightning_prune.coupling import Coupling, Example, Group, analyse, collecting_later, named_tensors
+from lightning_prune.coupling import Coupling, Example, Group, analyse, collecting_later
 from lightning_prune.coupling.trace import UNUSED
 from lightning_prune.criteria import CannotScoreError, Criterion, Scoring
 from lightning_prune.granularity import Channels
@@ -58,8 +58,9 @@ class ChannelPruner(Pruner):
     @collecting_later()
     def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
         """Analyse the network, try the final widths on a copy, and hook what has to be observed."""
-        coupling = self.coupling(model, example)
-        groups, reasons = self._candidates(model, coupling, self.scoring(model))
+        scoring = self.scoring(model)
+        coupling = self.coupling(model, example, scoring.tensors)
+        groups, reasons = self._candidates(model, coupling, scoring)
         scored = {name: torch.zeros(group.size) for name, group in groups.items() if name not in reasons}
         self.groups = frozenset(scored)
         if self.origin is None:
@@ -72,13 +73,13 @@ class ChannelPruner(Pruner):
         if self.statistics is not None:
             self.statistics.attach(model, [groups[name] for name in scored if name not in self.blocked])
 
-    def coupling(self, model: nn.Module, example: Example | None) -> Coupling:
-        """The analysis of ``model``, made again only when its shapes have changed."""
+    def coupling(self, model: nn.Module, example: Example | None, tensors: Mapping[str, Tensor]) -> Coupling:
+        """The analysis of ``model``, made again only when the shapes of its ``tensors`` have changed."""
         if example is None:
             raise ValueError(
                 "channels are found by following them through a forward pass, which needs an example input"
             )
-        shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
         if self._coupling is None or self._coupling.shapes != shapes:
             self._coupling = analyse(model, example, self.granularity.attention)
         return self._coupling
@@ -86,9 +87,9 @@ class ChannelPruner(Pruner):
     @collecting_later()
     def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
         """Score, choose, try on a copy, and measure."""
-        coupling = self.coupling(model, example)
-        assert self.origin is not None, "prepare comes first"
         scoring = self.scoring(model)
+        coupling = self.coupling(model, example, scoring.tensors)
+        assert self.origin is not None, "prepare comes first"
         try:
             groups, reasons = self._candidates(model, coupling, scoring)
         except ValueError as error:  # there was something to remove before the first event
@@ -220,7 +221,7 @@ def _sizes(model: nn.Module, coupling: Coupling, plan: Plan, removed: Mapping[st
     before = after = nonzero_before = nonzero_after = 0
     for name, parameter in model.named_parameters():
         tensor, dims = parameter.detach(), plan.keep.get(name, {})
-        left = prod(len(dims[dim]) if dim in dims else size for dim, size in enumerate(tensor.shape))
+        left = prod(dims[dim].numel() if dim in dims else size for dim, size in enumerate(tensor.shape))
         nonzero = nonzero_in([tensor])
         before, after, nonzero_before = before + tensor.numel(), after + left, nonzero_before + nonzero
         nonzero_after += left if nonzero == tensor.numel() else nonzero_in([select(tensor, dims)])

@@ -83,6 +83,22 @@ class Scope:
         Raises:
             ValueError: As ``parameters``.
         """
+        inside, outside = dict(coupling.groups), dict[str, str]()
+        if self.include != ("*",) or self.exclude or self.types:
+            inside, outside = self._sorted(module, coupling)
+        outside = stay_together(coupling, outside)
+        inside = {name: group for name, group in inside.items() if name not in outside}
+        if not inside:
+            reasons = {**coupling.frozen, **outside}
+            who = "the default Scope()" if self == Scope() else str(self)
+            raise ValueError(
+                f"{who} leaves no removable channels in {type(module).__name__}; "
+                f"what is there must stay: {dict(list(reasons.items())[:5])}"
+            )
+        return inside, outside
+
+    def _sorted(self, module: nn.Module, coupling: Coupling) -> tuple[dict[str, Group], dict[str, str]]:
+        """The groups that the patterns and types pick, and why each other one is not."""
         self._check_patterns(module)
         owners = _owners(module)
         inside: dict[str, Group] = {}
@@ -96,15 +112,6 @@ class Scope:
                 inside[name] = group
             else:
                 outside[name] = "outside the scope"
-        outside = stay_together(coupling, outside)
-        inside = {name: group for name, group in inside.items() if name not in outside}
-        if not inside:
-            reasons = {**coupling.frozen, **outside}
-            who = "the default Scope()" if self == Scope() else str(self)
-            raise ValueError(
-                f"{who} leaves no removable channels in {type(module).__name__}; "
-                f"what is there must stay: {dict(list(reasons.items())[:5])}"
-            )
         return inside, outside
 
     def _matches(self, owners: Owners) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -179,8 +180,9 @@ class ChannelSpace:
         """Group name -> bool tensor (units,), True for the lowest-scored units beyond those kept."""
         removed = {}
         for name, scores in self.scores.items():
-            order = torch.argsort(scores, stable=True)[: self.now[name] - kept[name]]
-            removed[name] = torch.zeros(len(scores), dtype=torch.bool).index_fill_(0, order, True)
+            gone = np.zeros(len(scores), dtype=np.bool_)
+            gone[np.argsort(scores.numpy(), kind="stable")[: self.now[name] - kept[name]]] = True
+            removed[name] = torch.from_numpy(gone)
         return removed
 
     @cached_property

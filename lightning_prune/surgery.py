@@ -91,7 +91,7 @@ def replace_data(tensor: Tensor, data: Tensor) -> None:
     gradient of ``tensor``, and that node expects the old shape. A change of dtype makes PyTorch drop it.
     """
     other = torch.float32 if tensor.dtype == torch.float64 else torch.float64
-    if tensor.requires_grad:
+    if tensor.requires_grad and not tensor.is_meta:
         tensor.data = torch.empty(0, dtype=other, device=tensor.device)
     tensor.data = data
 

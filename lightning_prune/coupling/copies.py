@@ -45,11 +45,12 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         return copy.deepcopy(module, memo)
     new = type(module).__new__(type(module))
     memo[id(module)] = new
+    own = new.__dict__
     for key, value in vars(module).items():
         if key == "_compiled_call_impl":  # leads back to the original
             continue
         if type(value) in _SHARED:
-            new.__dict__[key] = value
+            own[key] = value
             continue
         if key == "_modules":
             value = {name: None if child is None else _copied(child, memo) for name, child in value.items()}
@@ -57,10 +58,10 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             value = memo.setdefault(id(value), type(value)())
         elif key in ("_parameters", "_buffers"):
             made = {name: memo.get(id(tensor)) for name, tensor in value.items()}
-            value = {name: _deep_copy(value[name], memo) if own is None else own for name, own in made.items()}
+            value = {name: _deep_copy(value[name], memo) if t is None else t for name, t in made.items()}
         elif not _is_shape(value):
             value = _deep_copy(value, memo)
-        new.__dict__[key] = value
+        own[key] = value
     return new
 
 

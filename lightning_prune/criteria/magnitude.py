@@ -62,8 +62,8 @@ class Magnitude(Criterion):
         powers = weight.square() if self.p == 2 else weight.abs()
         if dim > 1:
             return powers.movedim(dim, 0).flatten(1).sum(1)
-        columns = powers.new_ones(len(powers)) @ powers.flatten(1)  # many times faster than a sum over the rows
-        return columns.view(weight.shape[1], -1).sum(1)
+        columns = powers.sum(0)
+        return columns.flatten(1).sum(1) if columns.dim() > 1 else columns
 
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:
         """|w|."""

@@ -22,32 +22,27 @@ def _convolution(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[
     source, weight, bias = args[:3]
     transposed, groups = bool(args[6]), int(args[8])
     channels = out.dim() - weight.dim() + 1  # 1 with a batch, 0 without
-    tracer.freeze(weight, KERNEL, range(2, weight.dim()))
-    given = tracer.labels(source)[channels]
+    if any(part.channel > 1 for part in tracer.parts(weight)):  # not the weight of a layer
+        tracer.freeze(weight, KERNEL, range(2, weight.dim()))
+    before = tracer.labels(source)
+    given = before[channels]
     last = tracer.given[-1] if tracer.given else 0  # a functional convolution is given its groups at the end
     if isinstance(last, Number) and int(last) == groups == source.shape[channels]:
         tracer.trace.book.equate(last, tracer.number(source, channels))
     made = (_transposed if transposed else _forward)(tracer, given, weight, groups)
     if bias is not None:
         tracer.tie(tracer.labels(bias)[0], made)
-    labels: Labels = [None] * out.dim()
-    labels[:channels] = tracer.labels(source)[:channels]
-    labels[channels] = made
-    for dim in range(channels + 1, source.dim()):
-        labels[dim] = _convolved(tracer, source, weight, out, dim)
-    if bias is not None:
-        labels[:channels] = all_leaky(tracer, labels[:channels])
-    tracer.set_labels(out, labels)
+    batch = before[:channels] if bias is None else all_leaky(tracer, before[:channels])
+    behind = enumerate(before[channels + 1 :], start=channels + 1)
+    space = [None if ids is None else _convolved(tracer, ids, source, weight, out, dim) for dim, ids in behind]
+    tracer.set_labels(out, [*batch, made, *space])
     produced_by(tracer, weight, out, channels)
     positions = prod((source if transposed else out).shape[channels + 1 :]) * prod(out.shape[:channels])
     add_macs(tracer, positions * prod(weight.shape[2:]), weight.shape[:2], tracer.labels(weight)[:2])
 
 
-def _convolved(tracer: Tracer, source: Tensor, weight: Tensor, out: Tensor, dim: int) -> Ids | None:
+def _convolved(tracer: Tracer, label: Ids, source: Tensor, weight: Tensor, out: Tensor, dim: int) -> Ids | None:
     """Channels along a dimension that a kernel moves over, as in efficient channel attention."""
-    label = tracer.labels(source)[dim]
-    if label is None:
-        return None
     if out.shape[dim] != source.shape[dim] or weight.shape[:2] != (1, 1):
         tracer.slots.freeze(label, tracer.says("convolves along the channels"))
         return None
