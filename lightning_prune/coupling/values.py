@@ -73,7 +73,7 @@ def adopt_whole(tracer: Tracer, view: Tensor, dim: int) -> None:
     whole = constant.tensor
     place = _dim_of(whole, view, dim)
     if place < 0:
-        tracer.slots.freeze(label, "written into a part of a tensor whose size is fixed")
+        tracer.slots.freeze(label, tracer.says("writes it into a part of a tensor whose size cannot shrink"))
         return
     labels = tracer.labels(whole)
     if labels[place] is None:

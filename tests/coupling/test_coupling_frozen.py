@@ -42,8 +42,8 @@ FROZEN = {
     "index": (head_net(lambda net, x: pooled(x[:, [1, 0, 2, 3, 4, 5, 6, 7]])), "forward picks entries of it by number"),
     "slice": (head_net(lambda net, x: pooled(x[:, 2:6]), read=4), "slices 4 of 8 channels, written as a number"),
     "slice with a step": (
-        head_net(lambda net, x: pooled(x[:, ::2]), read=4),
-        "slices 4 of 8 channels with a step of 2, written as a number",
+        head_net(lambda net, x: pooled(x[:, 1::2][:, ::3]), read=2),
+        "slices 2 of 4 channels with a step of 3, written as a number",
     ),
     "select": (head_net(lambda net, x: x[:, 3].flatten(1), read=64), "picks single channels by number"),
     "unbind": (head_net(lambda net, x: x.unbind(1)[0].flatten(1), read=64), "picks single channels by number"),
@@ -92,8 +92,8 @@ SENTENCES = {
         "'block': forward adds it to a tensor of shape (2, 8, 8, 8), of which only some channels come from a layer": (
             inside(lambda net, x: x + F.pad(x[:, :4], (0, 0, 0, 0, 0, 4)))
         ),
-        "'block': forward slices 4 of 8 channels with a step of 2, written as a number": inside(
-            lambda net, x: x[:, ::2].repeat(1, 2, 1, 1)
+        "'block': forward slices 3 of 8 channels with a step of 3, written as a number": inside(
+            lambda net, x: torch.cat([x[:, ::3], x[:, :5]], 1)
         ),
         "'block': forward picks entries of it by number": inside(lambda net, x: x[:, torch.arange(8).flip(0)]),
         "'block': forward uses the positions that argmax finds among them": inside(

@@ -667,6 +667,9 @@ class Rotary(nn.Module):
         if self.how == "rotated halves":
             a, b = t.chunk(2, -1)
             return t * self.cos + torch.cat([-b, a], -1) * self.sin
+        if self.how == "steps":
+            turned = torch.stack([-t[..., 1::2], t[..., ::2]], -1).flatten(-2)
+            return t * self.cos.repeat_interleave(2, -1) + turned * self.sin.repeat_interleave(2, -1)
         pairs = t.reshape(*t.shape[:-1], -1, 2)
         if self.how == "complex":
             return torch.view_as_real(torch.view_as_complex(pairs) * self.turn).flatten(-2)
@@ -676,7 +679,7 @@ class Rotary(nn.Module):
 
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("mode", ["head_dims", "heads"])
-@pytest.mark.parametrize("how", ["rotated halves", "pairs", "complex"])
+@pytest.mark.parametrize("how", ["rotated halves", "steps", "pairs", "complex"])
 def test_rotary_position_embeddings(how: str, mode: str, apart: bool) -> None:
     """Pairs of dimensions go together, and the scale by the width is taken up through the rotation."""
 

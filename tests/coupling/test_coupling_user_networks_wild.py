@@ -60,7 +60,7 @@ def test_experts_in_one_weight() -> None:
 def test_a_channel_written_into_a_part_of_the_channels_of_a_constant_stays() -> None:
     coupling = analyse(nets.FirstChannels(), Example.of(image()))
     assert coupling.groups == {}
-    assert coupling.frozen["a.weight"] == "written into a part of a tensor whose size is fixed"
+    assert coupling.frozen["a.weight"] == "forward writes it into a part of a tensor whose size cannot shrink"
 
 
 def test_fused_attention_is_followed_on_a_real_pass() -> None:

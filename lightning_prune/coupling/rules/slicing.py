@@ -67,7 +67,8 @@ def _cut(tracer: Tracer, part: Part, axis: int, where: tuple[int, int], step: in
     total = part.ids.shape[along]
     ids = part.ids.take(range(start, start + size * step, step), axis=along)
     before = part.ids.take(range(start), axis=along)
-    equal = total % max(size, 1) == 0 and start % max(size, 1) == 0 and (size > 1 or part.ids.ndim > 1)
+    several = size > 1 or part.ids.ndim > 1
+    equal = total % max(size, 1) == 0 and start % max(size, 1) == 0 and several
     kept = [number for number in tracer.given if isinstance(number, Number)]
     if equal:
         kept = [number for number in kept if tracer.trace.book.is_kept(number)]
@@ -75,6 +76,8 @@ def _cut(tracer: Tracer, part: Part, axis: int, where: tuple[int, int], step: in
         pass
     elif step == 1 and size and equal:
         tracer.balance(np.split(part.ids, total // size, axis=along), tracer.where)
+    elif step > 1 and size * step == total and start < step and several:  # as rotary embeddings take pairs apart
+        tracer.balance([part.ids.take(range(n, total, step), axis=along) for n in range(step)], tracer.where)
     else:
         stepping = f" with a step of {step}" if step != 1 else ""
         what = f"slices {size} of {total} channels{stepping}, written as a number"
