@@ -51,6 +51,12 @@ def is_pruned(module: nn.Module) -> bool:
     return writer is not None and bool(writer.pruned(module))
 
 
+def manifest_of(state_dict: Any) -> tuple[dict[str, list[int]], dict[str, dict[str, Any]]]:
+    """What a state dict says was pruned: dense shapes by tensor name, and changed attributes by module name."""
+    manifest = getattr(state_dict, "_metadata", {}).get(_KEY, {})
+    return manifest.get("dense_shapes", {}), manifest.get("attributes", {})
+
+
 def _writer(module: nn.Module) -> _ManifestWriter | None:
     return next((hook for hook in module._state_dict_hooks.values() if isinstance(hook, _ManifestWriter)), None)
 
@@ -203,8 +209,7 @@ def load_pruned(model: type[_Module] | _Module, path: str | Path, **kwargs: Any)
         content = content.get("state_dict", content)
         prefix = _prefix_of(model, content)
         state_dict = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
-        saved = getattr(content, "_metadata", {}).get(_KEY, {}).get("attributes", {})
-        attributes = _inside(prefix, saved)
+        attributes = _inside(prefix, manifest_of(content)[1])
         track_shapes(model)
         track_attributes(model, attributes)
         reshape_to(model, state_dict)

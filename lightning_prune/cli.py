@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from argparse import ArgumentParser
+from pickle import UnpicklingError
 
 from lightning.pytorch.cli import ArgsType, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -12,8 +14,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 # Imported for their short names: LightningCLI finds what is imported.
 from lightning_prune import budgets, callbacks, criteria, granularity, schedules, tasks
 from lightning_prune.callbacks import PrunedCheckpoints, PruningSummary
+from lightning_prune.inspection import inspect_file, show
 
 __all__ = ["PruneCLI", "budgets", "callbacks", "criteria", "granularity", "main", "schedules", "tasks"]
+
+
+_DESCRIPTION = "Prune neural networks while they train. 'lightning-prune inspect FILE' prints what a checkpoint holds."
 
 
 class PruneCLI(LightningCLI):
@@ -26,7 +32,7 @@ class PruneCLI(LightningCLI):
     def __init__(self, args: ArgsType = None) -> None:
         super().__init__(
             trainer_defaults={"callbacks": [PrunedCheckpoints()]},
-            parser_kwargs={"prog": "lightning-prune", "description": "Prune neural networks while they train."},
+            parser_kwargs={"prog": "lightning-prune", "description": _DESCRIPTION},
             args=args,
         )
 
@@ -62,10 +68,25 @@ def main(args: ArgsType = None) -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # of Lightning under torch 2.15
     _log_above_progress_bars()
+    given = sys.argv[1:] if args is None else args
     try:
-        PruneCLI(args)
+        if isinstance(given, list) and given[:1] == ["inspect"]:
+            _inspect(given[1:])
+        else:
+            PruneCLI(args)
     except (MisconfigurationException, FileNotFoundError) as error:
         sys.exit(f"lightning-prune: {error}")
+
+
+def _inspect(args: list[str]) -> None:
+    """Print what checkpoints hold."""
+    parser = ArgumentParser(prog="lightning-prune inspect", description="Print what pruned checkpoints hold.")
+    parser.add_argument("paths", nargs="+", metavar="FILE", help="a Lightning checkpoint, or a file with a state dict")
+    for path in parser.parse_args(args).paths:
+        try:
+            show(inspect_file(path), path)
+        except (ValueError, UnpicklingError) as error:
+            sys.exit(f"lightning-prune: {str(error).splitlines()[0]}")
 
 
 class _Stderr:

@@ -20,6 +20,7 @@ from lightning_prune.callbacks.checks import (
 from lightning_prune.callbacks.clock import time_of, warn_if_cut_short, window_is_open
 from lightning_prune.callbacks.decision import decide, over_ranks
 from lightning_prune.callbacks.example import declared_example, example_from_batch
+from lightning_prune.callbacks.history import History
 from lightning_prune.callbacks.pace import Pace
 from lightning_prune.callbacks.rebuild import check_optimizers, check_trainer, unwrapped
 from lightning_prune.callbacks.support import as_misconfiguration, forget_best, tell
@@ -90,6 +91,7 @@ class IterativePruning(Callback):
         self._paused: str | None = None
         self._pace = Pace()
         self._masks = MaskKeeper({}, {})
+        self._history = History()
 
     @property
     def state_key(self) -> str:
@@ -160,9 +162,15 @@ class IterativePruning(Callback):
         if not self._prepared and pruning.example is not None:
             self._prepare(pl_module, pruning.example)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What is measured from here on goes into the history."""
+        self._history.begin_validation(trainer)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Whoever holds an event back may think otherwise now."""
         self._pace.waiting = False
+        if not trainer.sanity_checking:
+            self._history.end_validation(trainer)
 
     def on_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan, report: Report) -> None:
         """Follow when another pruner has removed channels."""
@@ -193,7 +201,12 @@ class IterativePruning(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """How far pruning has gone; plain numbers, dicts and tensors."""
-        return {"pruner": self.pruner.state_dict(), "pace": self._pace.state_dict(), "finished": self._finished}
+        return {
+            "pruner": self.pruner.state_dict(),
+            "pace": self._pace.state_dict(),
+            "finished": self._finished,
+            "history": self._history.state_dict(),
+        }
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -208,6 +221,8 @@ class IterativePruning(Callback):
         self.pruner.load_state_dict(state_dict["pruner"])
         self._pace.load_state_dict(state_dict["pace"])
         self._finished, self._restored = state_dict["finished"], True
+        if "history" in state_dict:
+            self._history.load_state_dict(state_dict["history"])
 
     def _prepare(self, pl_module: pl.LightningModule, example: Example | None) -> None:
         if self.pruner.fraction < 1 and not self._finished:  # else nothing is left to do, as in a second fit
@@ -251,6 +266,7 @@ class IterativePruning(Callback):
         with unwrapped(trainer):
             track_attributes(pl_module, report.plan.attributes)
             self.pruner.apply(pl_module, report, trainer.strategy.optimizers)
+        self._history.add(trainer, self.pruner.event, report)
         self._hold_masks(trainer, pl_module)
         rank_zero_info(f"Pruning event {self.pruner.event} at epoch {trainer.current_epoch}: {report}")
         forget_best(trainer)
