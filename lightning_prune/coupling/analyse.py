@@ -13,7 +13,7 @@ from lightning_prune.coupling.build import build_coupling
 from lightning_prune.coupling.calls import Calls
 from lightning_prune.coupling.example import Example, run_on_copy
 from lightning_prune.coupling.groups import Coupling, Passes
-from lightning_prune.coupling.modes import depends_on_mode, same_but_for_noise
+from lightning_prune.coupling.modes import ModeWatch, same_but_for_noise
 from lightning_prune.coupling.rules import is_chosen, rule_of
 from lightning_prune.coupling.taps import returned
 from lightning_prune.coupling.tensors import named_modules, named_tensors, tensors_in
@@ -64,12 +64,14 @@ def _analyse_copy(
         for module, own in buffers:
             module._buffers.update(own)
 
-    outputs = _pass(trace, copy.eval(), example)
+    copy.eval()
+    mode = ModeWatch(copy)
+    outputs = _pass(trace, copy, example)
     restore()
     macs, sizes, scalars = list(trace.macs), list(trace.sizes), list(trace.scalars.found)
     operations = tuple(func for func in trace.operations if not is_chosen(func))
     apart = False
-    if depends_on_mode(copy):
+    if mode.asked:
         try:
             apart = not same_but_for_noise(copy, example)
             restore()

@@ -8,93 +8,181 @@ import torch
 import torchvision
 from coupling_nets import Net, conv, image
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from lightning_prune import prune_once
-from lightning_prune.coupling import Example, analyse
-from lightning_prune.coupling.modes import depends_on_mode
+from lightning_prune.coupling import Example, analyse, run_on_copy
+from lightning_prune.coupling.modes import ModeWatch
 
 
-def helper(module: nn.Module, x: Tensor) -> Tensor:
-    return module.a(x) if module.training else x
+def asked(net: nn.Module, inputs: Any) -> bool:
+    def use(copy: nn.Module, example: Example) -> bool:
+        watch = ModeWatch(copy.eval())
+        example.run(copy)
+        return watch.asked
+
+    found: bool = run_on_copy(net, Example.of(inputs), use)
+    return found
 
 
-class Outside(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return helper(self, x)
+class Base(nn.Module):
+    """Two outputs in train mode."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o, self.aux = nn.Linear(4, 16), nn.Linear(16, 3), nn.Linear(16, 3)
 
-class Property(nn.Module):
-    @property
-    def busy(self) -> bool:
+    def forward(self, x: Tensor) -> Any:
+        h = self.a(x).relu()
+        return (self.o(h), self.aux(h)) if self.trains() else self.o(h)
+
+    def trains(self) -> bool:
         return self.training
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * 2 if self.busy else x
+
+def helper(module: Any) -> bool:
+    return bool(module.training)
 
 
-class ByName(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * 2 if getattr(self, "train" + "ing", getattr(self, "training", None)) else x
+class Outside(Base):
+    def trains(self) -> bool:
+        return helper(self)
 
 
-class InAList(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * sum(2 if self.training else 1 for _ in range(2))
+class ByName(Base):
+    def trains(self) -> bool:
+        return bool(getattr(self, "train" + "ing"))
 
 
-class Inherited(InAList):
+class Inherited(Outside):
     pass
 
 
-class Callable:
-    def __call__(self, net: Any, x: Tensor) -> Tensor:
-        return helper(net, x)
+class Flag(Base):
+    flag = True
+
+    def train(self, mode: bool = True) -> Any:
+        self.flag = mode
+        return super().train(mode)
+
+    def trains(self) -> bool:
+        return self.flag
 
 
-def hooked() -> nn.Module:
-    net = nn.Linear(2, 2)
-    net.register_forward_hook(lambda module, args, out: out)
-    return net
+class Router:
+    def __init__(self, owner: Any) -> None:
+        self.owner = [owner]
+
+    def __call__(self) -> bool:
+        return self.owner[0].training
 
 
-def bound() -> nn.Module:
-    net = nn.Linear(2, 2)
-    net.forward = lambda x: x  # type: ignore[method-assign]
-    return net
+class Kept(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = Router(self)
+
+    def trains(self) -> bool:
+        return self.router()
+
+
+class OfAChild(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Sequential(self.a)
+
+    def trains(self) -> bool:
+        return self.a.training
+
+
+class Hooked(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a.register_forward_hook(lambda module, args, out: out * 2 if module.training else out)
+
+    def trains(self) -> bool:
+        return False
+
+
+class Parametrised(Hooked):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = spectral_norm(nn.Linear(4, 16))
 
 
 DEPEND = {
-    "a method": InAList,
+    "asked in forward": Base,
     "inherited": Inherited,
     "a function that it calls": Outside,
-    "a property": Property,
     "by name": ByName,
-    "a function it keeps": lambda: Net(lambda net, x: x if net.training else -x),
-    "a function behind a closure": lambda: Net((lambda inner: lambda net, x: inner(net, x))(helper)),
-    "a partial function it keeps": lambda: Net(partial(helper)),
-    "an object that can be called": lambda: Net(Callable()),
-    "a hook": hooked,
-    "a forward of its own": bound,
-    "a parametrisation": lambda: spectral_norm(nn.Linear(2, 2)),
-    "one of many": lambda: nn.Sequential(nn.Linear(2, 2), nn.Sequential(InAList())),
-    "googlenet": lambda: torchvision.models.googlenet(init_weights=False),
+    "a flag that train() sets": Flag,
+    "an object that it keeps": Kept,
+    "a child is asked": OfAChild,
+    "a hook on a layer": Hooked,
+    "a parametrisation": Parametrised,
+    "a partial function": lambda: Net(lambda net, x: partial(lambda m: -x if m.training else x, net)()),
+    "inside another network": lambda: nn.Sequential(nn.Linear(4, 4), nn.Sequential(Base())),
 }
 SAME = {
-    "layers": lambda: nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Dropout(), nn.MultiheadAttention(2, 1)),
-    "a function it keeps": lambda: Net(lambda net, x: torch.relu(net.a(x)), a=nn.Linear(2, 2)),
-    "resnet18": torchvision.models.resnet18,
+    "layers": (lambda: nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Dropout()), (2, 3, 4, 4)),
+    "a function it keeps": (lambda: Net(lambda net, x: torch.relu(net.a(x)), a=nn.Linear(4, 2)), (2, 4)),
+    "resnet18": (torchvision.models.resnet18, (2, 3, 64, 64)),
+    "mnasnet0_5": (torchvision.models.mnasnet0_5, (2, 3, 64, 64)),
 }
 
 
 @pytest.mark.parametrize("name", DEPEND)
 def test_code_that_may_tell_the_modes_apart(name: str) -> None:
-    assert depends_on_mode(nn.Sequential(nn.ReLU(), DEPEND[name]()))
+    assert asked(DEPEND[name](), torch.randn(2, 4))
 
 
 @pytest.mark.parametrize("name", SAME)
 def test_code_that_cannot(name: str) -> None:
-    assert not depends_on_mode(SAME[name]())
+    make, shape = SAME[name]
+    assert not asked(make(), torch.randn(shape))
+
+
+@pytest.mark.parametrize("make", [Base, Outside, ByName, Flag, Kept, OfAChild])
+def test_what_only_train_mode_reads_shrinks_with_the_rest(make: Any) -> None:
+    net = make().train()
+    report = prune_once(net, torch.randn(2, 4))
+    assert report.widths == {"a.0.weight" if make is OfAChild else "a.weight": (16, 8)}
+    assert [out.shape for out in net.train()(torch.randn(2, 4))] == [(2, 3), (2, 3)]
+    assert net.eval()(torch.randn(2, 4)).shape == (2, 3)
+    assert type(net) is make
+
+
+class OtherBuffer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o = nn.Linear(4, 16), nn.Linear(16, 3)
+        self.register_buffer("now", torch.randn(5, 16))
+        self.register_buffer("mean", torch.randn(5, 16))
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.a(x).relu()
+        return self.o(h), F.linear(h, self.now if self.training else self.mean)
+
+
+class OtherHalf(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.o = nn.Linear(4, 32), nn.BatchNorm1d(32), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = self.norm(self.a(x)).relu()
+        half = both.shape[1] // 2
+        return self.o(both[:, :half] if self.training else both[:, half:])
+
+
+@pytest.mark.parametrize("make", [OtherBuffer, OtherHalf])
+def test_the_same_operations_on_other_tensors_are_no_noise(make: Any) -> None:
+    net = make()
+    assert analyse(net, Example.of(torch.randn(2, 4))).passes.apart
+    prune_once(net, torch.randn(2, 4))
+    net.train()(torch.randn(2, 4))
+    net.eval()(torch.randn(2, 4))
 
 
 def test_layers_of_train_mode_shrink_wherever_the_mode_is_asked_for() -> None:
