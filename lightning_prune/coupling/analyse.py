@@ -39,8 +39,11 @@ def analyse(model: nn.Module, example: Example, attention: Literal["head_dims", 
     dict(named_tensors(model))  # refuses lazy parameters before they look like a wrong example
     try:
         coupling, heads = run_on_copy(model, example, _analyse_copy)
+        if coupling.on_meta and coupling.passes.fails and _trains(model, example):  # it needs values there
+            coupling, heads = run_on_copy(model, example, _analyse_copy, on_meta=False)
         if attention == "heads" and heads:
-            coupling, _ = run_on_copy(model, example, partial(_analyse_copy, heads=heads))
+            use = partial(_analyse_copy, heads=heads)
+            coupling, _ = run_on_copy(model, example, use, None if coupling.on_meta else False)
     except Exception as error:
         raise ValueError(
             f"the forward pass of {type(model).__name__} failed on the example input: {str(error) or repr(error)}. "
@@ -48,6 +51,15 @@ def analyse(model: nn.Module, example: Example, attention: Literal["head_dims", 
         ) from error
     found: Coupling = coupling
     return found
+
+
+def _trains(model: nn.Module, example: Example) -> bool:
+    """Whether the forward pass runs in train mode on a copy with values."""
+    try:
+        run_on_copy(model, example, lambda copy, inputs: inputs.run(copy.train()), on_meta=False)
+    except Exception:
+        return False
+    return True
 
 
 def _analyse_copy(
@@ -70,7 +82,7 @@ def _analyse_copy(
     restore()
     macs, sizes, scalars = list(trace.macs), list(trace.sizes), list(trace.scalars.found)
     operations = tuple(func for func in trace.operations if not is_chosen(func))
-    apart = False
+    apart = fails = False
     if mode.asked:
         try:
             apart = not same_but_for_noise(copy, example)
@@ -78,10 +90,10 @@ def _analyse_copy(
             if apart:
                 outputs += _pass(trace, copy.train(), example)
         except Exception:  # some networks want targets in train mode: then the eval pass has to be enough
-            apart = False
+            apart, fails = False, True
             trace.sizes, trace.scalars.found = sizes, scalars
     trace.macs = [type(term)(term.constant / example.batch, term.dims) for term in macs]
-    passes = Passes(apart, tuple(outputs), len(sizes), operations)
+    passes = Passes(apart, fails, tuple(outputs), len(sizes), operations)
     return build_coupling(trace, passes), trace.attention_splits()
 
 

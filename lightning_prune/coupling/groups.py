@@ -135,12 +135,14 @@ class Passes:
     Attributes:
         apart: Whether the forward pass also runs in train mode on the example input alone, and otherwise than in eval
             mode.
+        fails: Whether train mode does not run on the example input alone, where the modes may differ.
         outputs: Shapes of the outputs in eval mode and, where it is apart, in train mode.
         sized: How many of ``Coupling.sizes`` belong to eval mode.
         operations: What runs in eval mode.
     """
 
     apart: bool = False
+    fails: bool = False
     outputs: tuple[tuple[int, ...], ...] = ()
     sized: int = 0
     operations: tuple[Any, ...] = ()

@@ -153,6 +153,37 @@ def test_what_only_train_mode_reads_shrinks_with_the_rest(make: Any) -> None:
     assert type(net) is make
 
 
+class Counting(Base):
+    """Reads a value in train mode only, which the meta device does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+
+    def trains(self) -> bool:
+        return self.training and self.steps.item() >= 0
+
+
+class WantingTargets(Base):
+    def trains(self) -> bool:
+        if self.training:
+            raise ValueError("no targets")
+        return False
+
+
+def test_train_mode_that_reads_values_is_followed_on_a_copy_with_values() -> None:
+    net = Counting()
+    coupling = analyse(net, Example.of(torch.randn(2, 4)))
+    assert (coupling.on_meta, coupling.passes.apart) == (False, True)
+    prune_once(net, torch.randn(2, 4))
+    assert [out.shape for out in net.train()(torch.randn(2, 4))] == [(2, 3), (2, 3)]
+
+
+def test_train_mode_that_wants_targets_leaves_the_rest_on_the_meta_device() -> None:
+    coupling = analyse(WantingTargets(), Example.of(torch.randn(2, 4)))
+    assert (coupling.on_meta, coupling.passes.apart, coupling.passes.fails) == (True, False, True)
+
+
 class OtherBuffer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
