@@ -9,11 +9,11 @@ from torch import nn
 
 from lightning_prune.budgets import Budget, Ratio
 from lightning_prune.channel_pruner import ChannelPruner
-from lightning_prune.checkpoint import track_attributes, track_shapes
 from lightning_prune.coupling import Example
 from lightning_prune.criteria import Criterion, Magnitude, criterion_named
 from lightning_prune.granularity import Channels, Granularity, Weights
 from lightning_prune.kinds import check_kinds
+from lightning_prune.manifest import track_plan, track_shapes
 from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report
 from lightning_prune.scope import Scope
@@ -97,7 +97,7 @@ def prune_once(
     if not dry_run:
         if report.plan.keep:
             track_shapes(model)
-            track_attributes(model, report.plan.attributes)
+            track_plan(model, report.plan)
         pruner.apply(model, report, ())
     return report
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from lightning_prune import Channels, IterativePruning, Weights, load_pruned, prune_once
 from lightning_prune.budgets import Ratio, Sparsity
 from lightning_prune.callbacks import PrunedCheckpoints
-from lightning_prune.checkpoint import reshape_to, track_attributes, track_shapes
+from lightning_prune.checkpoint import reshape_to
+from lightning_prune.manifest import track_plan, track_shapes
 from lightning_prune.schedules import Constant, Rounds
 
 EXAMPLE = torch.zeros(2, 2, 3, 4)
@@ -365,7 +366,7 @@ def test_attributes_without_a_trainer() -> None:
     track_shapes(other)
     dense = net.state_dict()
     report = prune_once(net, EXAMPLE, dry_run=True, budget=Ratio(0.5))
-    track_attributes(net, report.plan.attributes)
+    track_plan(net, report.plan)
     assert net.state_dict()._metadata["lightning_prune"]["attributes"] == {}
     prune_once(net, EXAMPLE, budget=Ratio(0.5))
     small = net.state_dict()
@@ -377,7 +378,7 @@ def test_attributes_without_a_trainer() -> None:
         module.load_state_dict(dense)
         assert numbers(module) == numbers(Numbered())
         assert logits(module).shape == (8, 3)
-    track_attributes(Numbered(), report.plan.attributes)  # untracked: nothing to do
+    track_plan(Numbered(), report.plan)  # untracked: nothing to do
 
 
 @pytest.mark.parametrize("attention", ["head_dims", "heads"])
@@ -417,3 +418,44 @@ def test_a_network_pruned_once_inside_a_module_that_trains_on(tmp_path) -> None:
     lit.load_state_dict(torch.load(f"{save.dirpath}/epoch=0.ckpt", weights_only=True)["state_dict"])
     assert numbers(lit.net) == once
     assert torch.equal(logits(lit), logits(load_pruned(LitNumbered, f"{save.dirpath}/epoch=0.ckpt")))
+
+
+class Positions(nn.Module):
+    """Adds positions to the channels; they are in no state dict, as with rotary embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.register_buffer("places", torch.linspace(0, 1, 8), persistent=False)
+        self.register_buffer("other", torch.ones(3), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x) * self.places) * self.other
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_buffers_that_are_in_no_state_dict(tmp_path, inside) -> None:
+    def wrapped(net: nn.Module) -> nn.Module:
+        return nn.Sequential(net) if inside else net
+
+    x = torch.randn(5, 4)
+    net = Positions()
+    whole = wrapped(net)
+    track_shapes(whole)
+    states, outputs = [whole.state_dict()], [whole(x)]
+    for _ in range(2):
+        prune_once(net, x)
+        states.append(copy.deepcopy(whole.state_dict()))
+        outputs.append(whole(x))
+    torch.save(states[-1], tmp_path / "pruned.pt")
+    assert len(net.places) == 2
+    loaded = load_pruned(wrapped(Positions()), tmp_path / "pruned.pt")
+    assert torch.equal(loaded(x), outputs[-1])
+    torch.save(loaded.state_dict(), tmp_path / "again.pt")
+    assert torch.equal(load_pruned(Positions(), tmp_path / "again.pt")(x), outputs[-1])
+    other = wrapped(Positions())
+    track_shapes(other)
+    for n in (2, 0, 1, 2, 0):
+        for each in (other, whole):
+            each.load_state_dict(states[n])
+            assert torch.equal(each(x), outputs[n])

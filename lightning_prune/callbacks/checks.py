@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_prune.channel_pruner import ChannelPruner
-from lightning_prune.checkpoint import is_pruned
+from lightning_prune.manifest import is_pruned
 from lightning_prune.pruner import Pruner
 from lightning_prune.schedules import Schedule
 

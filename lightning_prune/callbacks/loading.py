@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from lightning_prune.checkpoint import track_shapes
+from lightning_prune.manifest import track_shapes
 
 
 class PrunedCheckpoints(Callback):

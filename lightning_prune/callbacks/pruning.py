@@ -24,12 +24,12 @@ from lightning_prune.callbacks.history import History
 from lightning_prune.callbacks.pace import Pace
 from lightning_prune.callbacks.rebuild import check_optimizers, check_trainer, unwrapped
 from lightning_prune.callbacks.support import as_misconfiguration, forget_best, tell
-from lightning_prune.checkpoint import is_pruned, track_attributes, track_shapes
 from lightning_prune.coupling import Example
 from lightning_prune.criteria import Criterion, Magnitude, criterion_named
 from lightning_prune.functional import make_pruner
 from lightning_prune.granularity import Channels, Granularity
 from lightning_prune.kinds import check_kinds
+from lightning_prune.manifest import is_pruned, track_plan, track_shapes
 from lightning_prune.masks import MaskKeeper
 from lightning_prune.plan import Plan
 from lightning_prune.pruner import Pruner
@@ -264,7 +264,7 @@ class IterativePruning(Callback):
             self.pruner.fraction = report.fraction
             return
         with unwrapped(trainer):
-            track_attributes(pl_module, report.plan.attributes)
+            track_plan(pl_module, report.plan)
             self.pruner.apply(pl_module, report, trainer.strategy.optimizers)
         self._history.add(trainer, self.pruner.event, report)
         self._hold_masks(trainer, pl_module)

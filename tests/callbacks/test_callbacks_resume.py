@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from lightning_prune import IterativePruning, Scope, SlimmingPenalty, Weights
 from lightning_prune.budgets import Count, Params, Ratio, Sparsity
 from lightning_prune.callbacks import PrunedCheckpoints
-from lightning_prune.checkpoint import track_shapes
 from lightning_prune.criteria import BatchNormScale, Random, Taylor
+from lightning_prune.manifest import track_shapes
 from lightning_prune.schedules import Constant, Cubic, Linear, Rounds
 
 EPOCHS = 6

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from lightning_prune import load_pruned, prune_once
 from lightning_prune.budgets import Ratio
-from lightning_prune.checkpoint import reshape_to, track_shapes
+from lightning_prune.checkpoint import reshape_to
 from lightning_prune.coupling import Example, analyse
+from lightning_prune.manifest import track_shapes
 
 
 def grouped_net(groups: int = 4) -> nn.Sequential:

@@ -1,0 +1,212 @@
+"""The manifest: what a state dict says was pruned, so that it can be loaded into the network as it was built."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.coupling import named_tensors, sync_attributes, sync_changed
+from lightning_prune.coupling.tensors import named_modules
+from lightning_prune.plan import Plan
+from lightning_prune.surgery import replace_data
+
+_KEY = "lightning_prune"  # in `state_dict._metadata`, which checkpoints with weights alone keep as well
+
+
+def track_shapes(module: nn.Module) -> None:
+    """Let ``module`` write its dense shapes into its state dicts, and take over pruned shapes when loading one.
+
+    A tensor of a loaded state dict may differ in shape only if the file says that it was pruned from the shape that
+    the module was built with; any other difference is the usual error of ``load_state_dict``. Tracking again adds the
+    tensors that the module has been given since.
+    """
+    writer = _writer(module)
+    dense = _Dense({}, {}, {}) if writer is None else writer.dense
+    dense.note_shapes(module)
+    if writer is None:
+        module._register_state_dict_hook(_ManifestWriter(dense))
+        module.register_load_state_dict_pre_hook(_ShapeLoader(dense))
+
+
+def track_plan(module: nn.Module, plan: Plan) -> None:
+    """Let a tracked module also write the attributes that ``plan`` changes, and buffers that no state dict has.
+
+    To be called before it is carried out.
+    """
+    writer = _writer(module)
+    if writer is not None:
+        writer.dense.note_attributes(module, plan.attributes)
+        writer.dense.note_buffers(module, plan.keep)
+
+
+def is_pruned(module: nn.Module) -> bool:
+    """Whether a tracked module has tensors of other shapes than it was built with."""
+    writer = _writer(module)
+    return writer is not None and bool(writer.pruned(module))
+
+
+def manifest_of(state_dict: Any) -> dict[str, Any]:
+    """What a state dict says was pruned; empty where it says nothing.
+
+    ``dense_shapes`` by tensor name, changed ``attributes`` by module name, cut ``buffers`` that are not in it.
+    """
+    manifest: dict[str, Any] = getattr(state_dict, "_metadata", {}).get(_KEY, {})
+    return manifest
+
+
+def _writer(module: nn.Module) -> _ManifestWriter | None:
+    return next((hook for hook in module._state_dict_hooks.values() if isinstance(hook, _ManifestWriter)), None)
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """What a module was built with.
+
+    Attributes:
+        shapes: Tensor name -> shape.
+        attributes: (module name, attribute) -> value, for the attributes that pruning has changed at some time.
+        buffers: Name -> values, for the buffers that pruning has cut and no state dict has.
+    """
+
+    shapes: dict[str, list[int]]
+    attributes: dict[tuple[str, str], Any]
+    buffers: dict[str, Tensor]
+
+    def note_shapes(self, module: nn.Module) -> None:
+        for path, owner in named_modules(module):  # what was pruned by itself before
+            inner = _writer(owner) if path else None
+            if inner is not None:
+                for name, shape in inner.dense.shapes.items():
+                    self.shapes.setdefault(f"{path}.{name}", shape)
+                for (below, name), value in inner.dense.attributes.items():
+                    self.attributes.setdefault((f"{path}.{below}".rstrip("."), name), value)
+                for name, values in inner.dense.buffers.items():
+                    self.buffers.setdefault(f"{path}.{name}", values)
+        for name, tensor in named_tensors(module):
+            self.shapes.setdefault(name, list(tensor.shape))
+
+    def note_attributes(self, module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
+        for path, values in attributes.items():
+            for name in values:
+                self.attributes.setdefault((path, name), getattr(module.get_submodule(path), name))
+
+    def note_buffers(self, module: nn.Module, names: Collection[str]) -> None:
+        for name, values in _kept_out(module).items():
+            if name in names:
+                self.buffers.setdefault(name, values.detach().clone())
+
+
+def _kept_out(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that are in no state dict (``persistent=False``), by name."""
+    found = {}
+    for path, owner in named_modules(module):
+        for name in getattr(owner, "_non_persistent_buffers_set", ()):
+            values = owner._buffers.get(name)
+            if values is not None:
+                found[f"{path}.{name}" if path else name] = values
+    return found
+
+
+class _ManifestWriter:
+    """State dict hook: which tensors are smaller than they were built, how large they were, and changed attributes."""
+
+    def __init__(self, dense: _Dense) -> None:
+        self.dense = dense
+
+    def __call__(self, module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
+        if not hasattr(state_dict, "_metadata"):
+            return
+        empty: dict[str, Any] = {"version": 1, "dense_shapes": {}, "attributes": {}, "buffers": {}}
+        manifest = state_dict._metadata.setdefault(_KEY, empty)
+        manifest["dense_shapes"].update({prefix + name: shape for name, shape in self.pruned(module).items()})
+        manifest["attributes"].update(
+            {(prefix + path).rstrip("."): values for path, values in self.changed(module).items()}
+        )
+
+        cut = _kept_out(module)
+        manifest["buffers"].update({prefix + name: cut[name].detach() for name in self.dense.buffers if name in cut})
+
+    def pruned(self, module: nn.Module) -> dict[str, list[int]]:
+        """Dense shapes of the tensors that have another one now."""
+        return {
+            name: self.dense.shapes[name]
+            for name, tensor in named_tensors(module)
+            if name in self.dense.shapes and list(tensor.shape) != self.dense.shapes[name]
+        }
+
+    def changed(self, module: nn.Module) -> dict[str, dict[str, Any]]:
+        """Values of the attributes that have another one now."""
+        found: dict[str, dict[str, Any]] = {}
+        for (path, name), dense in self.dense.attributes.items():
+            value = getattr(module.get_submodule(path), name)
+            if value != dense:
+                found.setdefault(path, {})[name] = list(value) if isinstance(value, tuple) else value
+        return found
+
+
+class _ShapeLoader:
+    """Load hook: bring the module to the shapes in the file, smaller or larger, before its weights are copied."""
+
+    def __init__(self, dense: _Dense) -> None:
+        self.dense = dense
+
+    def __call__(self, module: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
+        manifest = getattr(state_dict, "_metadata", {}).get(_KEY)
+        if prefix or manifest is None:
+            return
+        self.dense.note_shapes(module)  # networks built in `setup` or `configure_model` come after `track_shapes`
+        built = {name: list(shape) for name, shape in manifest["dense_shapes"].items()}
+        set_shapes(
+            module,
+            {
+                name: state_dict[name].shape
+                for name, dense in self.dense.shapes.items()
+                if name in state_dict and built.get(name, list(state_dict[name].shape)) == dense
+            },
+        )
+        self._restore_attributes(module, manifest.get("attributes", {}))
+        self._restore_buffers(module, manifest.get("buffers", {}))
+
+    def _restore_attributes(self, module: nn.Module, saved: Mapping[str, Mapping[str, Any]]) -> None:
+        self.dense.note_attributes(module, saved)
+        due: dict[str, dict[str, Any]] = {}
+        for (path, name), dense in self.dense.attributes.items():
+            due.setdefault(path, {})[name] = saved.get(path, {}).get(name, dense)
+        set_saved_attributes(module, due)
+
+    def _restore_buffers(self, module: nn.Module, saved: Mapping[str, Tensor]) -> None:
+        self.dense.note_buffers(module, saved)
+        set_saved_buffers(module, {**self.dense.buffers, **saved})
+
+
+def set_shapes(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
+    """Give tensors of ``module`` other shapes, filled with zeros."""
+    changed = set()
+    for name, tensor in named_tensors(module):
+        shape = shapes.get(name, tensor.shape)
+        if shape != tensor.shape and len(shape) == tensor.dim():
+            tensor.grad = None
+            replace_data(tensor, torch.zeros(shape, dtype=tensor.dtype, device=tensor.device))
+            changed.add(id(tensor))
+    sync_changed(module, changed)
+
+
+def set_saved_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Set the integers that modules keep: module name -> attribute -> value."""
+    for path, values in attributes.items():
+        owner = module.get_submodule(path)
+        for name, value in values.items():
+            setattr(owner, name, tuple(value) if isinstance(getattr(owner, name), tuple) else value)
+        sync_attributes(owner)
+
+
+def set_saved_buffers(module: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    """Set buffers that are in no state dict."""
+    own = _kept_out(module)
+    for name, values in buffers.items():
+        if name in own:
+            replace_data(own[name], values.to(own[name].device, copy=True))
