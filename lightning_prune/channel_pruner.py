@@ -25,7 +25,7 @@ from lightning_prune.report import Report
 from lightning_prune.scope import Scope
 from lightning_prune.spaces import ChannelSpace, Original
 from lightning_prune.surgery import apply_plan
-from lightning_prune.verify import Trial, try_widths
+from lightning_prune.verify import ANOTHER_WAY, Trial, try_widths
 
 
 class ChannelPruner(Pruner):
@@ -103,6 +103,8 @@ class ChannelPruner(Pruner):
         pruned = [name for name, units in choice.removed.items() if units.any()]
         removal = plan_removal(choice.removed, coupling)
         plan, inexact = rescaled(removal, pruned, coupling, trial.scalars, trial.constants)
+        if trial.apart:
+            inexact = {**dict.fromkeys(pruned, ANOTHER_WAY), **inexact}
         before, after = _sizes(model, coupling, plan, choice.removed)
         return Report(
             plan=plan,
@@ -123,7 +125,8 @@ class ChannelPruner(Pruner):
     @property
     def unused(self) -> list[str]:
         """Tensors that the forward pass does not use."""
-        return [] if self._coupling is None else [n for n, why in self._coupling.frozen.items() if why == UNUSED]
+        frozen = {} if self._coupling is None else self._coupling.frozen
+        return [name for name, why in frozen.items() if why.startswith(UNUSED)]
 
     def resized(self, size: Size) -> None:
         """The sparsity is that of the whole network, whoever pruned it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,14 @@ def load_pruned(model: type[_Module] | _Module, path: str | Path, **kwargs: Any)
         buffers = {n.removeprefix(prefix): v for n, v in manifest.get("buffers", {}).items() if n.startswith(prefix)}
         track_shapes(model)
         track_plan(model, Plan({name: {} for name in buffers}, attributes=attributes))
+        shrinks = any(state_dict[n].shape != t.shape for n, t in named_tensors(model) if n in state_dict)
+        if shrinks and not manifest:
+            warnings.warn(
+                f"{str(path)!r} says nothing about integers that modules keep about their sizes, such as a number of "
+                "heads: if pruning has changed any, the loaded network is wrong. Save model.state_dict() with "
+                "torch.save, which keeps them.",
+                stacklevel=2,
+            )
         reshape_to(model, state_dict)
         set_saved_attributes(model, attributes)
         set_saved_buffers(model, buffers)

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_prune.coupling import Coupling, Example, run_on_copy, shapes
+from lightning_prune.coupling import Coupling, Example, copy_of, run_on_copy, shapes
 from lightning_prune.coupling.calls import Literals
 from lightning_prune.coupling.constants import constants_of, scalar_of
 from lightning_prune.coupling.groups import Site
-from lightning_prune.coupling.rules import is_chosen, is_cut, is_reshape
+from lightning_prune.coupling.rules import is_cut, is_reshape, step_of
 from lightning_prune.coupling.tensors import tensors_in
-from lightning_prune.plan import plan_removal
-from lightning_prune.surgery import apply_plan
+from lightning_prune.plan import Plan, plan_removal
+from lightning_prune.surgery import apply_plan, zero_removed
 
-_ANOTHER_WAY = "with fewer channels the forward pass takes another way"
+ANOTHER_WAY = "with fewer channels the forward pass takes another way"
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Trial:
     Attributes:
         failing: Group name -> why it cannot be pruned, for the groups without which the others can.
         constants: The same for ``Coupling.constants``.
+        apart: Whether the smaller network runs other operations than the one with zeros, where values decide on these.
         scalars: The scalars that the smaller network multiplies by, in the order of ``Coupling.scalars``; empty where
             its passes cannot be compared.
     """
@@ -36,6 +37,7 @@ class Trial:
     failing: Mapping[str, str]
     scalars: tuple[float, ...] = ()
     constants: tuple[tuple[float, ...], ...] = ()
+    apart: bool = False
 
 
 def try_widths(model: nn.Module, example: Example, coupling: Coupling, removed: Mapping[str, Tensor]) -> Trial:
@@ -68,7 +70,7 @@ def try_widths(model: nn.Module, example: Example, coupling: Coupling, removed: 
         if not culprits:  # each half works and the whole does not
             blamed.update(dict.fromkeys(active, last.error))
             active = []
-    return Trial(blamed, last.scalars, last.constants)
+    return Trial(blamed, last.scalars, last.constants, last.apart)
 
 
 def _bisected(names: list[str], bundle_of: Mapping[str, tuple[str, ...]], attempt: Any) -> dict[str, str]:
@@ -100,6 +102,7 @@ class _Attempt:
     suspects: tuple[str, ...] = ()
     scalars: tuple[float, ...] = ()
     constants: tuple[tuple[float, ...], ...] = ()
+    apart: bool = False
 
 
 class _Watch(TorchDispatchMode):
@@ -133,8 +136,9 @@ class _Watch(TorchDispatchMode):
         self.failed_in_reshape = reshaped
         out = shapes.run(func, args, kwargs or {})
         self.failed_in_reshape = False
-        if not is_chosen(func):
-            self.operations.append(func)
+        step = step_of(func)
+        if step is not None:
+            self.operations.append(step)
         if reshaped or cut:
             self.shapes += [(cut, tuple(tensor.shape)) for tensor in tensors_in(out)]
         scalar = scalar_of(func, args)
@@ -156,7 +160,7 @@ def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Ma
             with watch:
                 outputs = [inputs.run(copy.eval())]
                 scalars, constants, eval_shapes = tuple(watch.scalars), tuple(watch.constants), list(watch.shapes)
-                same = not coupling.on_meta or tuple(watch.operations) == coupling.passes.operations
+                operations = tuple(watch.operations)
                 if coupling.passes.apart:
                     outputs.append(inputs.run(copy.train()))
         except Exception as error:
@@ -164,12 +168,23 @@ def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Ma
         if not _same_shapes(coupling, [tensor.shape for tensor in tensors_in(outputs)]):
             changed = _Attempt("with fewer channels the shapes of the outputs change")
             return _unforeseen(coupling, gone, watch.shapes) or changed
-        if not same:
-            return _Attempt(_ANOTHER_WAY)
-        return _detour(coupling, gone, eval_shapes, scalars) or _Attempt(None, scalars=scalars, constants=constants)
+        apart = operations != (coupling.passes.operations if coupling.on_meta else _masked_run(model, plan, inputs))
+        if apart and coupling.on_meta:
+            return _Attempt(ANOTHER_WAY)
+        wrong = _detour(coupling, gone, eval_shapes, scalars)
+        return wrong or _Attempt(None, scalars=scalars, constants=constants, apart=apart)
 
     attempt: _Attempt = run_on_copy(model, example, use, coupling.on_meta)
     return attempt
+
+
+def _masked_run(model: nn.Module, plan: Plan, inputs: Example) -> tuple[Any, ...]:
+    """What a copy runs in which zeros stand for what ``plan`` removes: its values are those of the smaller network."""
+    copy, watch = copy_of(model), _Watch(on_meta=False)
+    zero_removed(copy, plan)
+    with watch:
+        inputs.run(copy.eval())
+    return tuple(watch.operations)
 
 
 def _failure(coupling: Coupling, gone: Mapping[str, int], error: Exception, watch: _Watch) -> _Attempt:
@@ -211,7 +226,7 @@ def _detour(
         due = iter(site.after(gone) for site in sizes if not site.cut)
         if all(shape in due for cut, shape in found if not cut):  # a reshape that changes nothing may be left out
             return None
-    return _Attempt(_ANOTHER_WAY)
+    return _Attempt(ANOTHER_WAY)
 
 
 def _unforeseen(

@@ -13,8 +13,8 @@ from lightning_prune.coupling.build import build_coupling
 from lightning_prune.coupling.calls import Calls
 from lightning_prune.coupling.example import Example, run_on_copy
 from lightning_prune.coupling.groups import Coupling, Passes
-from lightning_prune.coupling.modes import ModeWatch, same_but_for_noise
-from lightning_prune.coupling.rules import is_chosen, rule_of
+from lightning_prune.coupling.modes import ModeWatch, same_but_for_noise, switches
+from lightning_prune.coupling.rules import rule_of, step_of
 from lightning_prune.coupling.taps import returned
 from lightning_prune.coupling.tensors import named_modules, named_tensors, tensors_in
 from lightning_prune.coupling.trace import Trace
@@ -76,14 +76,14 @@ def _analyse_copy(
         for module, own in buffers:
             module._buffers.update(own)
 
-    copy.eval()
-    mode = ModeWatch(copy)
-    outputs = _pass(trace, copy, example)
+    with ModeWatch() as mode:
+        outputs = _pass(trace, copy.eval(), example)
     restore()
     macs, sizes, scalars = list(trace.macs), list(trace.sizes), list(trace.scalars.found)
-    operations = tuple(func for func in trace.operations if not is_chosen(func))
+    operations = tuple(step for func in trace.operations if (step := step_of(func)) is not None)
     apart = fails = False
-    if mode.asked:
+    unused = any(isinstance(trace.tensors[name], nn.Parameter) for name in trace.tensors.keys() - trace.reached)
+    if mode.asked or unused or switches(copy):
         try:
             apart = not same_but_for_noise(copy, example)
             restore()

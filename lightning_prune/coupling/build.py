@@ -21,11 +21,14 @@ Place = tuple[str, int]  # tensor, dimension
 
 def build_coupling(trace: Trace, passes: Passes) -> Coupling:
     """Resolve the slots of ``trace`` into groups."""
+    unused = (
+        f"{UNUSED}; it may in train mode, which does not run on the example input alone" if passes.fails else UNUSED
+    )
     for name, labels in trace.labels.items():
         if name not in trace.reached:
             for label in labels:
                 if label is not None:
-                    trace.slots.freeze(label, UNUSED)
+                    trace.slots.freeze(label, unused)
     kin, balanced = settle(trace)
     builder = _Builder(trace, kin)
     groups = builder.groups

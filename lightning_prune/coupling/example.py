@@ -6,7 +6,7 @@ import gc
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from lightning_prune.coupling.recurrent import whole_recurrence
 from lightning_prune.coupling.tensors import named_tensors
 
 MOST_COLOURS = 4  # channels of an image
+MOST_EXAMPLES = 64  # that copies with values run on
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,15 @@ class Example:
         kwargs: Keyword arguments.
         batch: Number of examples in them, 1 where nothing in them is a batch.
         listed: Whether the batch is a list with an entry for each example, as detection networks take it.
+        whole: All examples that were given (or the first 64), where these are only the first of them: what copies with
+            values run on, for values decide which layers the forward pass uses.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     batch: int
     listed: bool = False
+    whole: Example | None = None
 
     @classmethod
     def of(cls, inputs: Any, model: nn.Module | None = None) -> Example:
@@ -76,7 +80,9 @@ class Example:
         sizes = {len(tensor) for tensor in tensors} | {len(items) for items in lists}
         shared = len(sizes) == 1 and 0 not in sizes
         if shared and (lists or (not listed and any(tensor.dim() > 1 for tensor in tensors))):
-            yield Example(self.args, self.kwargs, sizes.pop(), listed)._with(2)
+            given = Example(self.args, self.kwargs, sizes.pop(), listed)
+            whole = given._with(min(given.batch, MOST_EXAMPLES)) if given.batch > 2 else None
+            yield replace(given._with(2), whole=whole)
 
     def _lists_images(self) -> bool:
         """Whether what is in lists looks like images, not like levels or sequences that are batches themselves."""
@@ -158,7 +164,7 @@ def run_on_copy(
                 if on_meta:
                     raise
         device = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
-        return use(copy_of(model), example.to(device))
+        return use(copy_of(model), (example.whole or example).to(device))
 
 
 @contextmanager

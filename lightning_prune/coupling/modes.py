@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,66 +16,44 @@ from lightning_prune.coupling.example import Example
 from lightning_prune.coupling.tensors import named_modules, named_tensors, tensors_in
 
 Operation = tuple[Any, list[tuple[int | None, torch.Size]], list[int]]  # its operands (registered ones by id), integers
-_ASKED = "_lightning_prune_asked"
 _COUNTING = torch.ops.aten.add_.Tensor  # batch norm counts its batches in train mode
 _NOISE = frozenset(f"aten::{name}" for name in ("empty", "new_empty", "bernoulli_", "div_", "mul", "mul_"))
 
 
 class ModeWatch:
-    """Notes whether code asks the modules of a copy for their mode; without that, the modes cannot differ.
+    """Notes, as a context, whether any code but PyTorch's layers asks a module for its mode.
 
-    PyTorch's own layers are not watched: in train mode they only add noise and gather statistics.
+    These only add noise and gather statistics in train mode; so where nobody asks, the modes do not differ. Meanwhile
+    ``training`` is a property of all modules.
 
-    Args:
-        copy: The network. The classes of its modules are replaced by subclasses whose ``training`` is a property.
+    Attributes:
+        asked: Whether somebody has.
     """
 
-    def __init__(self, copy: nn.Module) -> None:
-        self.modules = [module for _, module in named_modules(copy)]
-        self.unknown = False
-        watching: dict[type, Any] = {}
-        for module in self.modules:
-            cls = type(module)
-            if _is_plain_layer(cls):
-                self.unknown |= "forward" in vars(module) or bool(module._forward_hooks or module._forward_pre_hooks)
-            elif _can_be_watched(cls):
-                if cls not in watching:
-                    names = {"training": _TRAINING, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-                    meta: Any = type(cls)
-                    watching[cls] = meta(cls.__name__, (cls,), names)
-                object.__setattr__(module, "__class__", watching[cls])
-            else:
-                self.unknown = True
+    def __init__(self) -> None:
+        self.asked = False
 
-    @property
-    def asked(self) -> bool:
-        """Whether the modes may differ, by what has run so far."""
-        return self.unknown or any(_ASKED in vars(module) for module in self.modules)
+    def __enter__(self) -> ModeWatch:
+        nn.Module.training = property(self._mode, _set_mode)  # type: ignore[assignment, method-assign]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        del nn.Module.training
+
+    def _mode(self, module: nn.Module) -> bool:
+        if not sys._getframe(1).f_globals.get("__name__", "").startswith("torch.nn.modules."):
+            self.asked = True
+        return bool(vars(module)["training"] if "training" in vars(module) else module.__getattr__("training"))
 
 
-def _asked(module: nn.Module) -> bool:
-    vars(module)[_ASKED] = True
-    mode: bool = vars(module)["training"]
-    return mode
-
-
-def _set(module: nn.Module, mode: bool) -> None:
+def _set_mode(module: nn.Module, mode: bool) -> None:
     vars(module)["training"] = mode
 
 
-_TRAINING = property(_asked, _set)
-
-
-def _is_plain_layer(cls: type) -> bool:
-    return cls.__module__.startswith("torch.nn.modules.") and not issubclass(cls, (nn.Sequential, nn.ModuleList))
-
-
-def _can_be_watched(cls: type[nn.Module]) -> bool:
-    """Whether a subclass does no harm, and the mode is nothing but ``training``."""
-    own = cls.__module__.split(".")[0] != "torch" or issubclass(cls, (nn.Sequential, nn.ModuleList))
-    plain = all(getattr(cls, name) is getattr(nn.Module, name) for name in ("train", "eval"))
-    inherited = getattr(cls.__init_subclass__, "__func__", None) is None
-    return own and plain and inherited and not issubclass(cls, torch.jit.ScriptModule) and "training" not in vars(cls)
+def switches(model: nn.Module) -> bool:
+    """Whether a module does more than to note its mode when that changes."""
+    classes = {type(module) for _, module in named_modules(model)}
+    return any(cls.train is not nn.Module.train or cls.eval is not nn.Module.eval for cls in classes)
 
 
 def same_but_for_noise(copy: nn.Module, example: Example) -> bool:

@@ -703,6 +703,35 @@ def test_rotary_position_embeddings(how: str, mode: str, apart: bool) -> None:
         assert short(report.widths)["q" if apart else "qkv"] == (3, 2)
 
 
+@pytest.mark.parametrize("mode", ["head_dims", "heads"])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("queries", [1, 2, 3, 6, 7])
+def test_learned_queries(queries: int, batch_first: bool, mode: str) -> None:
+    """Attention pooling: reshapes that merge the queries, the batch and the heads have no dimension in common."""
+
+    class Pool(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.last = nn.Linear(5, 12), nn.Linear(12, 4)
+            self.query = nn.Parameter(torch.randn(1, queries, 12))
+            self.attend = nn.MultiheadAttention(12, 3, batch_first=batch_first)
+
+        def forward(self, x: Tensor) -> Tensor:
+            pair = self.query.expand(len(x), -1, -1), self.embed(x)
+            q, h = pair if batch_first else (t.transpose(0, 1) for t in pair)
+            y, _ = self.attend(q, h, h, need_weights=False)
+            return self.last(y)
+
+    net = randomised(Pool())
+    masked, x = copy.deepcopy(net), torch.randn(2, 9, 5, dtype=torch.float64)
+    report = prune_once(net, x, granularity=Channels(attention=mode))
+    zero_removed(masked, report.plan)
+    assert report.inexact == {}
+    assert torch.allclose(net(x), masked(x), rtol=1e-10, atol=1e-12)
+    assert (net.attend.num_heads, net.attend.head_dim) == ((3, 2) if mode == "head_dims" else (2, 4))
+    assert net.embed.out_features == (6 if mode == "head_dims" else 8)
+
+
 # What is not exact, or not at all removable, must say so.
 
 DOUBTFUL: dict[str, Callable[..., Tensor]] = {

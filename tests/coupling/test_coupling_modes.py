@@ -13,14 +13,14 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from lightning_prune import prune_once
 from lightning_prune.coupling import Example, analyse, run_on_copy
-from lightning_prune.coupling.modes import ModeWatch
+from lightning_prune.coupling.modes import ModeWatch, switches
 
 
 def asked(net: nn.Module, inputs: Any) -> bool:
     def use(copy: nn.Module, example: Example) -> bool:
-        watch = ModeWatch(copy.eval())
-        example.run(copy)
-        return watch.asked
+        with ModeWatch() as mode:
+            example.run(copy.eval())
+        return mode.asked or switches(copy)
 
     found: bool = run_on_copy(net, Example.of(inputs), use)
     return found
@@ -96,6 +96,15 @@ class OfAChild(Base):
         return self.a.training
 
 
+class OfALayer(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout()
+
+    def trains(self) -> bool:
+        return self.drop.training
+
+
 class Hooked(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -119,6 +128,7 @@ DEPEND = {
     "a flag that train() sets": Flag,
     "an object that it keeps": Kept,
     "a child is asked": OfAChild,
+    "a layer of PyTorch's is asked": OfALayer,
     "a hook on a layer": Hooked,
     "a parametrisation": Parametrised,
     "a partial function": lambda: Net(lambda net, x: partial(lambda m: -x if m.training else x, net)()),
@@ -143,7 +153,7 @@ def test_code_that_cannot(name: str) -> None:
     assert not asked(make(), torch.randn(shape))
 
 
-@pytest.mark.parametrize("make", [Base, Outside, ByName, Flag, Kept, OfAChild])
+@pytest.mark.parametrize("make", [Base, Outside, ByName, Flag, Kept, OfAChild, OfALayer])
 def test_what_only_train_mode_reads_shrinks_with_the_rest(make: Any) -> None:
     net = make().train()
     report = prune_once(net, torch.randn(2, 4))
@@ -182,6 +192,8 @@ def test_train_mode_that_reads_values_is_followed_on_a_copy_with_values() -> Non
 def test_train_mode_that_wants_targets_leaves_the_rest_on_the_meta_device() -> None:
     coupling = analyse(WantingTargets(), Example.of(torch.randn(2, 4)))
     assert (coupling.on_meta, coupling.passes.apart, coupling.passes.fails) == (True, False, True)
+    said = "the forward pass never uses it; it may in train mode, which does not run on the example input alone"
+    assert coupling.frozen["aux.weight"] == said
 
 
 class OtherBuffer(nn.Module):
@@ -226,3 +238,16 @@ def test_layers_of_train_mode_shrink_wherever_the_mode_is_asked_for() -> None:
     report = prune_once(net, image())
     assert set(report.widths) == {"a.weight"}  # `aside` returns what `b` reads, so they share their channels
     assert net(image()).shape[1] == net.eval()(image()).shape[1] == 2
+
+
+def test_modules_are_as_before() -> None:
+    scripted = torch.jit.script(nn.Linear(4, 4))
+    net = nn.Sequential(nn.Linear(4, 4), scripted)
+    with ModeWatch():
+        assert net.train().training
+        assert not net.eval().training
+        assert scripted.training is False
+        assert nn.Linear(2, 2).training
+    assert "training" not in vars(nn.Module)
+    assert not net[0].training
+    assert vars(net[0])["training"] is False

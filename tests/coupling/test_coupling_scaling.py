@@ -131,6 +131,7 @@ def test_scalars_that_stay_change_nothing() -> None:
 
 
 BRANCHES = {
+    "products": lambda net, h: net.second(h @ (h.T @ h) if width(h) > 8 else h),
     "an operation": lambda net, h: net.second(h if width(h) > 8 else h.exp()),
     "another operation": lambda net, h: net.second(h.tanh() if width(h) > 8 else h.sigmoid()),
     "a division": lambda net, h: net.second(h / (width(h) - 6) if width(h) > 6 else h),

@@ -131,3 +131,56 @@ def test_a_long_sequence_takes_no_longer_than_a_short_one() -> None:
     start = time.perf_counter()
     analyse(net, Example.of(image(3000, 2, 3)))
     assert time.perf_counter() - start < 5
+
+
+def test_experts_that_only_some_examples_visit() -> None:
+    """Values decide which layers are used: all examples that were given are run."""
+
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(4, 8), nn.Linear(8, 3)
+            self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 8)) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            chosen, h = x.argmax(-1), self.inner(x)
+            y = torch.zeros_like(h)
+            for number, expert in enumerate(self.experts):
+                rows = (chosen == number).nonzero().squeeze(1)
+                if rows.numel():
+                    y = y.index_add(0, rows, expert(h[rows]))
+            return self.outer(y)
+
+    net, inputs = Routed().double(), torch.eye(4, dtype=torch.float64)
+    masked = copy.deepcopy(net)
+    report = prune_once(net, inputs)
+    zero_removed(masked, report.plan)
+    assert {name: after for name, (_, after) in report.widths.items()} == {
+        "inner.weight": 4, **{f"experts.{n}.0.weight": 3 for n in range(4)},
+    }  # fmt: skip
+    assert error_between(net(inputs), masked(inputs)) <= 1e-10
+
+
+def test_a_way_that_values_and_a_width_decide_on_is_said_to_be_inexact() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        if x.abs().max().item() > 1e6:  # no network for the meta device
+            x = x / 2
+        h = net.a(x).relu()
+        return net.o(net.b(h) if h.shape[1] > 10 else h)
+
+    net = Net(run, a=nn.Linear(3, 16), b=nn.Linear(16, 16), o=nn.Linear(16, 2))
+    report = prune_once(net, image(4, 3))
+    assert set(report.inexact.values()) == {"with fewer channels the forward pass takes another way"}
+
+
+def test_values_that_decide_on_the_way_leave_the_rest_exact() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = net.a(x).relu()
+        for _ in range(int((h.abs().sum(1) > 0).sum())):
+            h = -h
+        return net.o(net.b(h))
+
+    net = Net(run, a=nn.Linear(3, 16), b=nn.Linear(16, 16), o=nn.Linear(16, 2)).double()
+    report = prune_once(net, image(4, 3).double())
+    assert report.inexact == {}
+    assert len(report.widths) == 2

@@ -20,9 +20,10 @@ from lightning_prune.coupling.rules import (  # noqa: F401
 from lightning_prune.coupling.rules.pointwise import pointwise
 from lightning_prune.coupling.rules.registry import Rule, is_pointwise, registered
 
-_CHOSEN = frozenset(
-    ("mm", "bmm", "addmm", "baddbmm", "linear", "mul", "sum", "t", "transpose", "permute", "expand", "clone", "copy_",
-     "_to_copy", "contiguous", "detach", "alias", "empty", "as_strided", "lift_fresh", "_conj")
+_PRODUCTS = frozenset(("mm", "bmm", "addmm", "baddbmm", "linear"))
+_BESIDES = frozenset(
+    ("mul", "sum", "t", "transpose", "permute", "expand", "clone", "copy_", "_to_copy", "contiguous", "detach", "alias",
+     "empty", "as_strided", "lift_fresh", "_conj")
 )  # fmt: skip
 
 
@@ -34,9 +35,15 @@ def rule_of(func: Any) -> Rule | None:
 
 
 @cache
-def is_chosen(func: Any) -> bool:
-    """Whether PyTorch itself takes this ATen overload or another for the same code, as for a product of matrices."""
-    return is_reshape(func) or is_cut(func) or func._schema.name.removeprefix("aten::") in _CHOSEN
+def step_of(func: Any) -> Any:
+    """What an ATen overload is on the way of a pass: itself, or one of all products of matrices.
+
+    None for those that the same code runs or leaves out as strides and sizes of 1 suggest.
+    """
+    name = func._schema.name.removeprefix("aten::")
+    if is_reshape(func) or is_cut(func) or name in _BESIDES:
+        return None
+    return "product" if name in _PRODUCTS else func
 
 
 @cache

@@ -190,7 +190,9 @@ def _planes(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     tracer.set_labels(out, others)
 
 
-@rule_for("_local_scalar_dense", "is_nonzero", "equal", "is_same_size", "sym_size", "numel")
+@rule_for(
+    "_local_scalar_dense", "_is_all_true", "_is_any_true", "is_nonzero", "equal", "is_same_size", "sym_size", "numel"
+)
 def _to_python(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     return None
 

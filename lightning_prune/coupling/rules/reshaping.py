@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import accumulate
 from math import prod
+from operator import mul
 from typing import Any
 
 import numpy as np
@@ -87,6 +89,9 @@ def reshaped(
     moved = [[before[d] for d in old] != [after[d] for d in new] for old, new in blocks]
     kept = [_merged(tracer, part, blocks, moved) for part in parts]
     shared = [sum(not set(old).isdisjoint(part.dims) for part in kept) > 1 for old, _ in blocks]
+    between = _common(before, after)
+    if any(m and s for m, s in zip(moved, shared, strict=True)) and between not in (None, list(before), list(after)):
+        return reshaped(tracer, reshaped(tracer, parts, before, between), between, after, flexible)
     result = []
     for part in kept:
         hit = [i for i, (old, _) in enumerate(blocks) if not set(old).isdisjoint(part.dims)]
@@ -137,6 +142,13 @@ def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int]
                 b *= after[right[-1]]
         blocks.append((left, right))
     return blocks
+
+
+def _common(before: Sequence[int], after: Sequence[int]) -> list[int] | None:
+    """The shape that only splits dimensions of one and only merges them into the other; None where there is none."""
+    edges = sorted({*accumulate(before, mul), *accumulate(after, mul)} - {0})
+    steps = list(zip([1, *edges], edges, strict=False))
+    return None if any(high % low for low, high in steps) else [high // low for low, high in steps if high != low]
 
 
 def _merged(tracer: Tracer, part: Part, blocks: list[tuple[list[int], list[int]]], moved: list[bool]) -> Part:
