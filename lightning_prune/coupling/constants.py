@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 _LITERAL = torch.ops.aten.lift_fresh.default  # a tensor is made of what Python knows
+_INTEGERS = ("int", "Optional[int]", "List[int]")
+_COUNTING = frozenset(("linspace", "logspace", "eye", "roll", "topk", "kthvalue", "tril", "triu", "diagonal"))
 _NUMBERS = ("Tensor", "number", "float", "Optional[Tensor]", "Optional[number]", "Optional[float]")
 
 
@@ -57,7 +59,8 @@ def constants_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on_me
         seen = not args[0].is_meta and (args[0].dim() > 0 or not on_meta)
         return numbers_in(args[0].tolist()) if seen else ()
     found = [args[n] if n < len(args) else kwargs.get(name) for n, name in _places(func)]
-    numbers: list[Any] = [value for value in found if is_number(value)]
+    flat = (item for value in found for item in (value if isinstance(value, (list, tuple)) else (value,)))
+    numbers: list[Any] = [value for value in flat if is_number(value)]
     if not numbers:
         return ()
     with_tensors = on_meta and _reaches_meta(args, kwargs)
@@ -70,7 +73,7 @@ def _places(func: Any) -> tuple[tuple[int, str], ...]:
     name = name_of(func)
     if name.startswith(("native_", "_native_", "convolution")):
         return ()
-    kinds = (*_NUMBERS, "int") if name in ("linspace", "logspace", "eye") else _NUMBERS
+    kinds = (*_NUMBERS, *_INTEGERS) if name in _COUNTING else _NUMBERS
     return tuple((n, a.name) for n, a in enumerate(func._schema.arguments) if str(a.type) in kinds)
 
 
