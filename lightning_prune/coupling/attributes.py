@@ -49,6 +49,8 @@ def sync_attributes(module: nn.Module) -> None:
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.GroupNorm):
+        if module.num_groups == module.num_channels:  # a group for each channel
+            module.num_groups = weight.shape[0]
         module.num_channels = weight.shape[0]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = weight.shape[0]

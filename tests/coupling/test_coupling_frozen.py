@@ -102,7 +102,7 @@ SENTENCES = {
         f"'block': there is no rule for torch.renorm {CURE}": inside(lambda net, x: torch.renorm(x, 2, 1, 1.0)),
         f"'block': there is no rule for torch.Tensor.renorm {CURE}": inside(lambda net, x: x.renorm(2, 1, 1.0)),
         "'block.norm': forward needs its 8 groups, which have one channel each": inside(
-            lambda net, x: net.norm(x), norm=nn.GroupNorm(8, 8)
+            lambda net, x: net.norm(x), norm=nn.GroupNorm(8, 8, affine=False)
         ),
     },
     "b.weight": {
@@ -219,6 +219,13 @@ def test_parameters_that_no_pass_uses_are_frozen() -> None:
 def test_a_tensor_whose_channels_go_with_another_group_is_not_called_frozen() -> None:
     net = Net(lambda net, x: net.head(pooled(net.a(x) + net.b(x))), a=conv(3, 6), b=conv(3, 6), head=nn.Linear(6, 2))
     assert analyse(net, Example.of(image())).frozen == {"head.weight": "output of the network"}
+
+
+def test_a_group_norm_with_a_group_for_each_channel_is_exact() -> None:
+    net = randomise(nn.Sequential(conv(3, 8), nn.GroupNorm(8, 8), nn.ReLU(), conv(8, 2))).double()
+    assert analyse(net, Example.of(image().double())).groups["0.weight"].inexact is None
+    assert removal_error(net, image().double()) <= 1e-10
+    assert net[1].num_groups == net[1].num_channels == net[0].out_channels < 8
 
 
 @pytest.mark.parametrize(

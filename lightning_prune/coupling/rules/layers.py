@@ -191,7 +191,7 @@ def _group_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
         if tensor is not None:
             tracer.tie(given, tracer.labels(tensor)[0])
     if given is not None:
-        if groups > 1:
+        if groups > 1 and (groups < source.shape[1] or weight is None):  # else there are as many groups as weights
             _tie_groups(tracer, given, groups)
         if groups < source.shape[1]:
             tracer.slots.mark_inexact(given, "group norm: its mean and variance run over the channels")
