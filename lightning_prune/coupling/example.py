@@ -102,7 +102,7 @@ class Example:
 
     def _runs(self, model: nn.Module) -> bool:
         try:
-            run_on_copy(model, self, lambda copy, inputs: inputs.run(copy.eval()))
+            run_on_copy(model, replace(self, whole=None), lambda copy, inputs: inputs.run(copy.eval()))
         except Exception:
             return False
         return True

@@ -223,7 +223,7 @@ MEANS: dict[str, Callable[..., Tensor]] = {
     "a slope": lambda net, x, h: net.second(F.leaky_relu(h, 1 / width(h))),
     "a limit": lambda net, x, h: net.second(h.clamp(-1 / width(h), 1 / width(h))),
     "how far to roll": lambda net, x, h: net.second(h.roll(width(h) // 4, 0)),
-    "how many of the largest": lambda net, x, h: net.second(h.topk(width(h) // 4, 0).values),
+    "how many of the largest": lambda net, x, h: net.second(h.topk(width(h) // 4, 0).values.sum(0, keepdim=True)),
     "how many diagonals": lambda net, x, h: net.second((h @ net.other(x).T).tril(width(h) // 6) @ h),
     "an offset": lambda net, x, h: net.second(net.other(x)) + h.sum(-1, keepdim=True) + width(h),
     "an offset from the input": lambda net, x, h: net.second(h) + x[:, :3] * width(h),

@@ -20,9 +20,9 @@ from lightning_prune.coupling.rules import (  # noqa: F401
 from lightning_prune.coupling.rules.pointwise import pointwise
 from lightning_prune.coupling.rules.registry import Rule, is_pointwise, registered
 
-_PRODUCTS = frozenset(("mm", "bmm", "addmm", "baddbmm", "linear"))
+_PRODUCTS = frozenset(("mm", "addmm", "linear"))
 _BESIDES = frozenset(
-    ("mul", "sum", "t", "transpose", "permute", "expand", "clone", "copy_", "_to_copy", "contiguous", "detach", "alias",
+    ("bmm", "baddbmm", "mul", "sum", "t", "transpose", "permute", "expand", "clone", "copy_", "_to_copy", "contiguous", "detach", "alias",
      "empty", "as_strided", "lift_fresh", "_conj")
 )  # fmt: skip
 
@@ -36,9 +36,9 @@ def rule_of(func: Any) -> Rule | None:
 
 @cache
 def step_of(func: Any) -> Any:
-    """What an ATen overload is on the way of a pass: itself, or one of all products of matrices.
+    """What an ATen overload is on the way of a pass: itself, or one of all products with a matrix.
 
-    None for those that the same code runs or leaves out as strides and sizes of 1 suggest.
+    None for those that the same code runs or leaves out as strides and sizes of 1 suggest, as ``einsum`` does.
     """
     name = func._schema.name.removeprefix("aten::")
     if is_reshape(func) or is_cut(func) or name in _BESIDES:
