@@ -22,8 +22,8 @@ from lightning_prune.coupling.rules.registry import Rule, is_pointwise, register
 
 _PRODUCTS = frozenset(("mm", "addmm", "linear"))
 _BESIDES = frozenset(
-    ("bmm", "baddbmm", "mul", "sum", "t", "transpose", "permute", "expand", "clone", "copy_", "_to_copy", "contiguous", "detach", "alias",
-     "empty", "as_strided", "lift_fresh", "_conj")
+    ("bmm", "baddbmm", "mul", "sum", "t", "transpose", "permute", "expand", "clone", "copy_", "_to_copy", "contiguous",
+     "detach", "alias", "empty", "as_strided", "lift_fresh", "_conj")
 )  # fmt: skip
 
 
