@@ -168,9 +168,10 @@ def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Ma
         if not _same_shapes(coupling, [tensor.shape for tensor in tensors_in(outputs)]):
             changed = _Attempt("with fewer channels the shapes of the outputs change")
             return _unforeseen(coupling, gone, watch.shapes) or changed
-        apart = operations != (coupling.passes.operations if coupling.on_meta else _masked_run(model, plan, inputs))
+        apart = operations != coupling.passes.operations
         if apart and coupling.on_meta:
             return _Attempt(ANOTHER_WAY)
+        apart = apart and operations != _masked_run(model, plan, inputs)
         wrong = _detour(coupling, gone, eval_shapes, scalars)
         return wrong or _Attempt(None, scalars=scalars, constants=constants, apart=apart)
 

@@ -46,7 +46,7 @@ class Example:
         """A tuple is positional, a dict is keyword, anything else is the one argument.
 
         Batches are cut or repeated to two examples: the least that batch norm takes in train mode. A batch is a list of
-        images (of any sizes) or of dicts, or else the leading dimension that all tensors share.
+        images (of any sizes) or of dicts, which is only cut, or else the leading dimension that all tensors share.
 
         Args:
             inputs: What the forward receives.
@@ -55,7 +55,7 @@ class Example:
         Example:
             >>> Example.of(torch.zeros(32, 3, 8, 8)).args[0].shape
             torch.Size([2, 3, 8, 8])
-            >>> len(Example.of([torch.zeros(3, 8, 8)]).args[0])
+            >>> len(Example.of([torch.zeros(3, 8, 8)] * 3).args[0])
             2
             >>> Example.of(torch.zeros(3, 8, 8), nn.Conv2d(3, 1, 1)).args[0].shape
             torch.Size([3, 8, 8])
@@ -82,7 +82,7 @@ class Example:
         if shared and (lists or (not listed and any(tensor.dim() > 1 for tensor in tensors))):
             given = Example(self.args, self.kwargs, sizes.pop(), listed)
             whole = given._with(min(given.batch, MOST_EXAMPLES)) if given.batch > 2 else None
-            yield replace(given._with(2), whole=whole)
+            yield given if listed and given.batch == 1 else replace(given._with(2), whole=whole)
 
     def _lists_images(self) -> bool:
         """Whether what is in lists looks like images, not like levels or sequences that are batches themselves."""

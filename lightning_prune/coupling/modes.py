@@ -59,7 +59,8 @@ def switches(model: nn.Module) -> bool:
 def same_but_for_noise(copy: nn.Module, example: Example) -> bool:
     """Whether train mode runs what eval mode runs, but for dropout and what multiplies by noise."""
     with WithoutDropout():
-        (eval_run, eval_shapes), (train_run, train_shapes) = (_run(copy.train(mode), example) for mode in (False, True))
+        train_run, train_shapes = _run(copy.train(), example)  # first, for it may fail at once
+        eval_run, eval_shapes = _run(copy.eval(), example)
     rest = iter(eval_run)
     due = next(rest, None)
     for operation in train_run:
