@@ -5,9 +5,9 @@ every group's channels by magnitude. Ours is ``prune_once(network, example)``, w
 measures the network before and after. Theirs is the construction of a pruner and one step. It gets the output layers
 by hand; for ViT widths rounded to the number of heads and ``hidden_dim`` corrected afterwards, as in its own benchmark
 (with ``num_heads`` besides it leaves the attention and the stream alone). Auxiliary heads, which eval mode hides from
-it, are off. Every network has an interpreter of its own, and every run a process that is forked from it once the
-network is built; there the tool first prunes a ResNet-18, so that neither pays for memory that a fork copies when it is
-touched. The order alternates. A run counts if the pruned network gives outputs of the old shapes.
+it, are off. Every network has an interpreter of its own, in which the tools prune copies of it in turns, after a
+ResNet-18 each, so that neither pays for what only a first call does. A tool that has shown in a fork that it fails,
+takes longer than the limit or leaves a network whose outputs have other shapes is not measured.
 """
 
 from __future__ import annotations
@@ -73,7 +73,6 @@ def theirs(network: nn.Module, example: Any, ignored: list[nn.Module]) -> None:
 
 def once(tool: str, name: str, network: nn.Module, example: Any) -> dict[str, float]:
     """Seconds and the share of the parameters that is left; raises if the pruned network does not run."""
-    warm_up(tool)
     network = copy.deepcopy(network)
     params = sum(parameter.numel() for parameter in network.parameters())
     patterns = zoo_halved.OUTPUTS[zoo.family(name)] + THEIR_HINTS.get(zoo.family(name), [])
@@ -121,11 +120,12 @@ def measure(name: str, limit_s: float, repeats: int) -> dict[str, Any]:
     row["analysis_s"] = round(min(_seconds(partial(_analysis, network, example)) for _ in range(3)), 4)
     runs: dict[str, list[dict[str, float]]] = {tool: [] for tool in TOOLS}
     errors: dict[str, str | None] = dict.fromkeys(TOOLS)
+    for tool in TOOLS:
+        _, errors[tool] = in_child(partial(once, tool, name, network, example), limit_s)
     for number in range(repeats):
         for tool in TOOLS if number % 2 == 0 else TOOLS[::-1]:
             if errors[tool] is None and _wanted(runs[tool], repeats):
-                result, errors[tool] = in_child(partial(once, tool, name, network, example), limit_s)
-                runs[tool] += [result] if result is not None else []
+                runs[tool].append(once(tool, name, network, example))
     for tool in TOOLS:
         row[tool] = {
             "error": errors[tool],
@@ -216,7 +216,7 @@ def main() -> None:
 
 
 def warm_up(tool: str) -> None:
-    """What only a first call pays for: late imports, and in a forked process its own copy of the memory it touches."""
+    """What only a first call pays for: imports that happen late."""
     network = torchvision.models.get_model("resnet18", weights=None).eval()
     example = torch.randn(1, 3, 64, 64)
     if tool == "ours":
