@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune.coupling import Coupling, Example, copy_of, run_on_copy, shapes
-from lightning_prune.coupling.calls import Literals
+from lightning_prune.coupling.calls import Literals, WithoutDropout
 from lightning_prune.coupling.constants import constants_of, scalar_of
 from lightning_prune.coupling.groups import Site
 from lightning_prune.coupling.rules import is_cut, is_reshape, step_of
@@ -157,7 +157,7 @@ def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Ma
         apply_plan(copy, plan)
         watch = _Watch(coupling.on_meta)
         try:
-            with watch:
+            with WithoutDropout(), watch:
                 outputs = [inputs.run(copy.eval())]
                 scalars, constants, eval_shapes = tuple(watch.scalars), tuple(watch.constants), list(watch.shapes)
                 operations = tuple(watch.operations)
@@ -183,7 +183,7 @@ def _masked_run(model: nn.Module, plan: Plan, inputs: Example) -> tuple[Any, ...
     """What a copy runs in which zeros stand for what ``plan`` removes: its values are those of the smaller network."""
     copy, watch = copy_of(model), _Watch(on_meta=False)
     zero_removed(copy, plan)
-    with watch:
+    with WithoutDropout(), watch:
         inputs.run(copy.eval())
     return tuple(watch.operations)
 

@@ -195,6 +195,19 @@ def test_numbers_in_the_code_never_put_channels_in_wrong_places() -> None:
     assert torch.allclose(net(x), masked(x), rtol=1e-10)
 
 
+@pytest.mark.parametrize("drop", [nn.functional.dropout, nn.functional.dropout2d])
+def test_dropout_that_is_always_on_is_no_other_way(drop: Any) -> None:
+    class Uncertain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(drop(self.first(x), 0.5, training=True))
+
+    assert prune_once(Uncertain(), torch.randn(2, 3, 4, 4)).widths == {"first.weight": (8, 4)}
+
+
 class Decoder(nn.Module):
     """Spreads a vector over an image, as generators do; ``view`` says how."""
 

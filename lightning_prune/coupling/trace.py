@@ -1,6 +1,6 @@
 """Follow the channels of every parameter through one forward pass.
 
-A ``TorchDispatchMode`` sees each ATen operation of the pass and asks the operation's rule (``rules.py``) how the
+A ``TorchDispatchMode`` sees each ATen operation of the pass and asks the operation's rule (``rules``) how the
 labels of its inputs reach its output. A label is an array of slot ids, one per index of a dimension, or None where
 the dimension belongs to no parameter (batch, space, tokens).
 
