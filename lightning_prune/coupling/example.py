@@ -117,7 +117,7 @@ class Example:
 
     def repeated(self, batch: int) -> Example:
         """The same arguments with ``batch`` examples, where they are a batch."""
-        return self if self.batch == 1 else self._with(batch)
+        return self if self.batch == 1 and not self.listed else self._with(batch)
 
     def run(self, model: nn.Module) -> Any:
         """The output of ``model`` on these arguments."""

@@ -27,9 +27,10 @@ def shapes(example: Example) -> list[tuple[int, ...]]:
         ((image(4, 3), image(5, 4)), 1, [(4, 3), (5, 4)]),
         ({"x": image(1, 3), "flag": True}, 2, [(2, 3)]),
         ({"x": {"y": [image(3, 2, 2, 2), image(3, 4, 4, 4)]}}, 2, [(2, 2, 2, 2), (2, 4, 4, 4)]),
-        ([image(3, 8, 6)], 2, [(3, 8, 6), (3, 8, 6)]),
+        ([image(3, 8, 6)], 1, [(3, 8, 6)]),
         ([image(3, 8, 6), image(3, 4, 4), image(3, 5, 5)], 2, [(3, 8, 6), (3, 4, 4)]),
-        (([image(3, 8, 6)], [{"boxes": image(7, 4), "is": torch.ones(7)}]), 2, [(3, 8, 6)] * 2 + [(7, 4), (7,)] * 2),
+        (([image(3, 8, 6)], [{"boxes": image(7, 4), "is": torch.ones(7)}]), 1, [(3, 8, 6), (7, 4), (7,)]),
+        (([image(3, 8, 6)] * 3, [{"boxes": image(7, 4)}] * 3), 2, [(3, 8, 6)] * 2 + [(7, 4)] * 2),
         ({"images": [image(3, 8, 6)] * 3}, 2, [(3, 8, 6)] * 2),
         ([image(2, 4, 8, 8), image(2, 8, 4, 4)], 2, [(2, 4, 8, 8), (2, 8, 4, 4)]),
         ([image(4, 3), image(4, 5)], 2, [(2, 3), (2, 5)]),
@@ -48,6 +49,16 @@ def test_lists_repeat_their_entries() -> None:
     assert shapes(example) == [(3, 8, 6), (3, 4, 4), (3, 8, 6), (3, 4, 4), (3, 8, 6)]
     assert example.args[1] == {"id": 3}
     assert example.to("meta").repeated(1).args[0][0].is_meta
+    assert len(Example.of([image(3, 8, 6)]).repeated(3).args[0]) == 3
+
+
+def test_what_copies_with_values_run_on() -> None:
+    assert Example.of(image(2, 3)).whole is None
+    assert Example.of(image(1, 3)).whole is None
+    for given, kept in ((5, 5), (64, 64), (70, 64)):
+        whole = Example.of(image(given, 3)).whole
+        assert whole is not None
+        assert (whole.batch, len(whole.args[0])) == (kept, kept)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 8)])
