@@ -459,3 +459,16 @@ def test_buffers_that_are_in_no_state_dict(tmp_path, inside) -> None:
         for each in (other, whole):
             each.load_state_dict(states[n])
             assert torch.equal(each(x), outputs[n])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_file_without_metadata_is_loaded_with_a_warning(tmp_path) -> None:
+    net = Numbered(4)
+    torch.save(dict(net.state_dict()), tmp_path / "dense.pt")
+    load_pruned(Numbered(4), tmp_path / "dense.pt")  # nothing is smaller
+    prune_once(net, EXAMPLE)
+    torch.save(net.state_dict(), tmp_path / "with.pt")
+    load_pruned(Numbered(4), tmp_path / "with.pt")
+    torch.save(dict(net.state_dict()), tmp_path / "without.pt")
+    with pytest.warns(UserWarning, match=r"says nothing about integers that modules keep about their sizes"):
+        load_pruned(Numbered(4), tmp_path / "without.pt")

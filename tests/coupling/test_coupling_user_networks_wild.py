@@ -184,3 +184,18 @@ def test_values_that_decide_on_the_way_leave_the_rest_exact() -> None:
     report = prune_once(net, image(4, 3).double())
     assert report.inexact == {}
     assert len(report.widths) == 2
+
+
+def test_distributions_that_check_their_arguments() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = net.inner(x).relu()
+        normal = torch.distributions.Normal(net.mean(h), net.scale(h).exp(), validate_args=True)
+        return net.outer(normal.mean * normal.stddev)
+
+    layers = {"inner": nn.Linear(4, 8), "mean": nn.Linear(8, 6), "scale": nn.Linear(8, 6), "outer": nn.Linear(6, 2)}
+    net, inputs = Net(run, **layers).double(), image(3, 4).double()
+    masked = copy.deepcopy(net)
+    report = prune_once(net, inputs)
+    zero_removed(masked, report.plan)
+    assert {name: after for name, (_, after) in report.widths.items()} == {"inner.weight": 4, "mean.weight": 3}
+    assert error_between(net(inputs), masked(inputs)) <= 1e-10
