@@ -5,7 +5,7 @@ The callbacks need ``lightning``; everything else works without it.
 
 from typing import TYPE_CHECKING, Any
 
-from lightning_prune.checkpoint import load_pruned
+from lightning_prune.checkpoint import load_pruned, trust_builders
 from lightning_prune.functional import prune_once
 from lightning_prune.granularity import Channels, Weights
 from lightning_prune.plan import Plan
@@ -29,6 +29,8 @@ __all__ = [
     "load_pruned",
     "prune_once",
 ]
+
+trust_builders()
 
 _CALLBACKS = ("AccuracyGuard", "IterativePruning", "SlimmingPenalty", "SparsityLogger")
 

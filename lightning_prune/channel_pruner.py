@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.averaged import following_averages, with_averages
 from lightning_prune.budgets import Budget, BudgetError
 from lightning_prune.bundles import stay_together
 from lightning_prune.coupling import Coupling, Example, Group, analyse, collecting_later
@@ -81,7 +82,7 @@ class ChannelPruner(Pruner):
             )
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         if self._coupling is None or self._coupling.shapes != shapes:
-            self._coupling = analyse(model, example, self.granularity.attention)
+            self._coupling = following_averages(analyse(model, example, self.granularity.attention), model)
         return self._coupling
 
     @collecting_later()
@@ -105,6 +106,7 @@ class ChannelPruner(Pruner):
         plan, inexact = rescaled(removal, pruned, coupling, trial.scalars, trial.constants)
         if trial.apart:
             inexact = {**dict.fromkeys(pruned, ANOTHER_WAY), **inexact}
+        plan = with_averages(plan, model)
         before, after = _sizes(model, coupling, plan, choice.removed)
         return Report(
             plan=plan,
@@ -193,6 +195,10 @@ class ChannelPruner(Pruner):
 
     def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
         apply_plan(model, report.plan, optimizers)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what can be found out again: the analysis refers to operations of PyTorch, which have no pickle."""
+        return {**vars(self), "_coupling": None, "_scoped": None, "_trial": None}
 
     def state_dict(self) -> dict[str, Any]:
         """The common state, the size of the original and what was found not to be removable."""

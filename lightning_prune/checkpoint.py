@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,16 +15,35 @@ from torch import Tensor, nn
 
 from lightning_prune.coupling import named_tensors
 from lightning_prune.manifest import (
+    manifest_in,
     manifest_of,
     set_saved_attributes,
     set_saved_buffers,
     set_shapes,
     track_plan,
     track_shapes,
+    with_manifest,
 )
 from lightning_prune.plan import Plan
 
 _Module = TypeVar("_Module", bound=nn.Module)
+
+_LOADING = "lightning_prune.callbacks.loading"
+BUILDERS = {  # what Lightning builds the module of a checkpoint with -> what builds one that can load pruned weights
+    None: f"{_LOADING}.build_as_load_pruned",
+    "lightning.pytorch.cli.instantiate_module": f"{_LOADING}.build_from_cli_as_load_pruned",
+    "pytorch_lightning.cli.instantiate_module": f"{_LOADING}.build_from_cli_as_load_pruned",
+}
+
+
+def trust_builders() -> None:
+    """Tell Lightning, where it is imported and wants to know, that checkpoints may name these builders.
+
+    Without it, ``load_from_checkpoint`` of a pruned checkpoint fails with an error that says whom to trust.
+    """
+    for lightning in ("lightning.pytorch", "pytorch_lightning"):
+        trusted: set[str] = getattr(sys.modules.get(f"{lightning}.core.saving"), "_ALLOWED_INSTANTIATORS", set())
+        trusted.update(BUILDERS.values())
 
 
 def reshape_to(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
@@ -67,11 +87,11 @@ def load_pruned(model: type[_Module] | _Module, path: str | Path, **kwargs: Any)
             raise TypeError(
                 f"load_pruned takes {sorted(kwargs)} only with a LightningModule class, not with an instance"
             )
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        content = content.get("state_dict", content)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        content = checkpoint.get("state_dict", checkpoint)
         prefix = _prefix_of(model, content)
         state_dict = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
-        manifest = manifest_of(content)
+        manifest = manifest_of(content) or manifest_in(checkpoint)
         attributes = _inside(prefix, manifest.get("attributes", {}))
         buffers = {n.removeprefix(prefix): v for n, v in manifest.get("buffers", {}).items() if n.startswith(prefix)}
         track_shapes(model)
@@ -94,6 +114,7 @@ def load_pruned(model: type[_Module] | _Module, path: str | Path, **kwargs: Any)
         raise TypeError(f"{model.__name__} has no load_from_checkpoint; build it and pass the instance to load_pruned")
     if "weights_only" in inspect.signature(load).parameters:
         kwargs.setdefault("weights_only", True)
+    trust_builders()
     with _shrinking_before_load(model):
         loaded: _Module = load(path, **kwargs)
     return loaded
@@ -102,22 +123,37 @@ def load_pruned(model: type[_Module] | _Module, path: str | Path, **kwargs: Any)
 @contextmanager
 def _shrinking_before_load(cls: type[nn.Module]) -> Iterator[None]:
     """Let instances of ``cls`` take over the shapes of what they load, for as long as the context lasts."""
-    own = cls.__dict__.get("load_state_dict")
-    load = cls.load_state_dict
+    load, notice = cls.load_state_dict, getattr(cls, "on_load_checkpoint", None)
+    checkpoint: dict[str, Any] = {}
+
+    def on_load_checkpoint(self: nn.Module, content: dict[str, Any]) -> None:
+        checkpoint.update(content)
+        if notice is not None:
+            notice(self, content)
 
     def load_state_dict(self: nn.Module, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         track_shapes(self)
         reshape_to(self, state_dict)
-        return load(self, state_dict, *args, **kwargs)
+        return load(self, with_manifest(state_dict, manifest_in(checkpoint)), *args, **kwargs)
 
-    cls.load_state_dict = load_state_dict  # type: ignore[method-assign, assignment]
+    with (
+        _replaced(cls, "on_load_checkpoint", on_load_checkpoint),
+        _replaced(cls, "load_state_dict", load_state_dict),
+    ):
+        yield
+
+
+@contextmanager
+def _replaced(cls: type[nn.Module], name: str, method: Callable[..., Any]) -> Iterator[None]:
+    own = cls.__dict__.get(name)
+    setattr(cls, name, method)
     try:
         yield
     finally:
         if own is None:
-            del cls.load_state_dict
+            delattr(cls, name)
         else:
-            cls.load_state_dict = own  # type: ignore[method-assign]
+            setattr(cls, name, own)
 
 
 def _prefix_of(module: nn.Module, state_dict: Mapping[str, Tensor]) -> str:

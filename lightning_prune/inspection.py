@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lightning_prune.manifest import manifest_of
+from lightning_prune.manifest import manifest_in, manifest_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def inspect_file(path: str | Path) -> Inspection:
     state_dict = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise ValueError(f"{str(path)!r} is neither a Lightning checkpoint nor a file with a state dict")
-    manifest = manifest_of(state_dict)
+    manifest = manifest_of(state_dict) or manifest_in(content)
     dense = manifest.get("dense_shapes", {})
     now = {name: tuple(value.shape) for name, value in state_dict.items()}
     built = {name: tuple(dense.get(name, shape)) for name, shape in now.items()}

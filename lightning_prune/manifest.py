@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +18,19 @@ from lightning_prune.surgery import replace_data
 _KEY = "lightning_prune"  # in `state_dict._metadata`, which checkpoints with weights alone keep as well
 
 
-def track_shapes(module: nn.Module) -> None:
+class Surroundings:
+    """Where a module lives; by itself it has none."""
+
+    def manifest(self, module: nn.Module) -> Mapping[str, Any]:
+        """The manifest of what is being loaded, for a state dict that has lost it."""
+        return {}
+
+    def copies(self, module: nn.Module) -> Iterable[nn.Module]:
+        """Copies of ``module`` that take over its shapes."""
+        return ()
+
+
+def track_shapes(module: nn.Module, surroundings: Surroundings | None = None) -> None:
     """Let ``module`` write its dense shapes into its state dicts, and take over pruned shapes when loading one.
 
     A tensor of a loaded state dict may differ in shape only if the file says that it was pruned from the shape that
@@ -28,8 +41,11 @@ def track_shapes(module: nn.Module) -> None:
     dense = _Dense({}, {}, {}) if writer is None else writer.dense
     dense.note_shapes(module)
     if writer is None:
-        module._register_state_dict_hook(_ManifestWriter(dense))
+        writer = _ManifestWriter(dense)
+        module._register_state_dict_hook(writer)
         module.register_load_state_dict_pre_hook(_ShapeLoader(dense))
+    if surroundings is not None:
+        dense.surroundings = surroundings
 
 
 def track_plan(module: nn.Module, plan: Plan) -> None:
@@ -58,11 +74,28 @@ def manifest_of(state_dict: Any) -> dict[str, Any]:
     return manifest
 
 
+def manifest_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a checkpoint, whichever state dict in it has one.
+
+    A callback that averages weights may have put its own, without a manifest, in the place of the network's.
+    """
+    return next((manifest for value in checkpoint.values() if (manifest := manifest_of(value))), {})
+
+
+def with_manifest(state_dict: Mapping[str, Any], manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``state_dict``; if it has no manifest, then with this one."""
+    if manifest_of(state_dict) or not manifest:
+        return state_dict
+    found = OrderedDict(state_dict)
+    found._metadata = {_KEY: dict(manifest)}  # type: ignore[attr-defined]
+    return found
+
+
 def _writer(module: nn.Module) -> _ManifestWriter | None:
     return next((hook for hook in module._state_dict_hooks.values() if isinstance(hook, _ManifestWriter)), None)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Dense:
     """What a module was built with.
 
@@ -70,11 +103,13 @@ class _Dense:
         shapes: Tensor name -> shape.
         attributes: (module name, attribute) -> value, for the attributes that pruning has changed at some time.
         buffers: Name -> values, for the buffers that pruning has cut and no state dict has.
+        surroundings: Where the module lives.
     """
 
     shapes: dict[str, list[int]]
     attributes: dict[tuple[str, str], Any]
     buffers: dict[str, Tensor]
+    surroundings: Surroundings = field(default_factory=Surroundings)
 
     def note_shapes(self, module: nn.Module) -> None:
         for path, owner in named_modules(module):  # what was pruned by itself before
@@ -155,9 +190,16 @@ class _ShapeLoader:
         self.dense = dense
 
     def __call__(self, module: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
-        manifest = getattr(state_dict, "_metadata", {}).get(_KEY)
-        if prefix or manifest is None:
+        if prefix:
             return
+        around = self.dense.surroundings
+        manifest = getattr(state_dict, "_metadata", {}).get(_KEY) or around.manifest(module)
+        if manifest:
+            self._take(module, state_dict, manifest)
+            for copy in around.copies(module):
+                self._take(copy, state_dict, manifest)
+
+    def _take(self, module: nn.Module, state_dict: Any, manifest: Mapping[str, Any]) -> None:
         self.dense.note_shapes(module)  # networks built in `setup` or `configure_model` come after `track_shapes`
         built = {name: list(shape) for name, shape in manifest["dense_shapes"].items()}
         set_shapes(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
+
+_CHUNK = 2**18  # weights looked at together on a CPU: what is made of them stays in its cache
+_CHUNK_CUDA = 2**22  # large enough for a launch, small beside a network where memory matters
+_HALVES = 2**16  # values that half of the bits of a float32 can have
 
 
 def lowest_masks(
@@ -19,42 +23,127 @@ def lowest_masks(
 
     Ties go to the first parameter, then to the first weight. One weight always survives in every parameter.
 
+    Nothing is sorted or put together: passes over the scores count how many weights have which bits, and so find the
+    exact threshold. Each pass asks ``scores`` once for every parameter; where they are made when asked for, the same
+    every time, those of one parameter at a time are in memory.
+
     Args:
-        scores: Parameter name -> scores of its shape.
+        scores: Parameter name -> finite float32 scores of its shape.
         masks: Parameter name -> bool mask so far, True where the weight survives; may lack parameters.
         counts: How many weights are masked in all, or by parameter.
     """
-    ranked = {name: _rankable(values, masks.get(name)) for name, values in scores.items()}
     if isinstance(counts, int):
-        hidden = dict(zip(ranked, _lowest(list(ranked.values()), counts), strict=True))
-    else:
-        hidden = {name: _lowest([values], counts[name])[0] for name, values in ranked.items()}
-    fresh = {name: ~hidden[name].reshape(scores[name].shape) for name in scores}
-    return {name: mask & masks[name].to(mask.device) if name in masks else mask for name, mask in fresh.items()}
+        return _hide_lowest(scores, list(scores), masks, counts)
+    return {name: _hide_lowest(scores, [name], masks, counts[name])[name] for name in scores}
 
 
-def _rankable(scores: Tensor, mask: Tensor | None) -> Tensor:
-    flat = scores.detach().flatten().float().clone()
+@torch.no_grad()
+def _hide_lowest(
+    scores: Mapping[str, Tensor], names: list[str], masks: Mapping[str, Tensor], count: int
+) -> dict[str, Tensor]:
+    """The masks of ``names``, which hide ``count`` weights in all."""
+    free: dict[str, Tensor] = {}  # True where a weight may go; in the end, where it survives
+    survivors: dict[str, int] = {}
+    uppers = torch.zeros(_HALVES, dtype=torch.int64)
+    for name in names:
+        free[name], survivor, found = _first_look(scores[name], masks.get(name))
+        if survivor is not None:
+            survivors[name] = survivor
+        uppers += found
+    count -= sum(mask.numel() for mask in free.values()) - len(survivors) - int(uppers.sum())
+    if count > 0 and bool(uppers.any()):
+        upper, left = _at_rank(_in_order(uppers), count)
+        high = upper - _HALVES // 2 if upper >= _HALVES // 2 else -1 - upper  # as in the bits: two's complement
+        lowers = torch.zeros(_HALVES, dtype=torch.int64)
+        for name in names:
+            lowers += _count_lowers(scores[name], free[name], high)
+        lower, left = _at_rank(lowers if high >= 0 else lowers.flip(0), left)
+        threshold = _float_of(high, lower if high >= 0 else _HALVES - 1 - lower)
+        for name in names:
+            left -= _hide_up_to(threshold, left, scores[name], free[name])
+    for name, survivor in survivors.items():
+        free[name].view(-1)[survivor] = True
+    return free
+
+
+def _first_look(values: Tensor, mask: Tensor | None) -> tuple[Tensor, int | None, Tensor]:
+    """Where weights may go, the index of the one that may not (None if all are masked), and the counts of uppers."""
+    free = torch.ones(values.shape, dtype=torch.bool, device=values.device)
     if mask is not None:
-        flat[~mask.flatten().to(flat.device)] = -torch.inf
-    flat[flat.argmax()] = torch.inf  # the survivor
-    return flat
+        free.copy_(mask)
+    survivor = None
+    if bool(free.any()):
+        survivor = int(values.argmax())
+        if not bool(free.view(-1)[survivor]):
+            survivor = int(values.masked_fill(~free, -torch.inf).argmax())
+        free.view(-1)[survivor] = False
+    return free, survivor, _count_uppers(values, free)
 
 
-def _lowest(parts: list[Tensor], count: int) -> list[Tensor]:
-    """For each part, True at its share of the ``count`` lowest values of all parts."""
-    values = torch.cat([part.cpu() for part in parts])
-    hidden = torch.zeros(len(values), dtype=torch.bool)
-    if count > 0:
-        threshold = float(np.partition(values.numpy(), count - 1)[count - 1])
-        hidden = values < threshold
-        ties = torch.nonzero(values == threshold).flatten()
-        hidden[ties[: count - int(hidden.sum())]] = True
-    return [h.to(p.device) for h, p in zip(hidden.split([len(p) for p in parts]), parts, strict=True)]
+def _count_uppers(values: Tensor, free: Tensor) -> Tensor:
+    """How many free weights have which upper half of their bits: int64 on the CPU, indexed by the half + 2**15."""
+    counts = torch.zeros(_HALVES, dtype=torch.int64, device=values.device)
+    for bits, chunk in _bits(values, free):
+        halves = bits.bitwise_right_shift_(16).add_(_HALVES // 2)
+        counts += torch.bincount(halves.mul_(chunk.view(torch.uint8)), minlength=_HALVES)  # selecting takes longer
+    counts[0] -= free.numel() - torch.count_nonzero(free)
+    return counts.cpu()
+
+
+def _count_lowers(values: Tensor, free: Tensor, high: int) -> Tensor:
+    """How many free weights whose upper half is ``high`` have which lower half: int64 on the CPU."""
+    counts = torch.zeros(_HALVES, dtype=torch.int64, device=values.device)
+    for bits, chunk in _bits(values, free):
+        candidates = bits[(bits >> 16 == high) & chunk]
+        counts += torch.bincount(candidates & (_HALVES - 1), minlength=_HALVES)
+    return counts.cpu()
+
+
+def _hide_up_to(threshold: float, ties: int, values: Tensor, free: Tensor) -> int:
+    """Free weights below the threshold go, and the first ``ties`` of those at it; how many of these there were."""
+    gone = 0
+    for part, chunk in _chunks(values, free):
+        chunk &= part >= threshold
+        if gone < ties:
+            tied = torch.nonzero((part == threshold) & chunk).flatten()[: ties - gone]
+            chunk[tied] = False
+            gone += len(tied)
+    return gone
+
+
+def _in_order(uppers: Tensor) -> Tensor:
+    """Counts by the upper half, lowest value first: the more bits a negative float32 has, the lower it is."""
+    return torch.cat([uppers[: _HALVES // 2].flip(0), uppers[_HALVES // 2 :]])
+
+
+def _at_rank(counts: Tensor, rank: int) -> tuple[int, int]:
+    """Index that the value with this rank, from 1, has (the last where there are fewer), and its rank there."""
+    up_to = counts.cumsum(0)
+    rank = min(rank, int(up_to[-1]))
+    index = int(torch.searchsorted(up_to, rank))
+    return index, rank - int(up_to[index] - counts[index])
+
+
+def _float_of(high: int, low: int) -> float:
+    return torch.tensor(high * _HALVES + low, dtype=torch.int32).view(torch.float32).item()
+
+
+def _bits(values: Tensor, free: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for part, chunk in _chunks(values, free):
+        yield (part + 0.0).view(torch.int32), chunk  # -0.0 becomes 0.0
+
+
+def _chunks(values: Tensor, free: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Parts of the values in order, and views of the same parts of ``free``."""
+    size = _CHUNK if values.device.type == "cpu" else _CHUNK_CUDA
+    parts = values.detach().flatten().float().split(size)
+    return zip(parts, free.view(-1).split(size), strict=True)
 
 
 class MaskKeeper:
     """Applies masks in place, after every optimizer step, to weights and to what optimizers remember of them.
+
+    It needs no memory besides the masks where they are on the parameters' device.
 
     Args:
         parameters: Parameter name -> parameter.
@@ -62,8 +151,8 @@ class MaskKeeper:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
-        self._parameters: list[Tensor] = [parameters[name] for name in masks]
-        self._factors = [mask.to(p.device, p.dtype) for p, mask in zip(self._parameters, masks.values(), strict=True)]
+        self._parameters = [parameters[name] for name in masks]
+        self._masks = [mask.to(p.device) for p, mask in zip(self._parameters, masks.values(), strict=True)]
         self._handles: list[RemovableHandle] = []
 
     def hold(self, optimizers: list[Optimizer]) -> None:
@@ -84,14 +173,23 @@ class MaskKeeper:
     @torch.no_grad()
     def apply(self, optimizers: list[Optimizer]) -> None:
         """Zero the masked weights, and the entries of optimizer state (momentum, moments) that belong to them."""
-        if not self._parameters:
-            return
-        torch._foreach_mul_(self._parameters, self._factors)  # type: ignore[arg-type]  # stubs know scalars only
-        for optimizer in optimizers:
-            for parameter, factor in zip(self._parameters, self._factors, strict=True):
+        for parameter, mask in zip(self._parameters, self._masks, strict=True):
+            _zero(parameter, mask)
+            for optimizer in optimizers:
                 for value in optimizer.state.get(parameter, {}).values():
                     if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
-                        value.mul_(factor)
+                        _zero(value, mask)
+
+
+def _zero(tensor: Tensor, mask: Tensor) -> None:
+    """Multiply by the mask, in place: as bytes, which a CPU converts several times faster than bools."""
+    factor = mask.view(torch.uint8)
+    if tensor.device.type != "cpu" or tensor.numel() <= _CHUNK:
+        tensor.mul_(factor)
+        return
+    rows = max(1, _CHUNK * len(tensor) // tensor.numel())  # a CPU converts the factors of a chunk into its cache
+    for part, factors in zip(tensor.split(rows), factor.split(rows), strict=True):
+        part.mul_(factors)
 
 
 def pack(masks: Mapping[str, Tensor]) -> dict[str, dict[str, object]]:

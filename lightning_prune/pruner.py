@@ -92,7 +92,7 @@ def check_finite(criterion: Criterion, scores: Mapping[str, Tensor]) -> None:
         ValueError: Names the first group or parameter with such a score.
     """
     for name, values in scores.items():
-        if not bool(torch.isfinite(values).all()):
+        if not bool(torch.isfinite(torch.stack(torch.aminmax(values))).all()):  # NaN is both; less than to look at each
             raise ValueError(f"{criterion} gives {name!r} scores that are not finite; has the training diverged?")
 
 

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from lightning_prune.averaged import averages_in, is_inside
 from lightning_prune.bundles import stay_together
 from lightning_prune.coupling import Coupling, Group
 
@@ -62,11 +63,12 @@ class Scope:
             ValueError: If nothing matches, or a pattern of ``include`` or ``exclude`` matches no part of ``module``.
         """
         self._check_patterns(module)
-        owners = _owners(module)
+        owners, averages = _owners(module), averages_in(module)
         found = {
             name: parameter
             for name, parameter in module.named_parameters()
             if self._matches(owners[name])
+            and not is_inside(name, averages)
             and (parameter.requires_grad or self.include != ("*",))
             and (self.biases_and_norms or (parameter.dim() > 1 and not _in_a_norm(owners[name])))
         }
@@ -78,7 +80,7 @@ class Scope:
         """The groups whose own layers lie in the scope, and why each other one does not.
 
         A group belongs where its channels are made; layers that only read them do not count. Groups that shrink only
-        together lie in the scope together.
+        together lie in the scope together. Averaged models have no groups of their own: they follow what they average.
 
         Raises:
             ValueError: As ``parameters``.
@@ -86,6 +88,10 @@ class Scope:
         inside, outside = dict(coupling.groups), dict[str, str]()
         if self.include != ("*",) or self.exclude or self.types:
             inside, outside = self._sorted(module, coupling)
+        averages = averages_in(module)
+        for name, group in inside.items() if averages else ():
+            if all(is_inside(member.tensor, averages) for member in group.members if not member.reads):
+                outside[name] = "an averaged model follows what it averages"
         outside = stay_together(coupling, outside)
         inside = {name: group for name, group in inside.items() if name not in outside}
         if not inside:

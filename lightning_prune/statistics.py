@@ -91,7 +91,7 @@ class ActivationGradient(Statistics):
     def commit(self, loss_scale: float = 1.0) -> None:
         """Add the pending sums of one backward pass."""
         pending, self.pending = self.pending, {}
-        if not self.active or not all(bool(torch.isfinite(value).all()) for value in pending.values()):
+        if not self.active or not _all_finite(pending.values()):
             return
         for name, value in pending.items():
             total = self.totals.get(name)
@@ -118,7 +118,10 @@ class _Observer:
         activation = output.detach().clone()
 
         def consume(gradient: Tensor) -> None:
-            value = channel_sums(activation.float() * gradient.detach().float(), self.dim)
+            values = activation.float()
+            if values is activation and _graph_is_kept():
+                values = activation.clone()  # another backward pass may need it
+            value = channel_sums(values.mul_(gradient.detach()), self.dim)  # in place: half of the time, no memory
             owner.pending[self.name] = owner.pending[self.name] + value if self.name in owner.pending else value
 
         output.register_hook(consume)
@@ -128,6 +131,18 @@ class _Observer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Observer, (None, self.name, self.dim)
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no entry is infinite or NaN; waits for a GPU only once."""
+    finite = [torch.isfinite(tensor).all() for tensor in tensors]
+    return not finite or bool(torch.stack([one.to(finite[0].device) for one in finite]).all())
+
+
+def _graph_is_kept() -> bool:
+    """Whether the backward pass that runs now was asked to retain the graph."""
+    kept: bool = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
+    return kept
 
 
 def channel_sums(product: Tensor, dim: int) -> Tensor:

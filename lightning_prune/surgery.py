@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from lightning_prune.coupling import named_tensors, sync_changed
+from lightning_prune.coupling.tensors import tensors_in
 from lightning_prune.plan import Plan, select
 
 
@@ -22,16 +24,17 @@ def apply_plan(module: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = 
         module: The network that the plan was made for.
         plan: What to keep; its masks are not applied here.
         optimizers: State tensors are sliced along the dimensions they share with their parameter (factored moments
-            share some of them, step counts none).
+            share some of them, step counts none). State that cannot be sliced begins anew, with a warning.
 
     Raises:
         ValueError: If the plan does not fit the module.
     """
     tensors = dict(named_tensors(module))
     _check(plan, tensors)
-    states = [optimizer.state for optimizer in optimizers]
+    for optimizer in optimizers:
+        _slice_state(optimizer, {tensors[name]: dims for name, dims in plan.keep.items()})
     for name, dims in plan.keep.items():
-        _slice_tensor(tensors[name], dims, states)
+        _slice_tensor(tensors[name], dims)
     for name, dims in plan.scales.items():
         for dim, factors in dims.items():
             shape = [-1 if d == dim else 1 for d in range(tensors[name].dim())]
@@ -70,18 +73,57 @@ def _check(plan: Plan, tensors: Mapping[str, Tensor]) -> None:
                 )
 
 
-def _slice_tensor(tensor: Tensor, dims: Mapping[int, Tensor], states: Sequence[MutableMapping[Tensor, Any]]) -> None:
-    shape, grad = tensor.shape, tensor.grad if tensor.is_leaf else None
+def _slice_tensor(tensor: Tensor, dims: Mapping[int, Tensor]) -> None:
+    grad = tensor.grad if tensor.is_leaf else None
     if grad is not None:
         tensor.grad = None
     replace_data(tensor, select(tensor.data, dims))
     if grad is not None:
         tensor.grad = select(grad, dims)
-    for state in states:
-        for key, value in state.get(tensor, {}).items():
-            if isinstance(value, Tensor) and value.dim() == len(shape):
-                shared = {dim: index for dim, index in dims.items() if value.shape[dim] == shape[dim]}
-                state[tensor][key] = select(value, shared)
+
+
+def _slice_state(optimizer: Optimizer, cut: Mapping[Tensor, Mapping[int, Tensor]]) -> None:
+    """Slice the state of the parameters in ``cut``, which still have their old shapes."""
+    lost, anew = _lost_keys(optimizer), 0
+    for parameter, dims in cut.items():
+        state = optimizer.state.get(parameter, {})
+        if lost & state.keys():
+            del optimizer.state[parameter]
+            anew += 1
+            continue
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.dim() == parameter.dim():
+                shared = {dim: index for dim, index in dims.items() if value.shape[dim] == parameter.shape[dim]}
+                state[key] = select(value, shared)
+    if anew and not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0):
+        warnings.warn(
+            f"{type(optimizer).__name__} keeps {', '.join(map(repr, sorted(lost)))} in other shapes than its "
+            f"parameters: channels cannot be cut from them, so its state of {anew} pruned parameters begins anew",
+            stacklevel=3,
+        )
+
+
+def _lost_keys(optimizer: Optimizer) -> set[str]:
+    """What ``optimizer`` remembers in tensors that do not lie along their parameter.
+
+    One parameter tells for all: a square matrix has the shape of the statistics of its rows.
+    """
+    return {
+        key
+        for parameter, state in optimizer.state.items()
+        if isinstance(parameter, Tensor)
+        for key, value in state.items()
+        if not _along(value, parameter) and any(tensor.numel() > 1 for tensor in tensors_in(value))
+    }
+
+
+def _along(value: Any, parameter: Tensor) -> bool:
+    """Whether ``value`` is a tensor of which every dimension is that of ``parameter``, or reduced to 1."""
+    if type(value) not in (Tensor, nn.Parameter):  # subclasses keep their values in blocks, whatever their shape says
+        return False
+    return value.dim() == parameter.dim() and all(
+        own in (1, size) for own, size in zip(value.shape, parameter.shape, strict=True)
+    )
 
 
 def replace_data(tensor: Tensor, data: Tensor) -> None:

@@ -12,14 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune.coupling import Coupling, Example, copy_of, run_on_copy, shapes
 from lightning_prune.coupling.calls import Literals, WithoutDropout
-from lightning_prune.coupling.constants import constants_of, scalar_of
+from lightning_prune.coupling.constants import constants_of, has_settings, same_settings, scalar_of, settings_of
 from lightning_prune.coupling.groups import Site
-from lightning_prune.coupling.rules import is_cut, is_reshape, step_of
+from lightning_prune.coupling.modes import as_training
+from lightning_prune.coupling.rules import is_cut, is_reshape, rule_of, step_of
 from lightning_prune.coupling.tensors import tensors_in
 from lightning_prune.plan import Plan, plan_removal
 from lightning_prune.surgery import apply_plan, zero_removed
 
 ANOTHER_WAY = "with fewer channels the forward pass takes another way"
+_OTHER_SETTINGS = "forward calls an operation with numbers that follow the width, such as its padding or epsilon"
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class _Watch(TorchDispatchMode):
         self.on_meta = on_meta
         self.literals = Literals(self._note)
         self.operations: list[Any] = []
+        self.settings: list[tuple[Any, ...]] = []
         self.shapes: list[tuple[bool, tuple[int, ...]]] = []  # (whether it is a part that was cut out, shape)
         self.scalars: list[float] = []
         self.constants: list[tuple[float, ...]] = []
@@ -127,6 +130,10 @@ class _Watch(TorchDispatchMode):
         super().__exit__(*error)
         self.literals.__exit__(*error)
 
+    def seen(self) -> tuple[Any, ...]:
+        """What ``Passes.operations`` holds of the analysis."""
+        return (*self.operations, tuple(self.settings))
+
     def _note(self, numbers: tuple[float, ...]) -> None:
         if numbers:
             self.constants.append(numbers)
@@ -139,6 +146,8 @@ class _Watch(TorchDispatchMode):
         step = step_of(func)
         if step is not None:
             self.operations.append(step)
+        if has_settings(func) and rule_of(func) is not None:
+            self.settings.append(settings_of(func, args))
         if reshaped or cut:
             self.shapes += [(cut, tuple(tensor.shape)) for tensor in tensors_in(out)]
         scalar = scalar_of(func, args)
@@ -156,24 +165,30 @@ def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Ma
     def use(copy: nn.Module, inputs: Example) -> _Attempt:
         apply_plan(copy, plan)
         watch = _Watch(coupling.on_meta)
+        eval_shapes: list[tuple[bool, tuple[int, ...]]] = []
+
+        def train() -> Any:
+            watch.shapes[:] = eval_shapes  # an earlier try may have left others
+            return inputs.run(copy.train())
+
         try:
             with WithoutDropout(), watch:
                 outputs = [inputs.run(copy.eval())]
                 scalars, constants, eval_shapes = tuple(watch.scalars), tuple(watch.constants), list(watch.shapes)
-                operations = tuple(watch.operations)
+                operations = watch.seen()
                 if coupling.passes.apart:
-                    outputs.append(inputs.run(copy.train()))
+                    outputs.append(as_training(train)[0])
         except Exception as error:
             return _unforeseen(coupling, gone, watch.shapes) or _failure(coupling, gone, error, watch)
         if not _same_shapes(coupling, [tensor.shape for tensor in tensors_in(outputs)]):
             changed = _Attempt("with fewer channels the shapes of the outputs change")
             return _unforeseen(coupling, gone, watch.shapes) or changed
-        apart = operations != coupling.passes.operations
-        if apart and coupling.on_meta:
-            return _Attempt(ANOTHER_WAY)
-        apart = apart and operations != _masked_run(model, plan, inputs)
+        apart = _apart(coupling.passes.operations, operations)
+        if apart is not None and coupling.on_meta:
+            return _Attempt(apart)
+        differs = apart is not None and _apart(_masked_run(model, plan, inputs), operations) is not None
         wrong = _detour(coupling, gone, eval_shapes, scalars)
-        return wrong or _Attempt(None, scalars=scalars, constants=constants, apart=apart)
+        return wrong or _Attempt(None, scalars=scalars, constants=constants, apart=differs)
 
     attempt: _Attempt = run_on_copy(model, example, use, coupling.on_meta)
     return attempt
@@ -185,7 +200,14 @@ def _masked_run(model: nn.Module, plan: Plan, inputs: Example) -> tuple[Any, ...
     zero_removed(copy, plan)
     with WithoutDropout(), watch:
         inputs.run(copy.eval())
-    return tuple(watch.operations)
+    return watch.seen()
+
+
+def _apart(before: tuple[Any, ...], now: tuple[Any, ...]) -> str | None:
+    """In what a pass of a smaller network differs from one of the network: operations, then what they are set to."""
+    if before[:-1] != now[:-1]:
+        return ANOTHER_WAY
+    return None if same_settings(before[-1], now[-1]) else _OTHER_SETTINGS
 
 
 def _failure(coupling: Coupling, gone: Mapping[str, int], error: Exception, watch: _Watch) -> _Attempt:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.averaged import with_averages
 from lightning_prune.budgets import Budget
 from lightning_prune.coupling import Example
-from lightning_prune.criteria import Criterion
+from lightning_prune.criteria import Criterion, Scoring
 from lightning_prune.masks import MaskKeeper, lowest_masks, pack, unpack
-from lightning_prune.measure import Size, count_macs
+from lightning_prune.measure import measure
 from lightning_prune.plan import Plan
 from lightning_prune.pruner import Pruner, check_finite, nonzero_in
 from lightning_prune.report import Report
@@ -47,14 +50,14 @@ class WeightPruner(Pruner):
         parameters = self.scope.parameters(model)
         space = self._space(parameters)
         scoring = self.scoring(model)
-        scores = {name: self.criterion.score_weights(name, scoring) for name in parameters}
-        check_finite(self.criterion, scores)
+        scores = _Scores(self.criterion, scoring, list(parameters))
         masks = lowest_masks(scores, self.masks, self.budget.mask_weights(space, fraction))
-        masked = {name: int((~mask).sum()) for name, mask in masks.items()}
+        masked = {name: _hidden(mask) for name, mask in masks.items()}
+        plan, before = with_averages(Plan(masks=masks), model), measure(model, example)
         return Report(
-            plan=Plan(masks=masks),
-            before=_size(model, example, {}),
-            after=_size(model, example, masks),
+            plan=plan,
+            before=before,
+            after=replace(before, nonzero=_nonzero_under(plan.masks, model)),
             sparsity=sum(masked.values()) / sum(space.sizes.values()),
             fraction=fraction,
             widths={n: (s - space.masked[n], s - masked[n]) for n, s in space.sizes.items()},
@@ -63,7 +66,7 @@ class WeightPruner(Pruner):
     def _space(self, parameters: Mapping[str, nn.Parameter]) -> WeightSpace:
         return WeightSpace(
             sizes={name: p.numel() for name, p in parameters.items()},
-            masked={n: int((~self.masks[n]).sum()) if n in self.masks else 0 for n in parameters},
+            masked={n: _hidden(self.masks[n]) if n in self.masks else 0 for n in parameters},
         )
 
     def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
@@ -91,11 +94,29 @@ class WeightPruner(Pruner):
         self.masks = unpack(state["masks"])
 
 
-def _size(model: nn.Module, example: Example | None, masks: Mapping[str, Tensor]) -> Size:
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    masked = [p * masks[name].to(p.device) if name in masks else p for name, p in parameters.items()]
-    return Size(
-        params=sum(p.numel() for p in masked),
-        nonzero=nonzero_in(masked),
-        macs=count_macs(model, example) if example is not None else None,
-    )
+class _Scores(Mapping[str, Tensor]):
+    """Scores that are made whenever they are asked for, so that those of one parameter at a time are in memory."""
+
+    def __init__(self, criterion: Criterion, scoring: Scoring, names: Sequence[str]) -> None:
+        self._criterion, self._scoring, self._names = criterion, scoring, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        values = self._criterion.score_weights(name, self._scoring)
+        check_finite(self._criterion, {name: values})
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _hidden(mask: Tensor) -> int:
+    return mask.numel() - int(torch.count_nonzero(mask))
+
+
+def _nonzero_under(masks: Mapping[str, Tensor], model: nn.Module) -> int:
+    """How many parameters are not zero once the masks are applied; one tensor at a time, and in bools."""
+    parameters = ((name, parameter.detach()) for name, parameter in model.named_parameters())
+    return nonzero_in(p.logical_and(masks[name].to(p.device)) if name in masks else p for name, p in parameters)

@@ -2,6 +2,9 @@
 
 import copy
 import io
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 from helpers import Lit, fit, images, small_net, trainer_for, widths, zero_share
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.core import saving
 from torch import Tensor, nn
 
 from lightning_prune import Channels, IterativePruning, Weights, load_pruned, prune_once
@@ -472,3 +476,71 @@ def test_a_file_without_metadata_is_loaded_with_a_warning(tmp_path) -> None:
     torch.save(dict(net.state_dict()), tmp_path / "without.pt")
     with pytest.warns(UserWarning, match=r"says nothing about integers that modules keep about their sizes"):
         load_pruned(Numbered(4), tmp_path / "without.pt")
+
+
+class Hyperparameters(Lit):
+    """With one argument that holds all of them."""
+
+    def __init__(self, hparams: dict[str, Any]) -> None:
+        super(Lit, self).__init__()
+        self.save_hyperparameters(hparams)
+        self.net, self.losses = small_net(hparams["width"]), []
+
+
+def test_load_from_checkpoint_takes_pruned_files(trained) -> None:
+    lit, full, _ = trained
+    loaded = Lit.load_from_checkpoint(full, lr=0.125)
+    assert (loaded.hparams.lr, loaded.hparams.width) == (0.125, 12)
+    assert widths(loaded.net) == [6, 6, 3]
+    assert torch.equal(logits(loaded), logits(lit))
+    assert "_instantiator" not in lit.hparams
+
+
+def test_load_from_checkpoint_without_hyperparameters(tmp_path) -> None:
+    class Plain(Lit):
+        def __init__(self) -> None:
+            LightningModule.__init__(self)
+            self.net, self.losses = small_net(), []
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 0.05)
+
+    save = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    lit = Plain()
+    fit(tmp_path, lit, IterativePruning(Constant(1), Ratio(0.5)), save, max_epochs=2)
+    assert widths(Plain.load_from_checkpoint(tmp_path / "epoch=0.ckpt").net) == [8, 8, 3]
+    assert widths(Plain.load_from_checkpoint(tmp_path / "epoch=1.ckpt").net) == [4, 4, 3]
+    assert "hyper_parameters" not in torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)  # nothing was pruned yet
+
+
+def test_hyperparameters_in_one_argument_are_left_alone(tmp_path) -> None:
+    lit = Hyperparameters({"width": 12, "lr": 0.05, "optimizer": "sgd"})
+    save = ModelCheckpoint(tmp_path, "last")
+    fit(tmp_path, lit, IterativePruning(Constant(1), Ratio(0.5)), save, max_epochs=2)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        Hyperparameters.load_from_checkpoint(save.best_model_path)
+    assert widths(load_pruned(Hyperparameters, save.best_model_path).net) == [6, 6, 3]
+
+
+def test_the_error_of_an_import_that_is_missing_names_load_pruned(trained) -> None:
+    """Lightning from 2.6 on calls only functions that it trusts."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from lightning.pytorch.core import saving
+from helpers import Lit
+assert "lightning_prune" not in sys.modules
+assert hasattr(saving, "_ALLOWED_INSTANTIATORS")
+try:
+    Lit.load_from_checkpoint({trained[1]!r})
+except ValueError as error:
+    assert "build_as_load_pruned" in str(error), error
+else:
+    raise AssertionError
+import lightning_prune
+assert Lit.load_from_checkpoint({trained[1]!r}).net[0].out_channels == 6
+"""
+    if not hasattr(saving, "_ALLOWED_INSTANTIATORS"):
+        pytest.skip("this version of Lightning calls any function")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

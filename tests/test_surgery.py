@@ -1,4 +1,5 @@
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -167,6 +168,83 @@ def test_factored_optimizer_state_follows() -> None:
     assert torch.equal(now["row_var"], state["row_var"][rows])
     assert torch.equal(now["col_var"], state["col_var"][:, columns])
     step(model, optimizer, 1)
+
+
+def test_factors_of_square_kernels_are_cut_along_their_own_dimension() -> None:
+    # (out, in, height, 1) and (out, in, 1, width) for a kernel; sizes alone would not tell the dimensions apart.
+    conv = nn.Conv2d(4, 4, 4)
+    optimizer = torch.optim.Adafactor(conv.parameters(), lr=0.01)
+    conv(torch.randn(2, 4, 6, 6)).square().sum().backward()
+    optimizer.step()
+    before = {key: value.clone() for key, value in optimizer.state[conv.weight].items()}
+    rows, columns = torch.tensor([0, 3]), torch.tensor([1, 2, 3])
+    apply_plan(conv, Plan({"weight": {0: rows, 1: columns}, "bias": {0: rows}}), [optimizer])
+    after = optimizer.state[conv.weight]
+    assert after["row_var"].shape == (2, 3, 4, 1)
+    assert torch.equal(after["row_var"], before["row_var"][[0, 3]][:, 1:])
+    assert torch.equal(after["col_var"], before["col_var"][[0, 3]][:, 1:])
+    assert optimizer.state[conv.bias]["variance"].shape == (2,)
+    assert after["step"] == before["step"] == 1
+
+
+class Remembering(Optimizer):
+    """Remembers what it is told to, of every parameter."""
+
+    def __init__(self, params: Any, remember: Callable[[Tensor], Any]) -> None:
+        super().__init__(params, {})
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p] = {"step": torch.tensor(3.0), "mean": p.detach().clone(), "odd": remember(p)}
+
+
+ODD: dict[str, Callable[[Tensor], Any]] = {
+    "flat": lambda p: p.detach().flatten(),
+    "a vector of rows": lambda p: p.detach().flatten(1).sum(1) if p.dim() > 1 else p.detach().clone(),
+    "statistics of both sides": lambda p: [torch.eye(size) for size in p.shape],
+    "statistics of one side": lambda p: torch.eye(p.shape[0]),  # of the shape of a square matrix
+    "blocks": lambda p: {"codes": torch.zeros(-(-p.numel() // 4), 4, dtype=torch.uint8)},
+    "a tensor of another class": lambda p: p.detach().clone().as_subclass(type("Blocks", (Tensor,), {})),
+    "the same transposed": lambda p: p.detach().t().clone(),
+}
+
+
+@pytest.mark.parametrize("remember", ODD.values(), ids=list(ODD))
+def test_state_that_cannot_be_cut_begins_anew(remember: Callable[[Tensor], Any]) -> None:
+    model = nn.Sequential(nn.Linear(5, 5, bias=False), nn.ReLU(), nn.Linear(5, 3), nn.Linear(3, 2))
+    optimizer = Remembering(model.parameters(), remember)
+    kept = {p: optimizer.state[p] for p in (model[2].bias, model[3].weight, model[3].bias)}
+    keep = torch.tensor([0, 2, 4])
+    with pytest.warns(UserWarning, match="Remembering keeps 'odd' in other shapes than .* 2 pruned parameters begins"):
+        apply_plan(model, Plan({"0.weight": {0: keep}, "2.weight": {1: keep}}), [optimizer])
+    assert optimizer.state == kept  # nothing of them was cut
+    assert optimizer.param_groups[0]["params"] == list(model.parameters())
+
+
+@pytest.mark.parametrize(
+    "remember",
+    [lambda p: None, lambda p: 3, lambda p: torch.ones(1), lambda p: torch.ones(()), lambda p: [], lambda p: [1.0]],
+)
+def test_numbers_stay_as_they_are(remember: Callable[[Tensor], Any]) -> None:
+    layer = nn.Linear(3, 4)
+    optimizer = Remembering(layer.parameters(), remember)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        apply_plan(layer, Plan({"weight": {0: torch.tensor([0, 2])}, "bias": {0: torch.tensor([0, 2])}}), [optimizer])
+    for p in layer.parameters():
+        assert torch.equal(optimizer.state[p]["mean"], p)
+        assert optimizer.state[p]["step"] == 3
+        assert repr(optimizer.state[p]["odd"]) == repr(remember(p))
+
+
+def test_only_one_process_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    layer = nn.Linear(3, 4)
+    optimizer = Remembering(layer.parameters(), ODD["flat"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        apply_plan(layer, Plan({"weight": {0: torch.tensor([0, 2])}}), [optimizer])
+    assert list(optimizer.state) == [layer.bias]
 
 
 def test_pending_gradients_are_sliced() -> None:

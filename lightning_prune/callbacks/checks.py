@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_prune.callbacks.packages import MisconfigurationException
 from lightning_prune.channel_pruner import ChannelPruner
 from lightning_prune.manifest import is_pruned
 from lightning_prune.pruner import Pruner
@@ -54,12 +54,11 @@ def check_dense(pl_module: pl.LightningModule, state_key: str) -> None:
         )
 
 
-def check_gradients(pruner: Pruner, pl_module: pl.LightningModule, certain: bool) -> bool:
-    """Whether gradients have reached everything that is ranked by them.
+def check_gradients(pruner: Pruner, pl_module: pl.LightningModule, unseen: list[str], certain: bool) -> None:
+    """Gradients have to reach everything that is ranked by them; they have not reached the layers ``unseen`` so far.
 
     A layer whose parameters are frozen will never see one; others may take turns until it is ``certain``.
     """
-    unseen = [] if pruner.statistics is None else pruner.statistics.unseen()
     for name in unseen:
         parameters = list(pl_module.get_submodule(name).parameters(recurse=False))
         if certain or not any(parameter.requires_grad for parameter in parameters):
@@ -67,7 +66,6 @@ def check_gradients(pruner: Pruner, pl_module: pl.LightningModule, certain: bool
                 f"{pruner.criterion} needs gradients of {name!r}; none has reached it so far ({len(unseen)} such "
                 f"layers). Is it frozen or unused? Exclude it: Scope(exclude=[{name!r}])."
             )
-    return not unseen
 
 
 def warn_unfollowed(pruner: Pruner, pl_module: pl.LightningModule) -> None:

@@ -6,8 +6,8 @@ import math
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_prune.callbacks.packages import MisconfigurationException
 from lightning_prune.schedules import Schedule
 
 

@@ -1,12 +1,14 @@
-"""One decision for all ranks."""
+"""One decision for all ranks, and the proof that all have carried it out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+import zlib
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
 
 import lightning.pytorch as pl
-from torch import Tensor
+import torch
+from torch import Tensor, distributed, nn
 
 from lightning_prune.coupling import Example
 from lightning_prune.pruner import Pruner
@@ -33,8 +35,61 @@ def decide(
 
 
 def over_ranks(trainer: pl.Trainer, totals: Mapping[str, Tensor], how: Literal["sum", "mean"]) -> dict[str, Tensor]:
-    """``totals`` over all ranks, which have the same names; every rank has to take part."""
+    """``totals`` over all ranks, which all have to take part; a name that only some of them have is 0 on the others."""
+    device = trainer.strategy.root_device
+    shapes = {name: tuple(total.shape) for name, total in totals.items()}
+    everywhere = {name: shape for own in gathered(trainer, shapes) for name, shape in own.items()}
     reduced: dict[str, Tensor] = {}
-    for name in sorted(totals):  # `reduce` works in place
-        reduced[name] = trainer.strategy.reduce(totals[name].clone(), reduce_op=how)  # type: ignore[assignment]
+    for name in sorted(everywhere):
+        own = totals[name].clone() if name in totals else torch.zeros(everywhere[name], device=device)
+        reduced[name] = trainer.strategy.reduce(own, reduce_op=how)  # type: ignore[assignment]  # works in place
     return reduced
+
+
+def unseen_anywhere(trainer: pl.Trainer, pruner: Pruner) -> list[str] | None:
+    """What is observed and has brought nothing on any rank; None while a rank has not observed a step."""
+    own = None if pruner.statistics is None else (pruner.statistics.steps, pruner.statistics.unseen())
+    found = [rank for rank in gathered(trainer, own) if rank is not None]
+    if any(steps == 0 for steps, _ in found):
+        return None
+    return [name for name in found[0][1] if all(name in unseen for _, unseen in found)] if found else []
+
+
+def gathered(trainer: pl.Trainer, value: Any) -> list[Any]:
+    """``value`` of every rank."""
+    values: list[Any] = [value] * trainer.world_size
+    if trainer.world_size > 1:
+        distributed.all_gather_object(values, value)
+    return values
+
+
+def check_ranks_agree(trainer: pl.Trainer, network: nn.Module) -> None:
+    """The parameters must be the same on all ranks, or from here on each would train a network of its own.
+
+    Buffers may differ: DDP hands out those of rank 0 at the next forward pass.
+
+    Raises:
+        RuntimeError: On every rank; names the first parameter that differs.
+    """
+    if trainer.world_size == 1:
+        return
+    without = getattr(network, "_ddp_params_and_buffers_to_ignore", ())
+    first, *others = gathered(trainer, fingerprints(network, without))
+    for rank, own in enumerate(others, start=1):
+        name = next((name for name in first if own.get(name) != first[name]), None)
+        if name is not None:
+            raise RuntimeError(
+                f"{name!r} is not the same on rank {rank} as on rank 0 after a pruning event. Does something change "
+                "parameters on single ranks, or does the network depend on the rank?"
+            )
+
+
+def fingerprints(network: nn.Module, without: Collection[str] = ()) -> dict[str, tuple[list[int], int]]:
+    """For every parameter its shape and a checksum of its bits."""
+    found = {}
+    for name, parameter in network.named_parameters():
+        if name not in without:
+            values = parameter.detach().cpu().flatten()
+            real = torch.view_as_real(values) if values.is_complex() else values
+            found[name] = list(parameter.shape), zlib.crc32(real.contiguous().view(torch.uint8).numpy().tobytes())
+    return found

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from lightning_prune.callbacks.packages import MisconfigurationException
 from lightning_prune.coupling import Example, run_on_copy
 
 

@@ -3,49 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_prune.callbacks.packages import Callback, MisconfigurationException
 from lightning_prune.callbacks.pruning import IterativePruning
+from lightning_prune.callbacks.snapshot import Snapshot, check_setting, file_accepted
 from lightning_prune.callbacks.support import tell
-
-Reference = Literal["previous", "baseline", "best"]
-
-_FLOAT32_ROUNDING = 1e-6  # metrics are logged in float32: 1.0 - 0.9 must be within 0.1
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One judgement of the guard.
-
-    Attributes:
-        epoch: Epoch of the validation that was judged.
-        value: The monitored metric then.
-        reference: What it was compared to, None where there was nothing yet.
-        kept: Whether the drop was within bounds.
-        says: The verdict in words.
-    """
-
-    epoch: int
-    value: float
-    reference: float | None
-    kept: bool
-    says: str
-
-    @property
-    def short(self) -> str:
-        """The verdict in a few words."""
-        if math.isnan(self.value):
-            return "dropped (nan)"
-        if self.reference is None:
-            return "baseline"
-        return f"{'kept' if self.kept else 'dropped'} ({self.value - self.reference:+.4f})"
+from lightning_prune.callbacks.verdicts import Bound, Reference, Verdict
 
 
 class AccuracyGuard(Callback):
@@ -55,6 +24,14 @@ class AccuracyGuard(Callback):
     events may dip as it likes. The validation before the first event is the baseline. A metric that is not a number
     counts as dropped. Ranks judge by the metric of rank 0.
 
+    With ``on_drop="rollback"`` the network that was accepted last, which is the smallest one that was, comes back:
+    shapes, weights, what optimizers remember, averaged copies, masks and statistics, from a checkpoint that was written
+    beside the logs before the next event and is removed when the training ends. Time goes on: learning rates, their
+    schedulers and the data stay where they are. The step that dropped is then taken half as large, at once; what is
+    left of its event follows in steps of that size, and when it is reached the schedule goes on from there. After
+    ``retry`` smaller steps in a row that dropped as well, or when the training ends, the accepted network is final.
+    Events that no validation has followed by then are taken back too.
+
     Args:
         monitor: Name of a metric that validation logs, such as ``"val_acc"``.
         max_drop: How much worse than the reference it may be, in the metric's own unit; at least 0.
@@ -62,10 +39,13 @@ class AccuracyGuard(Callback):
         compared_to: ``"baseline"`` (the dense network), ``"previous"`` (the last judgement that was kept) or
             ``"best"`` (the best one that was kept).
         on_drop: ``"stop"`` ends the training, with the network as it was judged; ``"pause"`` holds the next event back
-            until the metric has recovered.
+            until the metric has recovered; ``"rollback"`` brings the last accepted network back.
+        retry: After a rollback, how many smaller steps in a row are tried from the same network before the training
+            ends with it. Only with ``on_drop="rollback"``.
 
     Raises:
-        MisconfigurationException: If an argument is out of range, no validation runs, or it logs no such metric.
+        MisconfigurationException: If an argument is out of range, no validation runs, or it logs no such metric; for
+            rollbacks also if the strategy shards parameters, or another callback would conclude the training before.
     """
 
     def __init__(
@@ -74,7 +54,8 @@ class AccuracyGuard(Callback):
         max_drop: float,
         mode: Literal["max", "min"] = "max",
         compared_to: Reference = "baseline",
-        on_drop: Literal["stop", "pause"] = "stop",
+        on_drop: Literal["stop", "pause", "rollback"] = "stop",
+        retry: int = 0,
     ) -> None:
         if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)) or not 0 <= max_drop < math.inf:
             raise MisconfigurationException(
@@ -82,12 +63,22 @@ class AccuracyGuard(Callback):
             )
         _check_choice("mode", mode, ("max", "min"))
         _check_choice("compared_to", compared_to, ("previous", "baseline", "best"))
-        _check_choice("on_drop", on_drop, ("stop", "pause"))
+        _check_choice("on_drop", on_drop, ("stop", "pause", "rollback"))
+        if isinstance(retry, bool) or not isinstance(retry, int) or retry < 0:
+            raise MisconfigurationException(f"AccuracyGuard retry={retry!r} must be a whole number, 0 or more")
+        if retry and on_drop != "rollback":
+            raise MisconfigurationException(
+                f"AccuracyGuard retry={retry} tries smaller steps after a rollback, but on_drop={on_drop!r}; use "
+                "on_drop='rollback', or leave retry at 0"
+            )
         self.monitor, self.max_drop, self.mode = monitor, max_drop, mode
-        self.compared_to, self.on_drop = compared_to, on_drop
+        self.compared_to, self.on_drop, self.retry = compared_to, on_drop, retry
         self.verdicts: list[Verdict] = []
         self._pending: tuple[int, float] | None = None  # (epoch, value) of the last validation, until it is judged
         self._judged = False  # in this training
+        self._snapshot: Snapshot | None = None  # of the network that was accepted last
+        self._events = 0  # that had led to it
+        self._drops = 0  # in a row, of networks made from it
 
     @property
     def state_key(self) -> str:
@@ -97,7 +88,9 @@ class AccuracyGuard(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """A new training begins."""
         if stage == "fit":
-            self._pending, self._judged = None, False
+            self._pending, self._judged, self._drops = None, False, 0
+            if self._snapshot is None:  # an interrupted training has left one
+                self._events = _events(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """There must be something to guard."""
@@ -105,12 +98,14 @@ class AccuracyGuard(Callback):
             raise MisconfigurationException("AccuracyGuard has no pruning to guard; add IterativePruning(...)")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validation must run."""
+        """Validation must run, and a rollback must be possible."""
         if not trainer.enable_validation:
             raise MisconfigurationException(
                 f"AccuracyGuard monitors {self.monitor!r}, but no validation runs in this training; give a validation "
                 "loader (and no limit_val_batches=0), or remove the guard"
             )
+        if self.on_drop == "rollback":
+            check_setting(trainer, pl_module, self)
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The metric must be among those that validation logs."""
@@ -123,61 +118,104 @@ class AccuracyGuard(Callback):
 
     def on_before_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruning: IterativePruning) -> None:
         """Judge the network that is about to be pruned."""
-        self._judge(trainer, {"stop": "training stops", "pause": "pruning pauses"}[self.on_drop])
-        if self.verdicts and not self.verdicts[-1].kept:
-            pruning.pause(self.verdicts[-1].says)
-            if self._judged:
-                trainer.should_stop = trainer.should_stop or self.on_drop == "stop"
+        self._judge(trainer, pl_module, ending=False)
+        last = self.verdicts[-1] if self.verdicts else None
+        over = self.on_drop == "rollback" and self._drops > self.retry
+        if last is not None and (over or not (last.kept or last.rolled_back)):
+            pruning.pause(last.says)
+            if self._judged or over:
+                trainer.should_stop = trainer.should_stop or self.on_drop != "pause"
             else:
-                rank_zero_info(f"AccuracyGuard, from an earlier training: {self.verdicts[-1].says}. Pruning waits.")
+                rank_zero_info(f"AccuracyGuard, from an earlier training: {last.says}. Pruning waits.")
         elif trainer.should_stop:
             pruning.pause("training is about to stop")  # it may go on up to min_epochs
+        elif self.on_drop == "rollback" and self._snapshot is None:
+            self._write(trainer, pl_module)
+
+    def on_rollback(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What was measured last was another network."""
+        self._pending = None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Judge what the last event left."""
-        self._judge(trainer, "the training has ended")
+        self._judge(trainer, pl_module, ending=True)
+        if self._snapshot is None:
+            return
+        if _events(trainer) != self._events and self._snapshot.is_there(trainer):
+            rank_zero_warn(
+                f"AccuracyGuard: the last event was followed by no validation; the network of epoch "
+                f"{self._snapshot.epoch} is back"
+            )
+            self._roll_back(trainer, pl_module, self._snapshot, final=True)
+        self._snapshot.remove(trainer)
+        self._snapshot = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Verdicts and the measurement to be judged, as plain numbers and strings."""
-        return {"verdicts": [asdict(verdict) for verdict in self.verdicts], "pending": self._pending}
+        """Verdicts, the measurement to be judged and where the snapshot is, as plain numbers and strings."""
+        snapshot = self._snapshot
+        return {
+            "verdicts": [asdict(verdict) for verdict in self.verdicts],
+            "pending": self._pending,
+            "snapshot": None if snapshot is None else {"path": snapshot.path, "epoch": snapshot.epoch},
+            "events": self._events,
+            "drops": self._drops,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.verdicts = [Verdict(**verdict) for verdict in state_dict["verdicts"]]
         self._pending = None if state_dict["pending"] is None else tuple(state_dict["pending"])
+        snapshot = state_dict.get("snapshot")
+        self._snapshot = None if snapshot is None else Snapshot(**snapshot)
+        self._events, self._drops = state_dict.get("events", 0), state_dict.get("drops", 0)
 
-    def _judge(self, trainer: pl.Trainer, consequence: str) -> None:
-        """Add the verdict on the last validation, once; ``consequence`` says what a drop leads to."""
+    def _judge(self, trainer: pl.Trainer, pl_module: pl.LightningModule, ending: bool) -> None:
+        """Pass the verdict on the last validation, once, and carry it out."""
         if self._pending is None:
             return
         (epoch, value), self._pending, self._judged = self._pending, None, True
-        reference = self._reference()
-        kept = self._is_kept(value, reference)
-        verdict = Verdict(epoch, value, reference, kept, self._words(value, reference, kept))
+        bound = Bound(self.monitor, self.max_drop, self.mode, self.compared_to)
+        verdict = bound.judge(epoch, value, self.verdicts)
+        snapshot = None if verdict.kept else self._snapshot
+        if snapshot is not None and not snapshot.is_there(trainer):
+            rank_zero_warn(
+                f"AccuracyGuard cannot roll back: the accepted network of epoch {snapshot.epoch} is no longer at "
+                f"{snapshot.path!r}. The training ends with the network as it is; resume from a later checkpoint, or "
+                "where the files of the interrupted training are."
+            )
+            snapshot = None
+        if verdict.kept and _events(trainer) != self._events:
+            self._events, self._drops = _events(trainer), 0
+        self._drops += not verdict.kept
+        verdict = replace(verdict, rolled_back=snapshot is not None)
         self.verdicts.append(verdict)
-        rank_zero_info(f"AccuracyGuard: {verdict.says}{'' if kept else f', {consequence}'}")
+        rank_zero_info(f"AccuracyGuard: {verdict.says}{'' if verdict.kept else self._consequence(snapshot, ending)}")
         tell(trainer, "on_verdict", verdict)
+        if snapshot is not None:
+            self._roll_back(trainer, pl_module, snapshot, final=ending or self._drops > self.retry)
+        elif verdict.kept and self.on_drop == "rollback" and not ending:
+            self._write(trainer, pl_module)
 
-    def _reference(self) -> float | None:
-        kept = [verdict.value for verdict in self.verdicts if verdict.kept]
-        if not kept:
-            return None
-        if self.compared_to == "best":
-            return max(kept) if self.mode == "max" else min(kept)
-        return kept[0] if self.compared_to == "baseline" else kept[-1]
+    def _consequence(self, snapshot: Snapshot | None, ending: bool) -> str:
+        back = "" if snapshot is None else f", the network of epoch {snapshot.epoch} is back"
+        if ending:
+            return f"{back}, the training has ended"
+        if snapshot is not None and self._drops <= self.retry:
+            return f"{back}, a step half as large follows"
+        return f"{back}, {'pruning pauses' if self.on_drop == 'pause' else 'training stops'}"
 
-    def _is_kept(self, value: float, reference: float | None) -> bool:
-        if reference is None:
-            return not math.isnan(value)
-        bound = reference - self.max_drop if self.mode == "max" else reference + self.max_drop
-        within = value >= bound if self.mode == "max" else value <= bound
-        return within or math.isclose(value, bound, rel_tol=_FLOAT32_ROUNDING)
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the network as it is be the one to go back to."""
+        old, epoch = self._snapshot, self.verdicts[-1].epoch if self.verdicts else trainer.current_epoch
+        self._snapshot = Snapshot.write(trainer, pl_module, epoch)
+        if old is not None:
+            old.remove(trainer)
 
-    def _words(self, value: float, reference: float | None, kept: bool) -> str:
-        if reference is None:
-            return f"{self.monitor} {value:.4f} is {'the baseline' if kept else 'not a number: dropped'}"
-        against = f"{self.monitor} {value:.4f} against {reference:.4f} ({self.compared_to})"
-        return f"{against}: {'within' if kept else 'dropped by more than'} {self.max_drop:g}"
+    def _roll_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule, snapshot: Snapshot, final: bool) -> None:
+        checkpoint = snapshot.bring_back(trainer, pl_module)
+        if final:
+            file_accepted(trainer, checkpoint)
+        tell(trainer, "on_rollback", pl_module)
 
     def _value(self, trainer: pl.Trainer) -> float:
         metrics = trainer.callback_metrics
@@ -194,3 +232,9 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise MisconfigurationException(
             f"AccuracyGuard {name}={value!r} is not known; use {' or '.join(map(repr, choices))}"
         )
+
+
+def _events(trainer: pl.Trainer) -> int:
+    """Events that have led to the network as it is."""
+    pruners = [c.pruner for c in trainer.callbacks if isinstance(c, IterativePruning)]  # type: ignore[attr-defined]
+    return sum(pruner.event for pruner in pruners)

@@ -45,6 +45,11 @@ class History:
             }
         )
 
+    def take_back(self, state: Mapping[str, Any]) -> None:
+        """The network is again what it was when ``state`` was saved; the events since then stay, marked."""
+        since = [{**event, "rolled_back": True} for event in self.events[len(state["events"]) :]]
+        self.events, self._metrics = [*state["events"], *since], dict(state["metrics"])
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
         return {"events": list(self.events), "metrics": dict(self._metrics)}

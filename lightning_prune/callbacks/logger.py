@@ -6,16 +6,15 @@ from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_prune.callbacks.curves import curves, original_weights
 from lightning_prune.callbacks.guard import AccuracyGuard
 from lightning_prune.callbacks.hyperparameters import announce, describe, saved_hyperparameters
+from lightning_prune.callbacks.packages import TENSORBOARD_LOGGERS, Callback, MisconfigurationException
 from lightning_prune.callbacks.pruning import IterativePruning
 from lightning_prune.callbacks.scatter import Point, scatter
 from lightning_prune.callbacks.tensorboard import add_histograms, layout
@@ -81,16 +80,16 @@ class SparsityLogger(Callback):
         for logger in _tensorboards(trainer):
             logger.experiment.add_custom_scalars(layout(self._metric))
         self._log(trainer, pl_module, self._first_step)
-        self._log_first_macs(trainer, pl_module)
+        self._log_macs(trainer, pl_module, self._first_step)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Make up for the MACs, which wait for the first batch if the module has no ``example_input_array``."""
-        self._log_first_macs(trainer, pl_module)
+        self._log_macs(trainer, pl_module, self._first_step)
 
     def on_before_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruning: IterativePruning) -> None:
         """Lead the curves up to the event, so that they step there."""
         self._acting = next(suffix for suffix, pruner in _pruners(trainer).items() if pruner is pruning)
-        self._log_first_macs(trainer, pl_module)
+        self._log_macs(trainer, pl_module, self._first_step)
         if _step(trainer) - 1 > self._last_step:
             self._log(trainer, pl_module, _step(trainer) - 1)
 
@@ -105,6 +104,13 @@ class SparsityLogger(Callback):
                 add_histograms(logger.experiment, "weights", self._acting, _survivors(pl_module, plan), step)
         if self.points and self.points[-1].event == _events(trainer) - 1:
             self._draw(trainer)
+
+    def on_rollback(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the network that is back; the figure forgets the ones that are gone."""
+        self.points = [point for point in self.points if point.event <= _events(trainer)]
+        self._macs = None
+        self._log_macs(trainer, pl_module, _step(trainer))
+        self._log(trainer, pl_module, _step(trainer))
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The metric must be among those that validation logs."""
@@ -154,13 +160,13 @@ class SparsityLogger(Callback):
             logger.log_metrics(figures, step=step)
         self._last_step = step
 
-    def _log_first_macs(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _log_macs(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         examples = [pruner.example for pruner in _pruners(trainer).values() if pruner.example is not None]
         if self._macs is not None or not examples:
             return
         self._macs = count_macs(pl_module, examples[0])
         for logger in trainer.loggers:
-            logger.log_metrics({"pruning/macs": self._macs}, step=self._first_step)
+            logger.log_metrics({"pruning/macs": self._macs}, step=step)
 
     def _figures(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
         figures: dict[str, float] = {}
@@ -214,7 +220,7 @@ def _step(trainer: pl.Trainer) -> int:
 def _tensorboards(trainer: pl.Trainer) -> list[TensorBoardLogger]:
     """The TensorBoard loggers, on rank 0."""
     loggers = trainer.loggers if trainer.is_global_zero else []
-    return [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
+    return [logger for logger in loggers if isinstance(logger, TENSORBOARD_LOGGERS)]
 
 
 def _survivors(pl_module: pl.LightningModule, plan: Plan) -> dict[str, Tensor]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
+from lightning_prune.callbacks.packages import Callback, MisconfigurationException
 from lightning_prune.callbacks.support import as_misconfiguration
 from lightning_prune.criteria.batchnorm import batch_norm_scales
 from lightning_prune.penalties import add_l1_subgradient, slimming_gammas

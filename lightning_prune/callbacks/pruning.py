@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_prune.budgets import Budget, BudgetError
@@ -18,11 +17,20 @@ from lightning_prune.callbacks.checks import (
     warn_unfollowed,
 )
 from lightning_prune.callbacks.clock import time_of, warn_if_cut_short, window_is_open
-from lightning_prune.callbacks.decision import decide, over_ranks
+from lightning_prune.callbacks.decision import check_ranks_agree, decide, over_ranks, unseen_anywhere
 from lightning_prune.callbacks.example import declared_example, example_from_batch
 from lightning_prune.callbacks.history import History
+from lightning_prune.callbacks.loading import let_load_from_checkpoint, prepare_loading
 from lightning_prune.callbacks.pace import Pace
-from lightning_prune.callbacks.rebuild import check_optimizers, check_trainer, unwrapped
+from lightning_prune.callbacks.packages import Callback
+from lightning_prune.callbacks.rebuild import (
+    check_optimizers,
+    check_trainer,
+    forget_compiled,
+    take_averages_along,
+    unwrapped,
+)
+from lightning_prune.callbacks.steps import Steps
 from lightning_prune.callbacks.support import as_misconfiguration, forget_best, tell
 from lightning_prune.coupling import Example
 from lightning_prune.criteria import Criterion, Magnitude, criterion_named
@@ -31,7 +39,6 @@ from lightning_prune.granularity import Channels, Granularity
 from lightning_prune.kinds import check_kinds
 from lightning_prune.manifest import is_pruned, track_plan, track_shapes
 from lightning_prune.masks import MaskKeeper
-from lightning_prune.plan import Plan
 from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report
 from lightning_prune.schedules import Schedule
@@ -88,8 +95,9 @@ class IterativePruning(Callback):
         self.schedule = schedule
         self._example: Example | None = None
         self._prepared = self._observed = self._finished = self._restored = self._came_pruned = False
+        self._operating = False  # between the first tensor that an event changes and the last
         self._paused: str | None = None
-        self._pace = Pace()
+        self._pace, self._steps = Pace(), Steps()
         self._masks = MaskKeeper({}, {})
         self._history = History()
 
@@ -112,14 +120,30 @@ class IterativePruning(Callback):
         """Hold back the event that is due; it is tried again after each validation, and the schedule waits for it."""
         self._paused = reason
 
+    def take_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule, state: dict[str, Any]) -> None:
+        """The network is again what it was when ``state`` was saved: so is the pruner, which goes on in smaller steps.
+
+        The history keeps what was tried.
+        """
+        self._steps.take_back(self.pruner.fraction, state["pruner"]["fraction"])
+        self.pruner.load_state_dict(state["pruner"])
+        self._history.take_back(state["history"])
+        if self.pruner.statistics is not None:
+            totals = self.pruner.statistics.totals
+            self.pruner.statistics.totals = {name: total.to(pl_module.device) for name, total in totals.items()}
+        again, self._finished = self._finished and not state["finished"], state["finished"]
+        if again:
+            self._prepare(pl_module, self._example)
+        self._hold_masks(trainer, pl_module)
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Prepare loading of pruned checkpoints; refuse strategies that cannot work."""
-        track_shapes(pl_module)
+        prepare_loading(pl_module)
         if stage == "fit":
             check_trainer(trainer, self.granularity)
             self._came_pruned = is_pruned(pl_module)
             self._example, self._prepared, self._observed, self._restored = None, False, False, False
-            self._pace = Pace()
+            self._pace, self._steps, self._operating = Pace(), Steps(), False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check what the network alone can tell; it may have been built since ``setup``."""
@@ -140,7 +164,6 @@ class IterativePruning(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prune where the schedule says so."""
-        self._pace.waiting = False
         self._act(trainer, pl_module, 0)
 
     def on_train_batch_start(
@@ -168,16 +191,9 @@ class IterativePruning(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Whoever holds an event back may think otherwise now."""
-        self._pace.waiting = False
+        self._pace.try_again()
         if not trainer.sanity_checking:
             self._history.end_validation(trainer)
-
-    def on_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan, report: Report) -> None:
-        """Follow when another pruner has removed channels."""
-        self.pruner.resized(report.after)
-        if plan.keep and isinstance(self.pruner, WeightPruner):
-            self.pruner.follow(plan)
-            self._hold_masks(trainer, pl_module)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the statistics take in one backward pass."""
@@ -189,9 +205,13 @@ class IterativePruning(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Say if the first batches do not reach what has to be ranked, or train what the analysis has not seen."""
-        if not self._observed and (self.pruner.statistics is None or self.pruner.statistics.steps > 0):
+        if self._observed:
+            return
+        unseen = unseen_anywhere(trainer, self.pruner)
+        if unseen is not None:
             warn_unfollowed(self.pruner, pl_module)
-            self._observed = check_gradients(self.pruner, pl_module, batch_idx + 1 >= _CERTAIN or trainer.is_last_batch)
+            check_gradients(self.pruner, pl_module, unseen, batch_idx + 1 >= _CERTAIN or trainer.is_last_batch)
+            self._observed = not unseen
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take all hooks off the network and the optimizers; pruned shapes still go into later checkpoints."""
@@ -204,7 +224,9 @@ class IterativePruning(Callback):
         return {
             "pruner": self.pruner.state_dict(),
             "pace": self._pace.state_dict(),
+            "steps": self._steps.state_dict(),
             "finished": self._finished,
+            "observed": self._observed,
             "history": self._history.state_dict(),
         }
 
@@ -212,6 +234,12 @@ class IterativePruning(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Only rank 0 writes the file, and all ranks resume from it: the mean of their statistics adds up again."""
+        if self._operating:
+            raise RuntimeError(
+                "no checkpoint is saved: the training was interrupted in the middle of a pruning event, which leaves "
+                "the network half pruned. Resume from the last checkpoint before."
+            )
+        let_load_from_checkpoint(pl_module, checkpoint)
         if self.pruner.statistics is not None:
             totals = over_ranks(trainer, self.pruner.statistics.totals, "mean")
             checkpoint["callbacks"][self.state_key]["pruner"]["statistics"]["totals"] = totals
@@ -221,6 +249,9 @@ class IterativePruning(Callback):
         self.pruner.load_state_dict(state_dict["pruner"])
         self._pace.load_state_dict(state_dict["pace"])
         self._finished, self._restored = state_dict["finished"], True
+        self._observed = state_dict.get("observed", False)
+        if "steps" in state_dict:
+            self._steps.load_state_dict(state_dict["steps"])
         if "history" in state_dict:
             self._history.load_state_dict(state_dict["history"])
 
@@ -240,22 +271,28 @@ class IterativePruning(Callback):
         now = time_of(trainer, self.schedule, batch_idx)
         time = self._pace.time(now)
         fraction = self.schedule.fraction(time)
-        if fraction <= self.pruner.fraction or not self._prepared or self._finished or self._pace.waiting:
+        due = self._steps.is_due(fraction, self.pruner.fraction)
+        if not due or not self._prepared or self._finished or self._pace.waits(trainer.current_epoch):
             return
         self._paused = None
         tell(trainer, "on_before_prune", pl_module, self)
         if self._paused is not None:
-            self._pace.hold(time)
+            self._pace.hold(time, trainer.current_epoch)
             return
-        report = decide(trainer, pl_module, self.pruner, self._example, fraction)
+        step = self._steps.next(time, fraction, self.pruner.fraction)
+        budget = self.pruner.budget
+        self.pruner.budget = step.scaled(budget)
+        report = decide(trainer, pl_module, self.pruner, self._example, step.aim)
+        self.pruner.budget = budget
         if isinstance(report, BudgetError):
             rank_zero_warn(f"{report} Pruning ends here, at sparsity {self.sparsity:.4f}.")
             self._finish()
         elif isinstance(report, ValueError):
             rank_zero_warn(f"The pruning event that is due has to wait: {report}")
-            self._pace.hold(time)
+            self._pace.hold(time, trainer.current_epoch)
         else:
-            self._pace.go(now)
+            self._pace.go(now, step.time)
+            self._steps.take(step)
             self._carry_out(trainer, pl_module, report)
 
     def _carry_out(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: Report) -> None:
@@ -263,16 +300,31 @@ class IterativePruning(Callback):
             rank_zero_info(f"At epoch {trainer.current_epoch} there is nothing to remove yet: {report}")
             self.pruner.fraction = report.fraction
             return
+        self._operating = True
+        take_averages_along(trainer, pl_module, report)
         with unwrapped(trainer):
             track_plan(pl_module, report.plan)
             self.pruner.apply(pl_module, report, trainer.strategy.optimizers)
+            check_ranks_agree(trainer, pl_module)  # before DDP hands out the parameters of rank 0
+        forget_compiled()
         self._history.add(trainer, self.pruner.event, report)
         self._hold_masks(trainer, pl_module)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, IterativePruning):  # before listeners, who may save a checkpoint
+                callback._follow(trainer, pl_module, report)
+        self._operating = False
         rank_zero_info(f"Pruning event {self.pruner.event} at epoch {trainer.current_epoch}: {report}")
         forget_best(trainer)
         tell(trainer, "on_prune", pl_module, report.plan, report)
         if report.fraction >= 1:
             self._finish()
+
+    def _follow(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: Report) -> None:
+        """This pruner or another has changed the network."""
+        self.pruner.resized(report.after)
+        if report.plan.keep and isinstance(self.pruner, WeightPruner):
+            self.pruner.follow(report.plan)
+            self._hold_masks(trainer, pl_module)
 
     def _finish(self) -> None:
         """No event will follow; observing any longer would cost memory and time."""

@@ -1,34 +1,30 @@
-"""The strategy's side of surgery: the DDP wrapper is dropped before it and built anew after it."""
+"""What surgery has to take along: the DDP wrapper, dropped before it and built anew after it, and averaged copies."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import lightning.pytorch as pl
-from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS
 
+from lightning_prune.averaged import apply_to_copies
+from lightning_prune.callbacks.packages import DDP_STRATEGIES, MisconfigurationException
 from lightning_prune.granularity import Channels, Granularity
+from lightning_prune.report import Report
 
-_AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
 def check_trainer(trainer: pl.Trainer, granularity: Granularity) -> None:
-    """Refuse strategies under which a network cannot change its shapes, and callbacks that keep a second copy of it.
+    """Refuse strategies under which a network cannot change its shapes.
 
     Raises:
-        MisconfigurationException: Names the strategy or the callback, and what to use instead.
+        MisconfigurationException: Names the strategy, and what to use instead.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if {cls.__name__ for cls in type(callback).__mro__} & set(_AVERAGING):
-            raise MisconfigurationException(
-                f"{type(callback).__name__} keeps an averaged copy of the network, which does not follow pruning yet; "
-                "remove it, or average in a training after the pruning"
-            )
     names = {cls.__name__ for cls in type(trainer.strategy).__mro__}
     if isinstance(granularity, Channels) and names & set(_SHARDED):
         raise MisconfigurationException(
@@ -60,7 +56,7 @@ def check_optimizers(trainer: pl.Trainer, granularity: Granularity) -> None:
 def unwrapped(trainer: pl.Trainer) -> Iterator[None]:
     """Take the network out of its DDP wrapper, and wrap it again at the end."""
     strategy = trainer.strategy
-    if not isinstance(strategy, DDPStrategy) or not isinstance(strategy.model, DistributedDataParallel):
+    if not isinstance(strategy, DDP_STRATEGIES) or not isinstance(strategy.model, DistributedDataParallel):
         yield
         return
     for optimizer in strategy.optimizers:
@@ -69,3 +65,15 @@ def unwrapped(trainer: pl.Trainer) -> Iterator[None]:
     yield
     strategy.configure_ddp()
     strategy._pl_static_graph_delay_done = False
+
+
+def forget_compiled() -> None:
+    """Let what ``torch.compile`` has made be compiled anew: after eight changes of shapes it would run eagerly."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
+def take_averages_along(trainer: pl.Trainer, pl_module: pl.LightningModule, report: Report) -> None:
+    """Prune the averaged copies that callbacks and modules keep; the report already plans those inside the network."""
+    holders = [*trainer.callbacks, *pl_module.modules()]  # type: ignore[attr-defined]
+    apply_to_copies(holders, report.plan, pl_module)

@@ -8,11 +8,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich import box
 from rich.console import Console
@@ -21,6 +18,12 @@ from torch import nn
 
 from lightning_prune.callbacks.guard import AccuracyGuard, Verdict
 from lightning_prune.callbacks.hyperparameters import in_words
+from lightning_prune.callbacks.packages import (
+    MODEL_CHECKPOINTS,
+    TENSORBOARD_LOGGERS,
+    Callback,
+    MisconfigurationException,
+)
 from lightning_prune.callbacks.pruning import IterativePruning
 from lightning_prune.coupling import copy_of
 from lightning_prune.measure import Size, compare_latency, measure
@@ -40,6 +43,7 @@ class Round:
         sparsity: Fraction of the original that is gone.
         metric: The monitored metric at its last validation, None before one.
         verdict: What the guard said of it, empty without a guard.
+        gone: Whether a rollback has undone it.
     """
 
     epoch: int
@@ -47,6 +51,7 @@ class Round:
     sparsity: float
     metric: float | None = None
     verdict: str = ""
+    gone: bool = False
 
 
 class PruningSummary(Callback):
@@ -69,9 +74,9 @@ class PruningSummary(Callback):
         """Find out which metric the rows show."""
         if stage == "fit" and not _pruners(trainer):
             raise MisconfigurationException("PruningSummary has no pruning to sum up; add IterativePruning(...)")
-        watchers = [c for c in trainer.callbacks if isinstance(c, (AccuracyGuard, ModelCheckpoint)) and c.monitor]  # type: ignore[attr-defined]
-        if self.monitor is None and watchers:
-            self.monitor = watchers[0].monitor
+        watchers = [c for c in trainer.callbacks if isinstance(c, (AccuracyGuard, *MODEL_CHECKPOINTS))]  # type: ignore[attr-defined]
+        monitors = (getattr(callback, "monitor", None) for callback in watchers)
+        self.monitor = self.monitor or next(filter(None, monitors), None)
 
     def on_before_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruning: IterativePruning) -> None:
         """Begin with the dense network; anew as long as a guard holds the first event back."""
@@ -91,13 +96,24 @@ class PruningSummary(Callback):
         if self.monitor in trainer.callback_metrics:
             self._metric = float(trainer.callback_metrics[self.monitor])
             if self.rounds:
-                self.rounds[-1].metric = self._metric
+                self._row.metric = self._metric
 
     def on_verdict(self, trainer: pl.Trainer, verdict: Verdict) -> None:
         """Enter what the guard says of the row; of the dense network it may speak before the first row is there."""
         self._verdict = verdict.short
         if self.rounds:
-            self.rounds[-1].verdict = verdict.short
+            self._row.verdict = verdict.short
+
+    def on_rollback(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The row of the network that is back goes on."""
+        events = sum(pruning.pruner.event for pruning in _pruners(trainer))
+        for row in [row for row in self.rounds if not row.gone][1 + events :]:
+            row.gone = True
+
+    @property
+    def _row(self) -> Round:
+        """The row of the network as it is."""
+        return next(row for row in reversed(self.rounds) if not row.gone)
 
     def state_dict(self) -> dict[str, Any]:
         """Rows as plain dicts."""
@@ -169,7 +185,7 @@ class PruningSummary(Callback):
         for name, path in reversed(files.items()):
             console.print(f"{'checkpoint' if name == 'final' else 'dense network'}: {_shown(path)}")
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if isinstance(logger, TENSORBOARD_LOGGERS):
                 console.print(f"logs: tensorboard --logdir {_shown(logger.log_dir)}")
 
 
@@ -210,7 +226,7 @@ def _pruners(trainer: pl.Trainer) -> list[IterativePruning]:
 
 def _best(trainer: pl.Trainer) -> str | None:
     checkpoint = trainer.checkpoint_callback
-    if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
+    if isinstance(checkpoint, MODEL_CHECKPOINTS) and checkpoint.best_model_score is not None:
         return checkpoint.best_model_path
     return None
 
@@ -223,7 +239,7 @@ def _save_last(trainer: pl.Trainer) -> str:
 
 def _folder(trainer: pl.Trainer) -> str:
     checkpoint = trainer.checkpoint_callback
-    folder = checkpoint.dirpath if isinstance(checkpoint, ModelCheckpoint) else None
+    folder = checkpoint.dirpath if isinstance(checkpoint, MODEL_CHECKPOINTS) else None
     return str(folder or trainer.log_dir or trainer.default_root_dir)
 
 

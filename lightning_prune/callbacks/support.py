@@ -8,8 +8,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_prune.callbacks.packages import MODEL_CHECKPOINTS, MisconfigurationException
 
 
 def tell(trainer: pl.Trainer, event: str, *args: Any) -> None:
@@ -26,7 +26,7 @@ def forget_best(trainer: pl.Trainer) -> None:
     Until it is measured again its metric is not a number: a checkpoint saved before that has nothing to show.
     """
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+        if isinstance(callback, MODEL_CHECKPOINTS) and callback.monitor is not None:
             worst = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
             callback.best_k_models = {path: worst for path in callback.best_k_models}
             callback.kth_value, callback.best_model_score, callback.best_model_path = worst, None, ""

@@ -11,10 +11,12 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from lightning_prune.coupling.build import build_coupling
 from lightning_prune.coupling.calls import Calls
+from lightning_prune.coupling.constants import has_settings, settings_of, takes_places
 from lightning_prune.coupling.example import Example, run_on_copy
 from lightning_prune.coupling.groups import Coupling, Passes
-from lightning_prune.coupling.modes import ModeWatch, same_but_for_noise, switches
+from lightning_prune.coupling.modes import GradWatch, ModeWatch, compare_modes, switches
 from lightning_prune.coupling.rules import rule_of, step_of
+from lightning_prune.coupling.rules.registry import Rule
 from lightning_prune.coupling.taps import returned
 from lightning_prune.coupling.tensors import named_modules, named_tensors, tensors_in
 from lightning_prune.coupling.trace import Trace
@@ -76,19 +78,22 @@ def _analyse_copy(
         for module, own in buffers:
             module._buffers.update(own)
 
-    with ModeWatch() as mode:
-        outputs = _pass(trace, copy.eval(), example)
+    settings: list[Any] = []
+    with ModeWatch() as mode, GradWatch() as grads:
+        outputs = _pass(trace, copy.eval(), example, settings)
     restore()
     macs, sizes, scalars = list(trace.macs), list(trace.sizes), list(trace.scalars.found)
-    operations = tuple(step for func in trace.operations if (step := step_of(func)) is not None)
+    steps = (step for func in trace.operations if (step := step_of(func)) is not None)
+    operations = (*steps, tuple(settings))
     apart = fails = False
     unused = any(isinstance(trace.tensors[name], nn.Parameter) for name in trace.tensors.keys() - trace.reached)
-    if mode.asked or unused or switches(copy):
+    if mode.asked or grads.asked or unused or switches(copy):
         try:
-            apart = not same_but_for_noise(copy, example)
-            restore()
+            same, with_grads = compare_modes(copy, example, restore)
+            apart = not same
             if apart:
-                outputs += _pass(trace, copy.train(), example)
+                with torch.set_grad_enabled(with_grads):
+                    outputs += _pass(trace, copy.train(), example, [])
         except Exception:  # some networks want targets in train mode: then the eval pass has to be enough
             apart, fails = False, True
             trace.sizes, trace.scalars.found = sizes, scalars
@@ -97,9 +102,9 @@ def _analyse_copy(
     return build_coupling(trace, passes), trace.attention_splits()
 
 
-def _pass(trace: Trace, copy: nn.Module, example: Example) -> list[tuple[int, ...]]:
-    """Follow one forward pass; return the shapes of its outputs."""
-    tracer = Tracer(trace, rule_of)
+def _pass(trace: Trace, copy: nn.Module, example: Example, settings: list[Any]) -> list[tuple[int, ...]]:
+    """Follow one forward pass; return the shapes of its outputs, and add to ``settings``."""
+    tracer = Tracer(trace, partial(_noting, settings))
     running: list[str] = []
 
     def begin(name: str | None) -> None:
@@ -129,3 +134,17 @@ def _pass(trace: Trace, copy: nn.Module, example: Example) -> list[tuple[int, ..
         tracer.freeze(tensor, "output of the network")
         tracer.reach(tensor)
     return [tuple(tensor.shape) for tensor in tensors_in(outputs)]
+
+
+def _noting(settings: list[Any], func: Any) -> Rule | None:
+    """``rule_of``, with rules that also note what an operation is set to; None where that may follow a width."""
+    rule = rule_of(func)
+    if rule is None or not has_settings(func):
+        return rule
+
+    def noting(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        follow = takes_places(func) and (tracer.parts(args[0]) or not tracer.origins.on_meta)  # else they follow values
+        settings.append(None if follow else settings_of(func, args))
+        rule(tracer, func, args, kwargs, out)
+
+    return noting

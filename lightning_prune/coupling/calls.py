@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch.nn.functional as F
@@ -110,7 +110,9 @@ class Calls(TorchFunctionMode):
             return out
         if name not in _TAKING_SIZES:
             return func(*args, **kwargs)
-        self.tracer.given, self.tracer.called = [n for value in (args, kwargs) for n in _numbers(value)], name
+        given: list[int] = []
+        _add_numbers((args, kwargs), given)
+        self.tracer.given, self.tracer.called = given, name
         try:
             out = func(*args, **kwargs)
             if name in ("layer_norm", "rms_norm"):
@@ -176,17 +178,15 @@ class Calls(TorchFunctionMode):
         return out
 
 
-def _numbers(value: Any) -> Iterator[int]:
-    """Whole numbers inside the arguments of a call, in order."""
-    if isinstance(value, bool):
-        return
-    if isinstance(value, int):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _numbers(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _numbers(item)
-    elif isinstance(value, slice):
-        yield from _numbers((value.start, value.stop))
+def _add_numbers(values: Iterable[Any], found: list[int]) -> None:
+    """Add the whole numbers inside the arguments of a call to ``found``, in order."""
+    for value in values:
+        if isinstance(value, int):
+            if not isinstance(value, bool):
+                found.append(value)
+        elif isinstance(value, (tuple, list)):
+            _add_numbers(value, found)
+        elif isinstance(value, dict):
+            _add_numbers(value.values(), found)
+        elif isinstance(value, slice):
+            _add_numbers((value.start, value.stop), found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor
 _LITERAL = torch.ops.aten.lift_fresh.default  # a tensor is made of what Python knows
 _INTEGERS = ("int", "Optional[int]", "List[int]")
 _COUNTING = frozenset(("linspace", "logspace", "eye", "roll", "topk", "kthvalue", "tril", "triu", "diagonal"))
+_SETTINGS = frozenset(("padding", "dilation", "output_padding", "kernel_size", "output_size", "eps"))
+_WHERE = frozenset(("slice", "select", "constant_pad_nd"))  # their whole numbers are places
 _NUMBERS = ("Tensor", "number", "float", "Optional[Tensor]", "Optional[number]", "Optional[float]")
 
 
@@ -60,11 +62,42 @@ def constants_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on_me
         return numbers_in(args[0].tolist()) if seen else ()
     found = [args[n] if n < len(args) else kwargs.get(name) for n, name in _places(func)]
     flat = (item for value in found for item in (value if isinstance(value, (list, tuple)) else (value,)))
-    numbers: list[Any] = [value for value in flat if is_number(value)]
+    numbers: list[Any] = [value for value in flat if _is_value(value)]
     if not numbers:
         return ()
     with_tensors = on_meta and _reaches_meta(args, kwargs)
     return tuple(float(value) for value in numbers if with_tensors or not isinstance(value, Tensor))
+
+
+def settings_of(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The numbers that say how an ATen call works, such as a padding or a place to cut at; () for most calls."""
+    return tuple(args[n] for n in _set_by(func) if n < len(args))
+
+
+def same_settings(before: Sequence[Any], now: Sequence[Any]) -> bool:
+    """Whether the settings of two passes are the same, but for those that may follow a width: None in ``before``."""
+    return len(before) == len(now) and all(a is None or a == b for a, b in zip(before, now, strict=True))
+
+
+@cache
+def _set_by(func: Any) -> tuple[int, ...]:
+    """Positions of the arguments of an ATen overload that are settings; of a convolution, not how many groups."""
+    arguments = func._schema.arguments
+    names = _SETTINGS | {"stride"} if any(a.name == "padding" for a in arguments) else _SETTINGS
+    if takes_places(func):
+        return tuple(range(1, len(arguments)))
+    return tuple(n for n, a in enumerate(arguments) if a.name in names)
+
+
+def has_settings(func: Any) -> bool:
+    """Whether ``settings_of`` knows of any for calls of an ATen overload."""
+    return bool(_set_by(func))
+
+
+@cache
+def takes_places(func: Any) -> bool:
+    """Whether the settings of an ATen overload are places in a tensor, which follow a width where they cut channels."""
+    return name_of(func) in _WHERE
 
 
 @cache
@@ -95,6 +128,13 @@ def is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.dim() == 0 and not value.is_meta and not value.is_complex() and value.dtype != torch.bool
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_value(value: Any) -> bool:
+    """What ``is_number`` takes, or whether something is the case."""
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and not value.is_meta and not value.is_complex()
+    return isinstance(value, (int, float))
 
 
 @cache

@@ -31,7 +31,17 @@ def copy_of(model: nn.Module, copied: dict[int, Any] | None = None) -> nn.Module
         model: The network.
         copied: Copies that are already made, by the id of their original.
     """
-    return _copied(model, dict(copied or {}))
+    made = _copied(model, dict(copied or {}))
+    for _, module in named_modules(made):
+        for name in _compiled_methods(module):
+            del vars(module)[name]
+    return made
+
+
+def _compiled_methods(module: nn.Module) -> list[str]:
+    """Methods that were compiled one by one, as Lightning does: those of a copy would call the original."""
+    compiled = [key for key, value in vars(module).items() if hasattr(value, "_torchdynamo_orig_callable")]
+    return [key for key in compiled if getattr(type(module), key, None) not in (None, nn.Module.forward)]
 
 
 def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:

@@ -59,7 +59,9 @@ def _collect(value: Any, found: list[Tensor]) -> None:
         found.append(value)
     elif isinstance(value, (list, tuple, set)):
         for item in value:
-            if type(item) not in _PLAIN:
+            if isinstance(item, Tensor):
+                found.append(item)
+            elif type(item) not in _PLAIN:
                 _collect(item, found)
     elif isinstance(value, dict):
         _collect(tuple(value.values()), found)

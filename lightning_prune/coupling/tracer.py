@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -83,7 +83,7 @@ class Tracer(TorchDispatchMode):
         found = tensor.__dict__.get(_FACTS)
         if found is None or found.tracer is not self:
             found = tensor.__dict__[_FACTS] = Facts(self)
-        return cast(Facts, found)
+        return found  # type: ignore[no-any-return]
 
     def reach(self, tensor: Tensor) -> None:
         """Note that the forward pass uses ``tensor``: a parameter, a buffer, or positions among some channels."""

@@ -108,21 +108,27 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def launch(folder: Path, ranks: int) -> dict[str, list[dict[str, Any]]]:
-    """Run the script; method -> what each rank saved."""
+METHOD_NAMES = ("channels", "steps", "masks")
+
+
+def launch(
+    folder: Path, ranks: int, source: str = SCRIPT, methods: tuple[str, ...] = METHOD_NAMES
+) -> dict[str, list[dict[str, Any]]]:
+    """Run a script; method -> what each rank saved."""
     script = folder / "train.py"
-    script.write_text(SCRIPT)
+    script.write_text(source)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PL_"))},
         "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(TESTS), str(Path(lightning_prune.__file__).parents[1])]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(TESTS), str(TESTS / "callbacks"), str(Path(lightning_prune.__file__).parents[1])]
+        ),
     }
     command = [sys.executable, str(script), str(ranks), str(folder)]
     with (folder / "log.txt").open("w") as log:
         done = subprocess.run(command, env=environment, stdout=log, stderr=log, timeout=150, cwd=folder)
     assert done.returncode == 0, (folder / "log.txt").read_text()[-4000:]
-    methods = ("channels", "steps", "masks")
     return {
         method: [torch.load(folder / f"{method}_{rank}.pt", weights_only=True) for rank in range(ranks)]
         for method in methods
@@ -149,7 +155,7 @@ def same(a: Any, b: Any) -> bool:
     return a == b
 
 
-METHODS = pytest.mark.parametrize("method", ["channels", "steps", "masks"])
+METHODS = pytest.mark.parametrize("method", METHOD_NAMES)
 
 
 @METHODS

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import Events, Lit, fit, trainer_for, widths, zero_share
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from scripted import Scripted, loader, pruning
 from torch import Tensor, nn
@@ -15,13 +15,6 @@ from lightning_prune.criteria import Magnitude, Taylor
 from lightning_prune.schedules import Constant, Linear, Rounds
 
 HALF = Ratio(0.5)
-
-
-@pytest.mark.parametrize("granularity", [None, Weights()], ids=["channels", "weights"])
-def test_averaging_callbacks_are_refused(tmp_path, granularity) -> None:
-    pruning = IterativePruning(Constant(1), Ratio(0.5), granularity=granularity)
-    with pytest.raises(MisconfigurationException, match="StochasticWeightAveraging keeps an averaged copy"):
-        fit(tmp_path, Lit(), pruning, StochasticWeightAveraging(swa_lrs=0.01), max_epochs=2)
 
 
 def test_lbfgs_is_refused_for_channels(tmp_path) -> None:

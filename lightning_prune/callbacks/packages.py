@@ -1,0 +1,37 @@
+"""Lightning's two packages, ``lightning.pytorch`` and ``pytorch_lightning``: the same code, but distinct classes.
+
+Callbacks of ours inherit from both, so that either Trainer and either CLI takes them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from lightning.pytorch.strategies import DDPStrategy
+
+_PACKAGES = [name for name in ("lightning.pytorch", "pytorch_lightning") if find_spec(name.partition(".")[0])]
+
+
+def _in_both(module: str, name: str) -> tuple[type[Any], ...]:
+    return tuple(getattr(import_module(f"{package}.{module}"), name) for package in _PACKAGES)
+
+
+MODEL_CHECKPOINTS: tuple[type[ModelCheckpoint], ...] = _in_both("callbacks", "ModelCheckpoint")
+TENSORBOARD_LOGGERS: tuple[type[TensorBoardLogger], ...] = _in_both("loggers", "TensorBoardLogger")
+DDP_STRATEGIES: tuple[type[DDPStrategy], ...] = _in_both("strategies", "DDPStrategy")
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback as Callback
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException as MisconfigurationException
+else:
+
+    class Callback(*_in_both("callbacks", "Callback")):
+        """A callback of both packages."""
+
+    class MisconfigurationException(*_in_both("utilities.exceptions", "MisconfigurationException")):
+        """The error of both packages for settings that cannot work."""

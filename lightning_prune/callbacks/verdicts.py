@@ -1,0 +1,87 @@
+"""What the guard says of a network, and what it compares it to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Reference = Literal["previous", "baseline", "best"]
+
+_FLOAT32_ROUNDING = 1e-6  # metrics are logged in float32: 1.0 - 0.9 must be within 0.1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One judgement of the guard.
+
+    Attributes:
+        epoch: Epoch of the validation that was judged.
+        value: The monitored metric then.
+        reference: What it was compared to, None where there was nothing yet.
+        kept: Whether the drop was within bounds.
+        says: The verdict in words.
+        rolled_back: Whether the last accepted network was brought back.
+    """
+
+    epoch: int
+    value: float
+    reference: float | None
+    kept: bool
+    says: str
+    rolled_back: bool = False
+
+    @property
+    def short(self) -> str:
+        """The verdict in a few words."""
+        what = "rolled back" if self.rolled_back else "kept" if self.kept else "dropped"
+        if math.isnan(self.value):
+            return f"{what} (nan)"
+        if self.reference is None:
+            return "baseline"
+        return f"{what} ({self.value - self.reference:+.4f})"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """How much worse than a reference a metric may be.
+
+    Attributes:
+        monitor: Its name.
+        max_drop: How much, in its own unit.
+        mode: Whether higher or lower is better.
+        compared_to: What the reference is.
+    """
+
+    monitor: str
+    max_drop: float
+    mode: Literal["max", "min"]
+    compared_to: Reference
+
+    def judge(self, epoch: int, value: float, verdicts: Sequence[Verdict]) -> Verdict:
+        """The verdict on ``value``, after these ``verdicts``."""
+        reference = self._reference(verdicts)
+        kept = self._is_kept(value, reference)
+        return Verdict(epoch, value, reference, kept, self._words(value, reference, kept))
+
+    def _reference(self, verdicts: Sequence[Verdict]) -> float | None:
+        kept = [verdict.value for verdict in verdicts if verdict.kept]
+        if not kept:
+            return None
+        if self.compared_to == "best":
+            return max(kept) if self.mode == "max" else min(kept)
+        return kept[0] if self.compared_to == "baseline" else kept[-1]
+
+    def _is_kept(self, value: float, reference: float | None) -> bool:
+        if reference is None:
+            return not math.isnan(value)
+        bound = reference - self.max_drop if self.mode == "max" else reference + self.max_drop
+        within = value >= bound if self.mode == "max" else value <= bound
+        return within or math.isclose(value, bound, rel_tol=_FLOAT32_ROUNDING)
+
+    def _words(self, value: float, reference: float | None, kept: bool) -> str:
+        if reference is None:
+            return f"{self.monitor} {value:.4f} is {'the baseline' if kept else 'not a number: dropped'}"
+        against = f"{self.monitor} {value:.4f} against {reference:.4f} ({self.compared_to})"
+        return f"{against}: {'within' if kept else 'dropped by more than'} {self.max_drop:g}"

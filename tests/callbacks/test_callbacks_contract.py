@@ -1,0 +1,184 @@
+"""What holds for every callback of the package; a new callback is one row."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import Lit, trainer_for, widths, zero_share
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from test_callbacks_ddp import launch, same
+
+import lightning_prune.callbacks
+from lightning_prune import AccuracyGuard, IterativePruning, SlimmingPenalty, SparsityLogger, Weights
+from lightning_prune.budgets import Ratio, Sparsity
+from lightning_prune.callbacks import PrunedCheckpoints, PruningSummary
+from lightning_prune.schedules import Cubic, Rounds
+
+EPOCHS = 4
+
+
+def channels() -> IterativePruning:
+    return IterativePruning(Rounds(1, 1, 2), Ratio(0.5), "taylor")
+
+
+ROWS: dict[str, Callable[[], list[Callback]]] = {  # the callback that is meant first, then what it needs
+    "IterativePruning": lambda: [channels()],
+    "IterativePruning of weights": lambda: [IterativePruning(Cubic(1, 3), Sparsity(0.6), granularity=Weights())],
+    "AccuracyGuard": lambda: [AccuracyGuard("val_loss", 5.0, mode="min"), channels()],
+    "SlimmingPenalty": lambda: [SlimmingPenalty(1e-3), channels()],
+    "SparsityLogger": lambda: [SparsityLogger(), channels()],
+    "PruningSummary": lambda: [PruningSummary(), channels()],
+    "PrunedCheckpoints": lambda: [PrunedCheckpoints(), channels()],
+}
+EMA: Any = getattr(lightning_callbacks, "EMAWeightAveraging", None)
+ROW = pytest.mark.parametrize("row", ROWS)
+
+
+def fit(folder: Path, module: Any, callbacks: list[Callback], ckpt_path: Any = None, **options: Any) -> Trainer:
+    options = {"max_epochs": EPOCHS, "logger": CSVLogger(folder), **options}
+    trainer = trainer_for(folder, *callbacks, **options)
+    torch.manual_seed(0)
+    trainer.fit(module, ckpt_path=ckpt_path)
+    return trainer
+
+
+def model() -> Lit:
+    torch.manual_seed(0)
+    return Lit()
+
+
+def check(lit: LightningModule, row: str) -> None:
+    """The network is as small as its row says, and nothing is left on it."""
+    assert widths(lit.net) == ([8, 8, 3] if row.endswith("weights") else [4, 4, 3])
+    if row.endswith("weights"):
+        assert zero_share(lit) == pytest.approx(0.6, abs=0.01)
+    for module in lit.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert not module._backward_hooks
+
+
+def states(callbacks: list[Callback]) -> list[dict[str, Any]]:
+    """Without the path of the one file that is written, which lies in the folder of the training."""
+    return [{k: v for k, v in callback.state_dict().items() if k != "dense_path"} for callback in callbacks]
+
+
+def test_every_callback_has_a_row() -> None:
+    assert set(lightning_prune.callbacks.__all__) <= set(ROWS)
+    assert all(type(make()[0]).__name__ == name.split()[0] for name, make in ROWS.items())
+
+
+@ROW
+def test_resume(tmp_path, row) -> None:
+    whole, callbacks = model(), ROWS[row]()
+    fit(tmp_path, whole, [*callbacks, ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)])
+    check(whole, row)
+    for epoch in (0, 1, 2):
+        lit, own = Lit(), ROWS[row]()
+        fit(tmp_path / "part", lit, own, tmp_path / f"epoch={epoch}.ckpt")
+        assert same(dict(lit.state_dict()), dict(whole.state_dict())), epoch
+        assert same(states(own), states(callbacks)), epoch
+
+
+@ROW
+def test_accumulation(tmp_path, row) -> None:
+    lit = model()
+    fit(tmp_path, lit, ROWS[row](), accumulate_grad_batches=3)
+    check(lit, row)
+
+
+@ROW
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_bf16(tmp_path, row, precision) -> None:
+    lit = model()
+    fit(tmp_path, lit, ROWS[row](), precision=precision)
+    check(lit, row)
+    assert all(parameter.isfinite().all() for parameter in lit.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["IterativePruning", "IterativePruning of weights"])
+def test_compile(tmp_path, row) -> None:
+    """The other callbacks all at once: compiling takes long."""
+    lit = model()
+    torch._dynamo.reset()
+    others = [make()[0] for name, make in ROWS.items() if not name.startswith("IterativePruning")]
+    fit(tmp_path, torch.compile(lit, backend="eager"), [*ROWS[row](), *others], limit_train_batches=2)
+    check(lit, row)
+
+
+@pytest.mark.skipif(EMA is None, reason="this version of Lightning has no EMA")
+@pytest.mark.parametrize("first", [True, False])
+@ROW
+def test_ema(tmp_path, row, first) -> None:
+    lit, ema = model(), EMA(decay=0.5)
+    fit(tmp_path, lit, [ema, *ROWS[row]()] if first else [*ROWS[row](), ema])
+    check(lit, row)
+    assert [p.shape for p in ema._average_model.module.parameters()] == [p.shape for p in lit.parameters()]
+
+
+@ROW
+def test_a_second_fit(tmp_path, row) -> None:
+    lit, callbacks = model(), ROWS[row]()
+    fit(tmp_path, lit, callbacks)
+    before = [parameter.detach().clone() for parameter in lit.parameters()]
+    fit(tmp_path / "again", lit, callbacks, max_epochs=1)
+    check(lit, row)
+    assert not any(torch.equal(a, b) for a, b in zip(before, lit.parameters(), strict=True))
+
+
+def pickled(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))
+
+
+@ROW
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
+def test_copies_and_pickles(tmp_path, row, duplicate) -> None:
+    """Fresh callbacks work as their originals do; used ones, and the module, keep what they have become."""
+    original, twin = model(), model()
+    callbacks = ROWS[row]()
+    copies = duplicate(callbacks)
+    fit(tmp_path / "a", original, callbacks)
+    fit(tmp_path / "b", twin, copies)
+    assert same(dict(original.state_dict()), dict(twin.state_dict()))
+    assert same(states(callbacks), states(copies))
+    for callback in callbacks:
+        assert same(duplicate(callback).state_dict(), callback.state_dict())
+    again = duplicate(original)
+    check(again, row)
+    assert same(dict(again.state_dict()), dict(original.state_dict()))
+    assert again.state_dict()._metadata == original.state_dict()._metadata
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import torch
+from test_callbacks_contract import EPOCHS, ROWS, fit, model, states
+
+ranks, folder = int(sys.argv[1]), Path(sys.argv[2])
+torch.set_num_threads(1)
+
+if __name__ == "__main__":
+    for number, row in enumerate(ROWS):
+        lit, callbacks = model(), ROWS[row]()
+        trainer = fit(folder / str(number), lit, callbacks, strategy="ddp", devices=ranks)
+        rank = trainer.global_rank
+        torch.save(dict(lit.named_parameters()) | {"rank": rank}, folder / f"{row}_{rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks(tmp_path) -> None:
+    for row, (first, second) in launch(tmp_path, 2, SCRIPT, tuple(ROWS)).items():
+        assert (first.pop("rank"), second.pop("rank")) == (0, 1)
+        assert same(first, second), row
+        assert first["net.3.weight"].shape[0] == (8 if row.endswith("weights") else 4)
