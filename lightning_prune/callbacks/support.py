@@ -21,10 +21,14 @@ def tell(trainer: pl.Trainer, event: str, *args: Any) -> None:
 
 
 def forget_best(trainer: pl.Trainer) -> None:
-    """Let every ``ModelCheckpoint`` look for the best network of the new size; the next one saved replaces the old.
+    """Let ``ModelCheckpoint`` and ``EarlyStopping`` look for the best network of the new size.
 
-    Until it is measured again its metric is not a number: a checkpoint saved before that has nothing to show.
+    The next checkpoint saved replaces the old. Until the network is measured again its metric is not a number: a
+    checkpoint saved before that has nothing to show.
     """
+    for stopping in trainer.early_stopping_callbacks:
+        worst = torch.tensor(torch.inf if stopping.mode == "min" else -torch.inf)
+        stopping.best_score, stopping.wait_count = worst.to(stopping.best_score), 0
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, MODEL_CHECKPOINTS) and callback.monitor is not None:
             worst = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
