@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_prune.sharded import own_part, part_like
+
 _CHUNK = 2**18  # weights looked at together on a CPU: what is made of them stays in its cache
 _CHUNK_CUDA = 2**22  # large enough for a launch, small beside a network where memory matters
 _HALVES = 2**16  # values that half of the bits of a float32 can have
@@ -143,7 +145,7 @@ def _chunks(values: Tensor, free: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 class MaskKeeper:
     """Applies masks in place, after every optimizer step, to weights and to what optimizers remember of them.
 
-    It needs no memory besides the masks where they are on the parameters' device.
+    It needs no memory besides masks on the parameters' device, and shares those that are there.
 
     Args:
         parameters: Parameter name -> parameter.
@@ -152,7 +154,7 @@ class MaskKeeper:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
         self._parameters = [parameters[name] for name in masks]
-        self._masks = [mask.to(p.device) for p, mask in zip(self._parameters, masks.values(), strict=True)]
+        self._masks = [part_like(mask, p) for p, mask in zip(self._parameters, masks.values(), strict=True)]
         self._handles: list[RemovableHandle] = []
 
     def hold(self, optimizers: list[Optimizer]) -> None:
@@ -174,22 +176,31 @@ class MaskKeeper:
     def apply(self, optimizers: list[Optimizer]) -> None:
         """Zero the masked weights, and the entries of optimizer state (momentum, moments) that belong to them."""
         for parameter, mask in zip(self._parameters, self._masks, strict=True):
-            _zero(parameter, mask)
+            held = [own_part(parameter)]
             for optimizer in optimizers:
                 for value in optimizer.state.get(parameter, {}).values():
                     if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
-                        _zero(value, mask)
+                        held.append(own_part(value))
+            _multiply(held, mask)
 
 
-def _zero(tensor: Tensor, mask: Tensor) -> None:
-    """Multiply by the mask, in place: as bytes, which a CPU converts several times faster than bools."""
-    factor = mask.view(torch.uint8)
-    if tensor.device.type != "cpu" or tensor.numel() <= _CHUNK:
-        tensor.mul_(factor)
+def _multiply(tensors: list[Tensor], mask: Tensor) -> None:
+    """Multiply tensors of one shape by their mask, in place.
+
+    Bytes become factors several times faster than bools do. A CPU makes the factors of a chunk once, in its cache; a
+    GPU needs none.
+    """
+    factors = torch.atleast_1d(mask.view(torch.uint8))
+    if factors.device.type != "cpu":
+        for tensor in tensors:
+            tensor.mul_(factors.view_as(tensor))
         return
-    rows = max(1, _CHUNK * len(tensor) // tensor.numel())  # a CPU converts the factors of a chunk into its cache
-    for part, factors in zip(tensor.split(rows), factor.split(rows), strict=True):
-        part.mul_(factors)
+    rows = max(1, _CHUNK * len(factors) // max(1, factors.numel()))
+    views = [torch.atleast_1d(tensor).split(rows) for tensor in tensors]
+    for factor, *parts in zip(factors.split(rows), *views, strict=True):
+        converted = factor.to(tensors[0].dtype)
+        for part in parts:
+            part.mul_(converted)
 
 
 def pack(masks: Mapping[str, Tensor]) -> dict[str, dict[str, object]]:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.coupling import Example, run_on_copy
+from lightning_prune.sharded import whole
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def measure(model: nn.Module, example: Example | None) -> Size:
     """
     return Size(
         params=sum(p.numel() for p in model.parameters()),
-        nonzero=sum(int(torch.count_nonzero(p.detach())) for p in model.parameters()),
+        nonzero=sum(int(torch.count_nonzero(whole(p.detach()))) for p in model.parameters()),
         macs=None if example is None else count_macs(model, example),
     )
 

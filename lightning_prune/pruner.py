@@ -16,6 +16,7 @@ from lightning_prune.criteria import Criterion, Scoring
 from lightning_prune.measure import Size
 from lightning_prune.report import Report
 from lightning_prune.scope import Scope
+from lightning_prune.sharded import Whole, is_sharded
 
 
 class Pruner(ABC):
@@ -69,7 +70,8 @@ class Pruner(ABC):
     def scoring(self, model: nn.Module) -> Scoring:
         """What the criterion may look at now."""
         totals: Mapping[str, Tensor] = self.statistics.totals if self.statistics is not None else {}
-        return Scoring(model, dict(named_tensors(model)), totals, self.event)
+        tensors = dict(named_tensors(model))
+        return Scoring(model, Whole(tensors) if is_sharded(model) else tensors, totals, self.event)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, dicts and tensors."""

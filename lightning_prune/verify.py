@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune.coupling import Coupling, Example, copy_of, run_on_copy, shapes
 from lightning_prune.coupling.calls import Literals, WithoutDropout
-from lightning_prune.coupling.constants import constants_of, has_settings, same_settings, scalar_of, settings_of
+from lightning_prune.coupling.constants import constants_of, same_settings, scalar_of, setting_places, settings_at
 from lightning_prune.coupling.groups import Site
 from lightning_prune.coupling.modes import as_training
 from lightning_prune.coupling.rules import is_cut, is_reshape, rule_of, step_of
@@ -146,8 +146,9 @@ class _Watch(TorchDispatchMode):
         step = step_of(func)
         if step is not None:
             self.operations.append(step)
-        if has_settings(func) and rule_of(func) is not None:
-            self.settings.append(settings_of(func, args))
+        places = setting_places(func)
+        if places and rule_of(func) is not None:
+            self.settings.append(settings_at(places, args))
         if reshaped or cut:
             self.shapes += [(cut, tuple(tensor.shape)) for tensor in tensors_in(out)]
         scalar = scalar_of(func, args)

@@ -20,6 +20,7 @@ from lightning_prune.plan import Plan
 from lightning_prune.pruner import Pruner, check_finite, nonzero_in
 from lightning_prune.report import Report
 from lightning_prune.scope import Scope
+from lightning_prune.sharded import reshard, whole
 from lightning_prune.spaces import WeightSpace
 
 
@@ -75,6 +76,7 @@ class WeightPruner(Pruner):
 
     def keeper(self, model: nn.Module) -> MaskKeeper:
         """What holds the masks on ``model``."""
+        reshard(model)
         return MaskKeeper(dict(model.named_parameters()), self.masks)
 
     def follow(self, plan: Plan) -> None:
@@ -118,5 +120,5 @@ def _hidden(mask: Tensor) -> int:
 
 def _nonzero_under(masks: Mapping[str, Tensor], model: nn.Module) -> int:
     """How many parameters are not zero once the masks are applied; one tensor at a time, and in bools."""
-    parameters = ((name, parameter.detach()) for name, parameter in model.named_parameters())
+    parameters = ((name, whole(parameter.detach())) for name, parameter in model.named_parameters())
     return nonzero_in(p.logical_and(masks[name].to(p.device)) if name in masks else p for name, p in parameters)

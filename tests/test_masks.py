@@ -5,7 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_prune import masks as masks_room
 from lightning_prune.masks import MaskKeeper, lowest_masks, pack, unpack
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=4)
@@ -21,6 +23,21 @@ def scored(draw: st.DrawFn) -> dict[str, Tensor]:
 
 def hidden(masks: dict[str, Tensor]) -> int:
     return sum(int((~mask).sum()) for mask in masks.values())
+
+
+class Allocations(TorchDispatchMode):
+    """Notes the bytes of every new storage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        old = {a.untyped_storage().data_ptr() for a in args if isinstance(a, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.untyped_storage().data_ptr() not in old:
+            self.sizes.append(result.untyped_storage().nbytes())
+        return result
 
 
 # ---- which weights go
@@ -114,6 +131,51 @@ def test_parameters_without_a_mask_join() -> None:
     )
     assert masks["a"].tolist() == [True, True, False]  # the highest score, masked long ago
     assert masks["b"].tolist() == [True, False, False]
+
+
+VALUES = [0.0, -0.0, 1e-45, -1e-45, 1.5, -1.5, 1.5000001, -1.5000001, 3.4e38, -3.4e38]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(VALUES) | st.floats(-2, 2, width=32), min_size=1, max_size=40), max_size=4),
+    st.integers(0, 2**31),
+    st.floats(0, 1),
+    st.booleans(),
+)
+def test_the_selection_is_that_of_a_stable_sort(
+    lists: list[list[float]], seed: int, share: float, some_masked: bool
+) -> None:
+    """Whatever the signs and ties, across parameters and chunks: a second implementation, in Python."""
+    scores = {f"t{i}": torch.tensor(values) for i, values in enumerate(lists)}
+    generator = torch.Generator().manual_seed(seed)
+    old = {name: torch.rand(v.shape, generator=generator) > 0.4 for name, v in scores.items()} if some_masked else {}
+    expected = {name: old[name].clone() if some_masked else torch.ones(len(scores[name])).bool() for name in scores}
+    free = []
+    for name, values in scores.items():
+        live = [i for i in range(len(values)) if expected[name][i]]
+        survivor = max(live, key=lambda i: (values[i].item(), -i), default=None)
+        free += [(values[i].item(), len(free) + i, name, i) for i in live if i != survivor]
+    masked = hidden(expected)
+    count = round(share * (masked + len(free)))
+    for _, _, name, index in sorted(free, key=lambda entry: entry[0])[: max(count - masked, 0)]:
+        expected[name][index] = False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks_room, "_CHUNK", 7)
+        found = lowest_masks(scores, old, count)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in scores)
+
+
+def test_scores_are_looked_at_and_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks_room, "_CHUNK", 2**16)
+    size, generator = 2**20, torch.Generator().manual_seed(0)
+    scores = {name: torch.rand(512, 2048, generator=generator) for name in "abc"}
+    with Allocations() as memory:
+        masks = lowest_masks(scores, {}, 3 * size // 2)
+    assert hidden(masks) == 3 * size // 2
+    memory.sizes.sort()
+    assert memory.sizes[-3:] == [size] * 3  # the masks themselves, a byte for each weight
+    assert memory.sizes[-4] == 8 * 2**16  # the counts
 
 
 def test_nothing_is_hidden_by_a_count_of_zero() -> None:
@@ -231,6 +293,38 @@ def test_masks_take_the_type_of_their_parameter(dtype: torch.dtype) -> None:
     assert parameters["w"].dtype == dtype
     assert parameters["w"].tolist() == [[1, 0], [0, 1]]
     assert parameters["v"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("shape", [(700_001,), (3, 200_003), (600_001, 1), (64, 32, 17, 19)], ids=str)
+def test_large_tensors_are_masked_whole(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values, mask = torch.randn(shape, generator=generator), torch.rand(shape, generator=generator) > 0.5
+    formats = [torch.contiguous_format] + [torch.channels_last] * (len(shape) == 4)
+    for memory_format in formats:
+        parameter = nn.Parameter(values.clone(memory_format=memory_format))
+        MaskKeeper({"w": parameter}, {"w": mask}).apply([])
+        assert torch.equal(parameter.detach(), values.masked_fill(~mask, 0))
+
+
+def test_keeping_masks_needs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks_room, "_CHUNK", 1000)
+    parameter = nn.Parameter(torch.ones(1000, 700))
+    mask = torch.rand(1000, 700, generator=torch.Generator().manual_seed(0)) > 0.5
+    optimizer = torch.optim.Adam([parameter])
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    with Allocations() as memory:
+        MaskKeeper({"w": parameter}, {"w": mask}).apply([optimizer])
+    assert max(memory.sizes) <= 4 * 1000  # the factors of a chunk
+    assert torch.equal(parameter == 0, ~mask)
+    assert torch.equal(optimizer.state[parameter]["exp_avg"] == 0, ~mask)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,)], ids=str)
+def test_the_smallest_tensors_are_masked(shape: tuple[int, ...]) -> None:
+    parameter = nn.Parameter(torch.ones(shape))
+    MaskKeeper({"w": parameter}, {"w": torch.zeros(shape, dtype=torch.bool)}).apply([])
+    assert torch.equal(parameter.detach(), torch.zeros(shape))
 
 
 def test_masks_act_in_place() -> None:

@@ -294,6 +294,29 @@ def test_a_module_called_twice_sums_its_calls() -> None:
     torch.testing.assert_close(statistics.totals["shared"], expected.detach())
 
 
+def test_a_graph_that_is_kept_may_be_used_again(groups: list[Group]) -> None:
+    """Two losses of one forward pass, each with a backward pass of its own, are as two forward passes."""
+    net, batch = make(norm=False)
+    expected: dict[str, Tensor] = {}
+    for out in range(2):
+        statistics = ActivationGradient()
+        statistics.attach(net, groups)
+        statistics.begin_step(0)
+        net(batch)[:, out].square().sum().backward()
+        statistics.commit()
+        for name, total in statistics.totals.items():
+            expected[name] = expected[name] + total if name in expected else total
+        statistics.detach()
+    statistics.attach(net, groups)
+    statistics.reset()
+    statistics.begin_step(0)
+    output = net(batch)
+    output[:, 0].square().sum().backward(retain_graph=True)
+    output[:, 1].square().sum().backward()
+    statistics.commit()
+    assert_same(statistics.totals, expected)
+
+
 def test_layers_without_gradients_are_unseen(groups: list[Group]) -> None:
     net, batch = make()
     net.stem.requires_grad_(False)

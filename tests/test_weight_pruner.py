@@ -1,5 +1,7 @@
+import copy
 import io
 import re
+import weakref
 
 import pytest
 import torch
@@ -68,6 +70,42 @@ def test_the_lowest_weights_of_the_network_go() -> None:
     after = torch.cat([net[0].weight.flatten(), net[4].weight.flatten()]).detach()
     threshold = before.sort().values[712 - 1]
     assert torch.equal(after == 0, before <= threshold)
+
+
+class Counted(Magnitude):
+    """Magnitude that notes which scores are alive when others are asked for."""
+
+    alive: list[weakref.ref] = []  # noqa: RUF012
+    most = 0
+
+    def score_weights(self, name, scoring):
+        cls = type(self)
+        cls.most = max(cls.most, sum(ref() is not None for ref in cls.alive))
+        scores = super().score_weights(name, scoring)
+        cls.alive.append(weakref.ref(scores))
+        return scores
+
+
+def test_scores_of_one_parameter_at_a_time_are_in_memory() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(*[nn.Linear(6, 6) for _ in range(5)])
+    same = copy.deepcopy(net)
+    report = event(WeightPruner(Counted(), Sparsity(0.5), Scope()), net, 1.0)
+    assert Counted.most == 0
+    assert len(Counted.alive) == 3 * 5  # three passes
+    assert not any(ref() for ref in Counted.alive)
+    plain = event(WeightPruner(Magnitude(), Sparsity(0.5), Scope()), same, 1.0)
+    assert all(torch.equal(mask, plain.plan.masks[name]) for name, mask in report.plan.masks.items())
+
+
+def test_scores_that_are_not_finite_are_named() -> None:
+    for poison in (float("nan"), float("inf"), -float("inf")):
+        net = make()
+        with torch.no_grad():
+            net[4].weight[3, 5] = poison
+        pruner = WeightPruner(Magnitude(), Sparsity(0.5), Scope())
+        with pytest.raises(ValueError, match=r"gives '4\.weight' scores that are not finite"):
+            pruner.plan(net, None, 1.0)
 
 
 def test_masked_weights_stay_masked_whatever_a_criterion_says_later() -> None:

@@ -13,19 +13,20 @@ from torch import Tensor, distributed, nn
 from lightning_prune.coupling import Example
 from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report
+from lightning_prune.sharded import is_sharded
 
 
 def decide(
     trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: Pruner, example: Example | None, fraction: float
 ) -> Report | ValueError:
-    """The next event, planned on rank 0 from the statistics of all ranks.
+    """The next event, planned on rank 0 from the statistics of all ranks; on all ranks where each holds a part.
 
     Or why there can be none: for good (``BudgetError``), or now (any other ``ValueError``).
     """
     if pruner.statistics is not None:
         pruner.statistics.totals = over_ranks(trainer, pruner.statistics.totals, "sum")
     decision: Report | ValueError | None = None
-    if trainer.is_global_zero:
+    if is_sharded(pl_module) or trainer.is_global_zero:
         try:
             decision = pruner.plan(pl_module, example, fraction)
         except ValueError as error:
@@ -66,12 +67,12 @@ def gathered(trainer: pl.Trainer, value: Any) -> list[Any]:
 def check_ranks_agree(trainer: pl.Trainer, network: nn.Module) -> None:
     """The parameters must be the same on all ranks, or from here on each would train a network of its own.
 
-    Buffers may differ: DDP hands out those of rank 0 at the next forward pass.
+    Buffers may differ: DDP hands out those of rank 0 at the next forward pass. So do parameters that are sharded.
 
     Raises:
         RuntimeError: On every rank; names the first parameter that differs.
     """
-    if trainer.world_size == 1:
+    if trainer.world_size == 1 or is_sharded(network):
         return
     without = getattr(network, "_ddp_params_and_buffers_to_ignore", ())
     first, *others = gathered(trainer, fingerprints(network, without))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_prune.callbacks.packages import MisconfigurationException
 from lightning_prune.coupling import Example, run_on_copy
+from lightning_prune.sharded import is_sharded
 
 
 def declared_example(pl_module: pl.LightningModule) -> Example | None:
@@ -20,7 +21,7 @@ def declared_example(pl_module: pl.LightningModule) -> Example | None:
         MisconfigurationException: If the forward does not run on it.
     """
     inputs = pl_module.example_input_array
-    if inputs is None:
+    if inputs is None or is_sharded(pl_module):
         return None
     example = Example.of(inputs, pl_module).to(pl_module.device)
     try:
@@ -36,11 +37,14 @@ def declared_example(pl_module: pl.LightningModule) -> Example | None:
 def example_from_batch(pl_module: pl.LightningModule, batch: Any, needed: bool) -> Example | None:
     """The part of a training batch that the forward takes; None where it takes none and none is ``needed``.
 
-    Masks need no forward pass; without an example their reports say nothing about MACs.
+    Masks need no forward pass; without an example their reports say nothing about MACs. Nor do those of networks of
+    which every rank holds a part: these have no copies to run.
 
     Raises:
         MisconfigurationException: If an example is needed and the forward runs on no part of the batch.
     """
+    if is_sharded(pl_module) and not needed:
+        return None
     errors = []
     for inputs in _candidates(pl_module, batch):
         example = Example.of(inputs, pl_module)

@@ -150,6 +150,10 @@ class AccuracyGuard(Callback):
         self._snapshot.remove(trainer)
         self._snapshot = None
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Conclude as well where a checkpoint of the last epoch leaves nothing to train, and no training ends."""
+        self.on_train_end(trainer, pl_module)
+
     def state_dict(self) -> dict[str, Any]:
         """Verdicts, the measurement to be judged and where the snapshot is, as plain numbers and strings."""
         snapshot = self._snapshot
@@ -206,8 +210,8 @@ class AccuracyGuard(Callback):
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the network as it is be the one to go back to."""
-        old, epoch = self._snapshot, self.verdicts[-1].epoch if self.verdicts else trainer.current_epoch
-        self._snapshot = Snapshot.write(trainer, pl_module, epoch)
+        old, kept = self._snapshot, [verdict.epoch for verdict in self.verdicts if verdict.kept]
+        self._snapshot = Snapshot.write(trainer, pl_module, kept[-1] if kept else trainer.current_epoch)
         if old is not None:
             old.remove(trainer)
 

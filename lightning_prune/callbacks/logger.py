@@ -16,6 +16,7 @@ from lightning_prune.callbacks.guard import AccuracyGuard
 from lightning_prune.callbacks.hyperparameters import announce, describe, saved_hyperparameters
 from lightning_prune.callbacks.packages import TENSORBOARD_LOGGERS, Callback, MisconfigurationException
 from lightning_prune.callbacks.pruning import IterativePruning
+from lightning_prune.callbacks.rebuild import check_whole
 from lightning_prune.callbacks.scatter import Point, scatter
 from lightning_prune.callbacks.tensorboard import add_histograms, layout
 from lightning_prune.granularity import Channels
@@ -57,6 +58,7 @@ class SparsityLogger(Callback):
             return
         if not _pruners(trainer):
             raise MisconfigurationException("SparsityLogger has no pruning to log; add IterativePruning(...)")
+        check_whole(trainer, self)
         guards = [c for c in trainer.callbacks if isinstance(c, AccuracyGuard)]  # type: ignore[attr-defined]
         self._metric = guards[0].monitor if self.monitor is None and guards else self.monitor
         self._original = self._original or original_weights(pl_module)

@@ -39,6 +39,19 @@ def check_trainer(trainer: pl.Trainer, granularity: Granularity) -> None:
         )
 
 
+def check_whole(trainer: pl.Trainer, callback: object) -> None:
+    """Refuse a callback that looks at whole parameters where every rank holds a part.
+
+    Raises:
+        MisconfigurationException: Names the callback and the strategy.
+    """
+    if {cls.__name__ for cls in type(trainer.strategy).__mro__} & set(_SHARDED):
+        raise MisconfigurationException(
+            f"{type(callback).__name__} looks at whole parameters, of which {type(trainer.strategy).__name__} gives "
+            "every rank a part; remove it, or use strategy='ddp'"
+        )
+
+
 def check_optimizers(trainer: pl.Trainer, granularity: Granularity) -> None:
     """Refuse optimizers whose state cannot be sliced.
 

@@ -155,6 +155,7 @@ def file_accepted(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
             callback.best_model_path, callback.best_model_score = path, scores[path]
             callback.kth_best_model_path = worst(scores, key=lambda name: float(scores[name]))
             callback.kth_value = scores[callback.kth_best_model_path]
+            callback._last_checkpoint_saved = path  # what the last file is a link to, if it is to be one
         elif callback.monitor is None or callback.monitor in candidates:
             callback._save_topk_checkpoint(trainer, candidates)
         callback._save_last_checkpoint(trainer, candidates)

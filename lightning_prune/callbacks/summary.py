@@ -25,6 +25,7 @@ from lightning_prune.callbacks.packages import (
     MisconfigurationException,
 )
 from lightning_prune.callbacks.pruning import IterativePruning
+from lightning_prune.callbacks.rebuild import check_whole
 from lightning_prune.coupling import copy_of
 from lightning_prune.measure import Size, compare_latency, measure
 from lightning_prune.plan import Plan
@@ -72,6 +73,7 @@ class PruningSummary(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find out which metric the rows show."""
+        check_whole(trainer, self)
         if stage == "fit" and not _pruners(trainer):
             raise MisconfigurationException("PruningSummary has no pruning to sum up; add IterativePruning(...)")
         watchers = [c for c in trainer.callbacks if isinstance(c, (AccuracyGuard, *MODEL_CHECKPOINTS))]  # type: ignore[attr-defined]

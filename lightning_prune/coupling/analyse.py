@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from lightning_prune.coupling.build import build_coupling
 from lightning_prune.coupling.calls import Calls
-from lightning_prune.coupling.constants import has_settings, settings_of, takes_places
+from lightning_prune.coupling.constants import setting_places, settings_at, takes_places
 from lightning_prune.coupling.example import Example, run_on_copy
 from lightning_prune.coupling.groups import Coupling, Passes
 from lightning_prune.coupling.modes import GradWatch, ModeWatch, compare_modes, switches
@@ -104,7 +105,7 @@ def _analyse_copy(
 
 def _pass(trace: Trace, copy: nn.Module, example: Example, settings: list[Any]) -> list[tuple[int, ...]]:
     """Follow one forward pass; return the shapes of its outputs, and add to ``settings``."""
-    tracer = Tracer(trace, partial(_noting, settings))
+    tracer = Tracer(trace, _noting(settings))
     running: list[str] = []
 
     def begin(name: str | None) -> None:
@@ -136,15 +137,20 @@ def _pass(trace: Trace, copy: nn.Module, example: Example, settings: list[Any]) 
     return [tuple(tensor.shape) for tensor in tensors_in(outputs)]
 
 
-def _noting(settings: list[Any], func: Any) -> Rule | None:
+def _noting(settings: list[Any]) -> Callable[[Any], Rule | None]:
     """``rule_of``, with rules that also note what an operation is set to; None where that may follow a width."""
-    rule = rule_of(func)
-    if rule is None or not has_settings(func):
-        return rule
 
-    def noting(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        follow = takes_places(func) and (tracer.parts(args[0]) or not tracer.origins.on_meta)  # else they follow values
-        settings.append(None if follow else settings_of(func, args))
-        rule(tracer, func, args, kwargs, out)
+    @cache
+    def noting_rule_of(func: Any) -> Rule | None:
+        rule, places, cuts = rule_of(func), setting_places(func), takes_places(func)
+        if rule is None or not places:
+            return rule
 
-    return noting
+        def noting(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            follow = cuts and (tracer.parts(args[0]) or not tracer.origins.on_meta)  # a real pass: values
+            settings.append(None if follow else settings_at(places, args))
+            rule(tracer, func, args, kwargs, out)
+
+        return noting
+
+    return noting_rule_of

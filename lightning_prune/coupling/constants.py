@@ -69,9 +69,22 @@ def constants_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on_me
     return tuple(float(value) for value in numbers if with_tensors or not isinstance(value, Tensor))
 
 
-def settings_of(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The numbers that say how an ATen call works, such as a padding or a place to cut at; () for most calls."""
-    return tuple(args[n] for n in _set_by(func) if n < len(args))
+@cache
+def setting_places(func: Any) -> tuple[int, ...]:
+    """Positions of the numbers that say how calls of an ATen overload work, as a padding does or where to cut.
+
+    Not of how many groups a convolution has.
+    """
+    arguments = func._schema.arguments
+    if takes_places(func):
+        return tuple(range(1, len(arguments)))
+    names = _SETTINGS | {"stride"} if any(a.name == "padding" for a in arguments) else _SETTINGS
+    return tuple(n for n, a in enumerate(arguments) if a.name in names)
+
+
+def settings_at(places: tuple[int, ...], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of a call at ``places``, but for those that it leaves out."""
+    return tuple([args[n] for n in places if n < len(args)])
 
 
 def same_settings(before: Sequence[Any], now: Sequence[Any]) -> bool:
@@ -80,23 +93,8 @@ def same_settings(before: Sequence[Any], now: Sequence[Any]) -> bool:
 
 
 @cache
-def _set_by(func: Any) -> tuple[int, ...]:
-    """Positions of the arguments of an ATen overload that are settings; of a convolution, not how many groups."""
-    arguments = func._schema.arguments
-    names = _SETTINGS | {"stride"} if any(a.name == "padding" for a in arguments) else _SETTINGS
-    if takes_places(func):
-        return tuple(range(1, len(arguments)))
-    return tuple(n for n, a in enumerate(arguments) if a.name in names)
-
-
-def has_settings(func: Any) -> bool:
-    """Whether ``settings_of`` knows of any for calls of an ATen overload."""
-    return bool(_set_by(func))
-
-
-@cache
 def takes_places(func: Any) -> bool:
-    """Whether the settings of an ATen overload are places in a tensor, which follow a width where they cut channels."""
+    """Whether the settings of an ATen overload say where in a tensor: they follow a width where they cut channels."""
     return name_of(func) in _WHERE
 
 

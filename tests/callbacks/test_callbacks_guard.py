@@ -422,13 +422,30 @@ def test_max_drop_is_checked(max_drop: Any) -> None:
             {"compared_to": "dense"},
             "AccuracyGuard compared_to='dense' is not known; use 'previous' or 'baseline' or 'best'",
         ),
-        ({"on_drop": "rollback"}, "AccuracyGuard on_drop='rollback' is not known; use 'stop' or 'pause'"),
+        ({"on_drop": "undo"}, "AccuracyGuard on_drop='undo' is not known; use 'stop' or 'pause' or 'rollback'"),
     ],
 )
 def test_choices_are_checked(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(MisconfigurationException) as caught:
         AccuracyGuard("score", 0.1, **arguments)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("retry", [-1, True, 1.0, "1", None])
+def test_retry_is_checked(retry: Any) -> None:
+    with pytest.raises(MisconfigurationException) as caught:
+        AccuracyGuard("score", 0.1, on_drop="rollback", retry=retry)
+    assert str(caught.value) == f"AccuracyGuard retry={retry!r} must be a whole number, 0 or more"
+
+
+@pytest.mark.parametrize("on_drop", ["stop", "pause"])
+def test_retry_needs_a_rollback(on_drop: Any) -> None:
+    with pytest.raises(MisconfigurationException) as caught:
+        AccuracyGuard("score", 0.1, on_drop=on_drop, retry=2)
+    assert str(caught.value) == (
+        f"AccuracyGuard retry=2 tries smaller steps after a rollback, but on_drop={on_drop!r}; use on_drop='rollback', "
+        "or leave retry at 0"
+    )
 
 
 @pytest.mark.parametrize("sanity_steps", [0, 2])
