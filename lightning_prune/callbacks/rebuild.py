@@ -16,11 +16,12 @@ from lightning_prune.callbacks.packages import DDP_STRATEGIES, MisconfigurationE
 from lightning_prune.granularity import Channels, Granularity
 from lightning_prune.report import Report
 
-_SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
+_FLAT = ("FSDPStrategy", "DeepSpeedStrategy")  # they keep parameters in one flat tensor, or copies of them elsewhere
+_SHARDED = (*_FLAT, "ModelParallelStrategy")
 
 
 def check_trainer(trainer: pl.Trainer, granularity: Granularity) -> None:
-    """Refuse strategies under which a network cannot change its shapes.
+    """Refuse strategies under which a network cannot change its shapes, or its weights cannot be masked.
 
     Raises:
         MisconfigurationException: Names the strategy, and what to use instead.
@@ -29,7 +30,12 @@ def check_trainer(trainer: pl.Trainer, granularity: Granularity) -> None:
     if isinstance(granularity, Channels) and names & set(_SHARDED):
         raise MisconfigurationException(
             f"Channels() cannot change shapes under {type(trainer.strategy).__name__}, which shards the parameters; "
-            "use strategy='ddp', or Weights()"
+            "use strategy='ddp', or Weights() with ModelParallelStrategy"
+        )
+    if names & set(_FLAT):
+        raise MisconfigurationException(
+            f"{type(trainer.strategy).__name__} trains other tensors than the parameters that Weights() would mask; use "
+            "ModelParallelStrategy (FSDP2), or strategy='ddp'"
         )
     method = getattr(trainer.strategy, "_start_method", "popen")
     if method != "popen":

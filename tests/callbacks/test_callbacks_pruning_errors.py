@@ -284,11 +284,15 @@ def test_sharded_parameters_cannot_change_their_shapes(tmp_path, strategy) -> No
     trainer.strategy.__class__ = type("Own" + strategy.__name__, (strategy,), {})  # a subclass is refused as well
     message = (
         rf"Channels\(\) cannot change shapes under Own{strategy.__name__}, which shards the parameters; "
-        r"use strategy='ddp', or Weights\(\)"
+        r"use strategy='ddp', or Weights\(\) with ModelParallelStrategy"
     )
     with pytest.raises(MisconfigurationException, match=message):
         check_trainer(trainer, Channels())
-    check_trainer(trainer, Weights())
+    if strategy is ModelParallelStrategy:
+        check_trainer(trainer, Weights())
+    else:
+        with pytest.raises(MisconfigurationException, match="trains other tensors than the parameters"):
+            check_trainer(trainer, Weights())
 
 
 @pytest.mark.parametrize("strategy", ["auto", "ddp", "ddp_find_unused_parameters_true"])
