@@ -138,7 +138,7 @@ class Passes:
         fails: Whether train mode does not run on the example input alone, where the modes may differ.
         outputs: Shapes of the outputs in eval mode and, where it is apart, in train mode.
         sized: How many of ``Coupling.sizes`` belong to eval mode.
-        operations: What runs in eval mode.
+        operations: What runs in eval mode, and last what these operations are set to.
     """
 
     apart: bool = False
