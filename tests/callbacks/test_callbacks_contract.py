@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from test_callbacks_ddp import launch, same
 
 import lightning_prune.callbacks
@@ -32,6 +33,10 @@ ROWS: dict[str, Callable[[], list[Callback]]] = {  # the callback that is meant 
     "IterativePruning": lambda: [channels()],
     "IterativePruning of weights": lambda: [IterativePruning(Cubic(1, 3), Sparsity(0.6), granularity=Weights())],
     "AccuracyGuard": lambda: [AccuracyGuard("val_loss", 5.0, mode="min"), channels()],
+    "AccuracyGuard with rollback": lambda: [
+        AccuracyGuard("val_loss", 5.0, mode="min", on_drop="rollback", retry=1),
+        channels(),
+    ],
     "SlimmingPenalty": lambda: [SlimmingPenalty(1e-3), channels()],
     "SparsityLogger": lambda: [SparsityLogger(), channels()],
     "PruningSummary": lambda: [PruningSummary(), channels()],
@@ -66,8 +71,9 @@ def check(lit: LightningModule, row: str) -> None:
 
 
 def states(callbacks: list[Callback]) -> list[dict[str, Any]]:
-    """Without the path of the one file that is written, which lies in the folder of the training."""
-    return [{k: v for k, v in callback.state_dict().items() if k != "dense_path"} for callback in callbacks]
+    """Without the paths of files, which lie in the folder of the training."""
+    paths = ("dense_path", "snapshot")
+    return [{k: v for k, v in callback.state_dict().items() if k not in paths} for callback in callbacks]
 
 
 def test_every_callback_has_a_row() -> None:
@@ -119,6 +125,10 @@ def test_compile(tmp_path, row) -> None:
 @ROW
 def test_ema(tmp_path, row, first) -> None:
     lit, ema = model(), EMA(decay=0.5)
+    if first and row.endswith("rollback"):
+        with pytest.raises(MisconfigurationException, match="EMAWeightAveraging"):
+            fit(tmp_path, lit, [ema, *ROWS[row]()])
+        return
     fit(tmp_path, lit, [ema, *ROWS[row]()] if first else [*ROWS[row](), ema])
     check(lit, row)
     assert [p.shape for p in ema._average_model.module.parameters()] == [p.shape for p in lit.parameters()]
