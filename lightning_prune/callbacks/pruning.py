@@ -171,7 +171,12 @@ class IterativePruning(Callback):
     ) -> None:
         """Take the first batch for an example; prune between accumulation windows where the schedule says so."""
         if not self._prepared:
-            self._prepare(pl_module, example_from_batch(pl_module, batch, isinstance(self.granularity, Channels)))
+            late = [c for c in trainer.callbacks if isinstance(c, IterativePruning) and not c._prepared]  # type: ignore[attr-defined]
+            for pruning in late:
+                channels = isinstance(pruning.granularity, Channels)
+                pruning._prepare(pl_module, example_from_batch(pl_module, batch, channels))
+            for pruning in late if batch_idx == 0 else ():  # what they could not do when the epoch began
+                pruning._act(trainer, pl_module, 0)
         if not window_is_open(trainer, batch_idx):
             self._act(trainer, pl_module, batch_idx)
             if trainer.should_stop and trainer.fit_loop._can_stop_early:
@@ -315,9 +320,9 @@ class IterativePruning(Callback):
         self._operating = False
         rank_zero_info(f"Pruning event {self.pruner.event} at epoch {trainer.current_epoch}: {report}")
         forget_best(trainer)
-        tell(trainer, "on_prune", pl_module, report.plan, report)
         if report.fraction >= 1:
             self._finish()
+        tell(trainer, "on_prune", pl_module, report.plan, report)
 
     def _follow(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: Report) -> None:
         """This pruner or another has changed the network."""
