@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, distributed, nn
 
+from lightning_prune.callbacks.steps import Step
 from lightning_prune.coupling import Example
 from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report
@@ -17,7 +18,7 @@ from lightning_prune.sharded import is_sharded
 
 
 def decide(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: Pruner, example: Example | None, fraction: float
+    trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: Pruner, example: Example | None, step: Step
 ) -> Report | ValueError:
     """The next event, planned on rank 0 from the statistics of all ranks; on all ranks where each holds a part.
 
@@ -26,11 +27,15 @@ def decide(
     if pruner.statistics is not None:
         pruner.statistics.totals = over_ranks(trainer, pruner.statistics.totals, "sum")
     decision: Report | ValueError | None = None
+    budget = pruner.budget
     if is_sharded(pl_module) or trainer.is_global_zero:
         try:
-            decision = pruner.plan(pl_module, example, fraction)
+            pruner.budget = step.scaled(budget)
+            decision = pruner.plan(pl_module, example, step.aim)
         except ValueError as error:
             decision = error
+        finally:
+            pruner.budget = budget
     decided: Report | ValueError = trainer.strategy.broadcast(decision)  # type: ignore[assignment]
     return decided
 

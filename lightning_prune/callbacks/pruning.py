@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_prune.budgets import Budget, BudgetError
+from lightning_prune.callbacks.agenda import Agenda
 from lightning_prune.callbacks.checks import (
     check_dense,
     check_gradients,
@@ -17,27 +18,19 @@ from lightning_prune.callbacks.checks import (
     warn_unfollowed,
 )
 from lightning_prune.callbacks.clock import time_of, warn_if_cut_short, window_is_open
-from lightning_prune.callbacks.decision import check_ranks_agree, decide, over_ranks, unseen_anywhere
+from lightning_prune.callbacks.decision import decide, over_ranks, unseen_anywhere
 from lightning_prune.callbacks.example import declared_example, example_from_batch
 from lightning_prune.callbacks.history import History
 from lightning_prune.callbacks.loading import let_load_from_checkpoint, prepare_loading
-from lightning_prune.callbacks.pace import Pace
 from lightning_prune.callbacks.packages import Callback
-from lightning_prune.callbacks.rebuild import (
-    check_optimizers,
-    check_trainer,
-    forget_compiled,
-    take_averages_along,
-    unwrapped,
-)
-from lightning_prune.callbacks.steps import Steps
+from lightning_prune.callbacks.rebuild import carry_out, check_optimizers, check_trainer
 from lightning_prune.callbacks.support import as_misconfiguration, forget_best, tell
 from lightning_prune.coupling import Example
 from lightning_prune.criteria import Criterion, Magnitude, criterion_named
 from lightning_prune.functional import make_pruner
 from lightning_prune.granularity import Channels, Granularity
 from lightning_prune.kinds import check_kinds
-from lightning_prune.manifest import is_pruned, track_plan, track_shapes
+from lightning_prune.manifest import is_pruned, track_shapes
 from lightning_prune.masks import MaskKeeper
 from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report
@@ -97,7 +90,7 @@ class IterativePruning(Callback):
         self._prepared = self._observed = self._finished = self._restored = self._came_pruned = False
         self._operating = False  # between the first tensor that an event changes and the last
         self._paused: str | None = None
-        self._pace, self._steps = Pace(), Steps()
+        self._agenda = Agenda(schedule)
         self._masks = MaskKeeper({}, {})
         self._history = History()
 
@@ -125,7 +118,7 @@ class IterativePruning(Callback):
 
         The history keeps what was tried.
         """
-        self._steps.take_back(self.pruner.fraction, state["pruner"]["fraction"])
+        self._agenda.take_back(self.pruner.fraction, state["pruner"]["fraction"])
         self.pruner.load_state_dict(state["pruner"])
         self._history.take_back(state["history"])
         if self.pruner.statistics is not None:
@@ -143,7 +136,7 @@ class IterativePruning(Callback):
             check_trainer(trainer, self.granularity)
             self._came_pruned = is_pruned(pl_module)
             self._example, self._prepared, self._observed, self._restored = None, False, False, False
-            self._pace, self._steps, self._operating = Pace(), Steps(), False
+            self._agenda, self._operating = Agenda(self.schedule), False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check what the network alone can tell; it may have been built since ``setup``."""
@@ -196,7 +189,7 @@ class IterativePruning(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Whoever holds an event back may think otherwise now."""
-        self._pace.try_again()
+        self._agenda.try_again()
         if not trainer.sanity_checking:
             self._history.end_validation(trainer)
 
@@ -228,8 +221,7 @@ class IterativePruning(Callback):
         """How far pruning has gone; plain numbers, dicts and tensors."""
         return {
             "pruner": self.pruner.state_dict(),
-            "pace": self._pace.state_dict(),
-            "steps": self._steps.state_dict(),
+            **self._agenda.state_dict(),
             "finished": self._finished,
             "observed": self._observed,
             "history": self._history.state_dict(),
@@ -252,11 +244,9 @@ class IterativePruning(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.pruner.load_state_dict(state_dict["pruner"])
-        self._pace.load_state_dict(state_dict["pace"])
+        self._agenda.load_state_dict(state_dict)
         self._finished, self._restored = state_dict["finished"], True
         self._observed = state_dict.get("observed", False)
-        if "steps" in state_dict:
-            self._steps.load_state_dict(state_dict["steps"])
         if "history" in state_dict:
             self._history.load_state_dict(state_dict["history"])
 
@@ -273,31 +263,24 @@ class IterativePruning(Callback):
         return [other.pruner for other in pruning if type(other.pruner) is type(self.pruner)]
 
     def _act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int) -> None:
-        now = time_of(trainer, self.schedule, batch_idx)
-        time = self._pace.time(now)
-        fraction = self.schedule.fraction(time)
-        due = self._steps.is_due(fraction, self.pruner.fraction)
-        if not due or not self._prepared or self._finished or self._pace.waits(trainer.current_epoch):
+        now, epoch = time_of(trainer, self.schedule, batch_idx), trainer.current_epoch
+        if not self._prepared or self._finished or not self._agenda.is_due(now, self.pruner.fraction, epoch):
             return
         self._paused = None
         tell(trainer, "on_before_prune", pl_module, self)
         if self._paused is not None:
-            self._pace.hold(time, trainer.current_epoch)
+            self._agenda.hold(now, epoch)
             return
-        step = self._steps.next(time, fraction, self.pruner.fraction)
-        budget = self.pruner.budget
-        self.pruner.budget = step.scaled(budget)
-        report = decide(trainer, pl_module, self.pruner, self._example, step.aim)
-        self.pruner.budget = budget
+        step = self._agenda.next(now, self.pruner.fraction)
+        report = decide(trainer, pl_module, self.pruner, self._example, step)
         if isinstance(report, BudgetError):
             rank_zero_warn(f"{report} Pruning ends here, at sparsity {self.sparsity:.4f}.")
             self._finish()
         elif isinstance(report, ValueError):
             rank_zero_warn(f"The pruning event that is due has to wait: {report}")
-            self._pace.hold(time, trainer.current_epoch)
+            self._agenda.hold(now, epoch)
         else:
-            self._pace.go(now, step.time)
-            self._steps.take(step)
+            self._agenda.take(now, step)
             self._carry_out(trainer, pl_module, report)
 
     def _carry_out(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: Report) -> None:
@@ -306,12 +289,7 @@ class IterativePruning(Callback):
             self.pruner.fraction = report.fraction
             return
         self._operating = True
-        take_averages_along(trainer, pl_module, report)
-        with unwrapped(trainer):
-            track_plan(pl_module, report.plan)
-            self.pruner.apply(pl_module, report, trainer.strategy.optimizers)
-            check_ranks_agree(trainer, pl_module)  # before DDP hands out the parameters of rank 0
-        forget_compiled()
+        carry_out(trainer, pl_module, self.pruner, report)
         self._history.add(trainer, self.pruner.event, report)
         self._hold_masks(trainer, pl_module)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -12,8 +12,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS
 
 from lightning_prune.averaged import apply_to_copies
+from lightning_prune.callbacks.decision import check_ranks_agree
 from lightning_prune.callbacks.packages import DDP_STRATEGIES, MisconfigurationException
 from lightning_prune.granularity import Channels, Granularity
+from lightning_prune.manifest import track_plan
+from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report
 
 _FLAT = ("FSDPStrategy", "DeepSpeedStrategy")  # they keep parameters in one flat tensor, or copies of them elsewhere
@@ -27,15 +30,15 @@ def check_trainer(trainer: pl.Trainer, granularity: Granularity) -> None:
         MisconfigurationException: Names the strategy, and what to use instead.
     """
     names = {cls.__name__ for cls in type(trainer.strategy).__mro__}
-    if isinstance(granularity, Channels) and names & set(_SHARDED):
+    if isinstance(granularity, Channels) and is_sharding(trainer):
         raise MisconfigurationException(
             f"Channels() cannot change shapes under {type(trainer.strategy).__name__}, which shards the parameters; "
             "use strategy='ddp', or Weights() with ModelParallelStrategy"
         )
     if names & set(_FLAT):
         raise MisconfigurationException(
-            f"{type(trainer.strategy).__name__} trains other tensors than the parameters that Weights() would mask; use "
-            "ModelParallelStrategy (FSDP2), or strategy='ddp'"
+            f"{type(trainer.strategy).__name__} trains other tensors than the parameters that Weights() would mask; "
+            "use ModelParallelStrategy (FSDP2), or strategy='ddp'"
         )
     method = getattr(trainer.strategy, "_start_method", "popen")
     if method != "popen":
@@ -45,13 +48,18 @@ def check_trainer(trainer: pl.Trainer, granularity: Granularity) -> None:
         )
 
 
+def is_sharding(trainer: pl.Trainer) -> bool:
+    """Whether the strategy gives every rank a part of the parameters."""
+    return bool({cls.__name__ for cls in type(trainer.strategy).__mro__} & set(_SHARDED))
+
+
 def check_whole(trainer: pl.Trainer, callback: object) -> None:
     """Refuse a callback that looks at whole parameters where every rank holds a part.
 
     Raises:
         MisconfigurationException: Names the callback and the strategy.
     """
-    if {cls.__name__ for cls in type(trainer.strategy).__mro__} & set(_SHARDED):
+    if is_sharding(trainer):
         raise MisconfigurationException(
             f"{type(callback).__name__} looks at whole parameters, of which {type(trainer.strategy).__name__} gives "
             "every rank a part; remove it, or use strategy='ddp'"
@@ -69,6 +77,16 @@ def check_optimizers(trainer: pl.Trainer, granularity: Granularity) -> None:
             "LBFGS keeps one flat history of all parameters, which channels cannot be cut from; use another optimizer, "
             "or Weights()"
         )
+
+
+def carry_out(trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: Pruner, report: Report) -> None:
+    """Change the network, what optimizers and averages remember of it, and the wrapper around it, on this rank."""
+    _take_averages_along(trainer, pl_module, report)
+    with unwrapped(trainer):
+        track_plan(pl_module, report.plan)
+        pruner.apply(pl_module, report, trainer.strategy.optimizers)
+        check_ranks_agree(trainer, pl_module)  # before DDP hands out the parameters of rank 0
+    forget_compiled()
 
 
 @contextmanager
@@ -92,7 +110,7 @@ def forget_compiled() -> None:
         torch.compiler.reset()
 
 
-def take_averages_along(trainer: pl.Trainer, pl_module: pl.LightningModule, report: Report) -> None:
+def _take_averages_along(trainer: pl.Trainer, pl_module: pl.LightningModule, report: Report) -> None:
     """Prune the averaged copies that callbacks and modules keep; the report already plans those inside the network."""
     holders = [*trainer.callbacks, *pl_module.modules()]  # type: ignore[attr-defined]
     apply_to_copies(holders, report.plan, pl_module)

@@ -22,12 +22,11 @@ from lightning_prune.averaged import copies_held_by
 from lightning_prune.callbacks.loading import averaged_copies
 from lightning_prune.callbacks.packages import MODEL_CHECKPOINTS, Callback, MisconfigurationException
 from lightning_prune.callbacks.pruning import IterativePruning
-from lightning_prune.callbacks.rebuild import forget_compiled, unwrapped
+from lightning_prune.callbacks.rebuild import forget_compiled, is_sharding, unwrapped
 from lightning_prune.callbacks.support import forget_best
 from lightning_prune.coupling import named_tensors
 
 _KEY = "accepted"  # what the file holds besides the parts of any other checkpoint
-_SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,10 @@ def check_setting(trainer: pl.Trainer, pl_module: pl.LightningModule, guard: Cal
     Raises:
         MisconfigurationException: Names the strategy or the callback, and the cure.
     """
-    strategy = type(trainer.strategy)
-    if {cls.__name__ for cls in strategy.__mro__} & set(_SHARDED):
+    if is_sharding(trainer):
         raise MisconfigurationException(
-            f"AccuracyGuard on_drop='rollback' cannot bring back the parameters that {strategy.__name__} shards; use "
-            "on_drop='stop' or 'pause', or strategy='ddp'"
+            f"AccuracyGuard on_drop='rollback' cannot bring back the parameters that {type(trainer.strategy).__name__} "
+            "shards; use on_drop='stop' or 'pause', or strategy='ddp'"
         )
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks[: callbacks.index(guard)]:
