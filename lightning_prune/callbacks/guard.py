@@ -75,7 +75,7 @@ class AccuracyGuard(Callback):
         self.compared_to, self.on_drop, self.retry = compared_to, on_drop, retry
         self.verdicts: list[Verdict] = []
         self._pending: tuple[int, float] | None = None  # (epoch, value) of the last validation, until it is judged
-        self._judged = False  # in this training
+        self._judged = self._stopped = False  # in this training
         self._snapshot: Snapshot | None = None  # of the network that was accepted last
         self._events = 0  # that had led to it
         self._drops = 0  # in a row, of networks made from it
@@ -88,7 +88,7 @@ class AccuracyGuard(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """A new training begins."""
         if stage == "fit":
-            self._pending, self._judged, self._drops = None, False, 0
+            self._pending, self._judged, self._stopped, self._drops = None, False, False, 0
             if self._snapshot is None:  # an interrupted training has left one
                 self._events = _events(trainer)
 
@@ -106,6 +106,7 @@ class AccuracyGuard(Callback):
             )
         if self.on_drop == "rollback":
             check_setting(trainer, pl_module, self)
+        trainer.should_stop = trainer.should_stop or self._stopped  # a resumed one, which min_epochs kept going
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The metric must be among those that validation logs."""
@@ -124,7 +125,8 @@ class AccuracyGuard(Callback):
         if last is not None and (over or not (last.kept or last.rolled_back)):
             pruning.pause(last.says)
             if self._judged or over:
-                trainer.should_stop = trainer.should_stop or self.on_drop != "pause"
+                self._stopped = self.on_drop != "pause"
+                trainer.should_stop = trainer.should_stop or self._stopped
             else:
                 rank_zero_info(f"AccuracyGuard, from an earlier training: {last.says}. Pruning waits.")
         elif trainer.should_stop:
@@ -160,6 +162,7 @@ class AccuracyGuard(Callback):
         return {
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
             "pending": self._pending,
+            "stopped": self._stopped,
             "snapshot": None if snapshot is None else {"path": snapshot.path, "epoch": snapshot.epoch},
             "events": self._events,
             "drops": self._drops,
@@ -172,6 +175,7 @@ class AccuracyGuard(Callback):
         snapshot = state_dict.get("snapshot")
         self._snapshot = None if snapshot is None else Snapshot(**snapshot)
         self._events, self._drops = state_dict.get("events", 0), state_dict.get("drops", 0)
+        self._stopped = state_dict.get("stopped", False)
 
     def _judge(self, trainer: pl.Trainer, pl_module: pl.LightningModule, ending: bool) -> None:
         """Pass the verdict on the last validation, once, and carry it out."""

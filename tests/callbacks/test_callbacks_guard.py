@@ -184,6 +184,18 @@ def test_no_event_after_a_stop_that_has_to_wait_for_min_epochs(tmp_path: Path) -
     assert trainer.current_epoch == 10
 
 
+def test_a_stop_that_has_to_wait_survives_a_resume(tmp_path: Path) -> None:
+    save = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    script = [0.9, 0.9, 0.5, 0.5, 0.9]
+    fit(script, AccuracyGuard("score", max_drop=0.05), 20, tmp_path, callbacks=(save,), min_epochs=10)
+    for epoch in (5, 7, 9):
+        path = str(tmp_path / f"epoch={epoch}.ckpt")
+        guard = AccuracyGuard("score", max_drop=0.05)
+        _, events, trainer = fit([0.9], guard, 20, tmp_path, ckpt_path=path, min_epochs=10)
+        assert events.epochs == []
+        assert trainer.current_epoch == 10
+
+
 def test_a_drop_within_bounds_does_not_stop(tmp_path: Path) -> None:
     guard = AccuracyGuard("score", max_drop=0.1)
     _, events, _ = fit([1.0, 1.0, 0.9], guard, 8, tmp_path)  # 1.0 - 0.9 > 0.1 in floating point
