@@ -106,8 +106,9 @@ def _history(events: list[dict[str, Any]]) -> Table:
     table = _table("Events", *columns, folded="metrics before")
     for event in events:
         sizes = (event[key][1] for key in ("parameters", "nonzero", "macs"))
+        number = f"{event['event']}{', rolled back' if event.get('rolled_back') else ''}"
         table.add_row(
-            *(str(event[key]) for key in ("event", "epoch", "step")),
+            *(number, str(event["epoch"]), str(event["step"])),
             f"{event['sparsity']:.4f}",
             *("" if size is None else f"{size:,}" for size in sizes),
             ", ".join(f"{name} {value:.4g}" for name, value in event["metrics"].items()),

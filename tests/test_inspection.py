@@ -11,7 +11,7 @@ from helpers import Lit, fit, small_net
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
-from lightning_prune import Channels, IterativePruning, Weights, prune_once
+from lightning_prune import AccuracyGuard, Channels, IterativePruning, Weights, prune_once
 from lightning_prune.budgets import Ratio, Sparsity
 from lightning_prune.cli import main
 from lightning_prune.inspection import inspect_file, show
@@ -77,6 +77,16 @@ def test_what_is_printed(trained, capsys) -> None:
     assert "Nothing in it says that it was pruned." in said  # the first one
     assert f"{pruning.sparsity:.4f}" in said
     assert ("Shapes" in said) == isinstance(pruning.granularity, Channels)
+
+
+def test_events_that_were_rolled_back(tmp_path) -> None:
+    """With a bound that nothing meets, every event is taken back."""
+    lit, save = Lit(), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    guard = AccuracyGuard("val_loss", 0.0, mode="max", on_drop="rollback", retry=1)
+    callbacks = [IterativePruning(Rounds(1, 1, 2), Ratio(0.5)), guard, save]
+    fit(tmp_path, lit, *callbacks, max_epochs=5, min_epochs=5)  # the loss falls, and a high one is wanted
+    assert "1, rolled back" in printed(tmp_path / "epoch=3.ckpt")
+    assert "rolled back" not in printed(tmp_path / "epoch=1.ckpt")
 
 
 def test_a_state_dict_of_a_network_pruned_once(tmp_path) -> None:
