@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import lightning_prune.callbacks  # noqa: F401  (before a test imports both of Lightning's packages)
+
 torch.set_num_threads(1)
 
 

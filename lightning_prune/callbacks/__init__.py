@@ -1,5 +1,8 @@
 """Lightning callbacks: thin shells that decide when."""
 
+import lightning_prune.callbacks.packages  # noqa: F401  (before anything else of Lightning's)
+
+# isort: split
 from lightning_prune.callbacks.guard import AccuracyGuard
 from lightning_prune.callbacks.loading import PrunedCheckpoints
 from lightning_prune.callbacks.logger import SparsityLogger

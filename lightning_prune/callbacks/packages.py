@@ -5,9 +5,12 @@ Callbacks of ours inherit from both, so that either Trainer and either CLI takes
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+from lightning_utilities.core import rank_zero
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -15,6 +18,13 @@ if TYPE_CHECKING:
     from lightning.pytorch.strategies import DDPStrategy
 
 _PACKAGES = [name for name in ("lightning.pytorch", "pytorch_lightning") if find_spec(name.partition(".")[0])]
+_PACKAGES.sort(key=lambda name: name not in sys.modules)  # the one in use first
+
+import_module(_PACKAGES[0])
+_log = rank_zero.log  # the messages of both go to the logger of the package that was imported last
+for _package in _PACKAGES[1:]:
+    import_module(_package)
+rank_zero.log = _log
 
 
 def _in_both(module: str, name: str) -> tuple[type[Any], ...]:

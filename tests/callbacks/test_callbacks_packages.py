@@ -110,3 +110,13 @@ def test_pickled_callbacks_come_back_in_a_fresh_interpreter(tmp_path) -> None:
     code = f"import torch; print(type(torch.load({str(path)!r}, weights_only=False)).__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["IterativePruning"], done.stderr
+
+
+@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+def test_messages_go_where_the_package_in_use_sends_them(package) -> None:
+    """Who silences the logger of the one, must not hear from the other."""
+    code = f"import {package}; import lightning_prune.callbacks; from lightning_utilities.core import rank_zero as r; "
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print(r.log.name)"], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.startswith(package), done.stderr
