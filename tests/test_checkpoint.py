@@ -513,6 +513,23 @@ def test_load_from_checkpoint_without_hyperparameters(tmp_path) -> None:
     assert "hyper_parameters" not in torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)  # nothing was pruned yet
 
 
+class SomeHyperparameters(Lit):
+    """With only some of its arguments kept, and not by their names."""
+
+    def __init__(self, width: int = 12, lr: float = 0.05, optimizer: str = "sgd") -> None:
+        super(Lit, self).__init__()
+        self.save_hyperparameters({"lr": lr, "optimizer": optimizer})
+        self.net, self.losses = small_net(width), []
+
+
+def test_load_from_checkpoint_with_some_hyperparameters(tmp_path) -> None:
+    save = ModelCheckpoint(tmp_path, "last")
+    fit(tmp_path, SomeHyperparameters(), IterativePruning(Constant(1), Ratio(0.5)), save, max_epochs=2)
+    loaded = SomeHyperparameters.load_from_checkpoint(save.best_model_path, width=12)
+    assert widths(loaded.net) == [6, 6, 3]
+    assert "on_load_checkpoint" not in vars(loaded)
+
+
 def test_hyperparameters_in_one_argument_are_left_alone(tmp_path) -> None:
     lit = Hyperparameters({"width": 12, "lr": 0.05, "optimizer": "sgd"})
     save = ModelCheckpoint(tmp_path, "last")

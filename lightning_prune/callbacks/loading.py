@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from inspect import signature
 from typing import Any
 
 import lightning.pytorch as pl
@@ -57,22 +58,40 @@ def let_load_from_checkpoint(pl_module: pl.LightningModule, checkpoint: dict[str
     if not is_pruned(pl_module):
         return
     arguments = checkpoint.setdefault(pl_module.CHECKPOINT_HYPER_PARAMS_KEY, {})
-    one_by_one = checkpoint.get(pl_module.CHECKPOINT_HYPER_PARAMS_NAME, "kwargs") == "kwargs"
-    if type(arguments) is dict and one_by_one and arguments.get("_instantiator") in BUILDERS:
+    name = checkpoint.get(pl_module.CHECKPOINT_HYPER_PARAMS_NAME)
+    in_one = name not in (None, "kwargs") and name in signature(type(pl_module).__init__).parameters
+    if type(arguments) is dict and not in_one and arguments.get("_instantiator") in BUILDERS:
         arguments["_instantiator"] = BUILDERS[arguments.get("_instantiator")]
 
 
 def build_as_load_pruned(cls: type[pl.LightningModule], arguments: dict[str, Any]) -> pl.LightningModule:
     """A module that can load pruned weights; nothing else differs from what Lightning does."""
-    module = cls(**arguments)
-    track_shapes(module)
-    return module
+    return _ready_to_load(cls(**arguments))
 
 
 def build_from_cli_as_load_pruned(cls: type[pl.LightningModule], arguments: dict[str, Any]) -> pl.LightningModule:
     """The same for a checkpoint that LightningCLI wrote."""
     from lightning.pytorch.cli import instantiate_module
 
-    module: pl.LightningModule = instantiate_module(cls, arguments)
-    track_shapes(module)
+    return _ready_to_load(instantiate_module(cls, arguments))
+
+
+def _ready_to_load(module: pl.LightningModule) -> pl.LightningModule:
+    own = module.on_load_checkpoint
+
+    def notice(checkpoint: dict[str, Any]) -> None:
+        del module.on_load_checkpoint  # this one, which is called once
+        track_shapes(module, _InFile(manifest_in(checkpoint)))
+        own(checkpoint)
+
+    module.on_load_checkpoint = notice  # type: ignore[method-assign]
     return module
+
+
+class _InFile(Surroundings):
+    def __init__(self, manifest: Mapping[str, Any]) -> None:
+        self._manifest = manifest
+
+    def manifest(self, module: nn.Module) -> Mapping[str, Any]:
+        found, self._manifest = self._manifest, {}
+        return found

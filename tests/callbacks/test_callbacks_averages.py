@@ -117,7 +117,7 @@ def test_checkpoints_with_averages_load_everywhere(tmp_path, average, first) -> 
     for epoch in (5, 0, 2):
         path = tmp_path / f"epoch={epoch}.ckpt"
         weights = torch.load(path, weights_only=True)["state_dict"]
-        for module in (load_pruned(Lit, path), load_pruned(Lit(), path)):
+        for module in (load_pruned(Lit, path), load_pruned(Lit(), path), Lit.load_from_checkpoint(path)):
             assert widths(module.net) == expected[epoch]
             assert module.net[3].in_channels == expected[epoch][0]
             assert all(torch.equal(value, module.state_dict()[name]) for name, value in weights.items())
