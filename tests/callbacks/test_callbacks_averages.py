@@ -110,6 +110,8 @@ def test_masked_weights_are_zero_in_the_average(tmp_path, average, first) -> Non
 @AVERAGES
 def test_checkpoints_with_averages_load_everywhere(tmp_path, average, first) -> None:
     """Also where the file's state dict is the average, which Lightning writes without what we keep beside it."""
+    if average == "swa" and WeightAveraging is None:
+        pytest.skip("this version of Lightning writes functions into the checkpoints of SWA")
     lit, _, trainer = run(tmp_path, first, "channels", average)
     expected = {0: [8, 8, 3], 2: [6, 6, 3], 5: [4, 4, 3]}
     tester = trainer_for(tmp_path, PrunedCheckpoints())
