@@ -17,14 +17,12 @@ from lightning_prune.coupling import named_tensors
 from lightning_prune.manifest import (
     manifest_in,
     manifest_of,
-    set_saved_attributes,
-    set_saved_buffers,
-    set_shapes,
     track_plan,
     track_shapes,
     with_manifest,
 )
 from lightning_prune.plan import Plan
+from lightning_prune.restore import set_saved_attributes, set_saved_buffers, set_shapes
 
 _Module = TypeVar("_Module", bound=nn.Module)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from lightning_prune.coupling import named_tensors, sync_attributes, sync_changed
+from lightning_prune.coupling import named_tensors
 from lightning_prune.coupling.tensors import named_modules
 from lightning_prune.plan import Plan
-from lightning_prune.surgery import replace_data
+from lightning_prune.restore import kept_out, set_saved_attributes, set_saved_buffers, set_shapes
 
 _KEY = "lightning_prune"  # in `state_dict._metadata`, which checkpoints with weights alone keep as well
 
@@ -63,6 +63,13 @@ def is_pruned(module: nn.Module) -> bool:
     """Whether a tracked module has tensors of other shapes than it was built with."""
     writer = _writer(module)
     return writer is not None and bool(writer.pruned(module))
+
+
+def params_as_built(module: nn.Module) -> int:
+    """How many parameters a tracked module had before it was pruned."""
+    writer = _writer(module)
+    pruned = {} if writer is None else writer.pruned(module)
+    return sum(prod(pruned.get(name, parameter.shape)) for name, parameter in module.named_parameters())
 
 
 def manifest_of(state_dict: Any) -> dict[str, Any]:
@@ -130,20 +137,9 @@ class _Dense:
                 self.attributes.setdefault((path, name), getattr(module.get_submodule(path), name))
 
     def note_buffers(self, module: nn.Module, names: Collection[str]) -> None:
-        for name, values in _kept_out(module).items():
+        for name, values in kept_out(module).items():
             if name in names:
                 self.buffers.setdefault(name, values.detach().clone())
-
-
-def _kept_out(module: nn.Module) -> dict[str, Tensor]:
-    """The buffers that are in no state dict (``persistent=False``), by name."""
-    found = {}
-    for path, owner in named_modules(module):
-        for name in getattr(owner, "_non_persistent_buffers_set", ()):
-            values = owner._buffers.get(name)
-            if values is not None:
-                found[f"{path}.{name}" if path else name] = values
-    return found
 
 
 class _ManifestWriter:
@@ -162,7 +158,7 @@ class _ManifestWriter:
             {(prefix + path).rstrip("."): values for path, values in self.changed(module).items()}
         )
 
-        cut = _kept_out(module)
+        cut = kept_out(module)
         manifest["buffers"].update({prefix + name: cut[name].detach() for name in self.dense.buffers if name in cut})
 
     def pruned(self, module: nn.Module) -> dict[str, list[int]]:
@@ -223,32 +219,3 @@ class _ShapeLoader:
     def _restore_buffers(self, module: nn.Module, saved: Mapping[str, Tensor]) -> None:
         self.dense.note_buffers(module, saved)
         set_saved_buffers(module, {**self.dense.buffers, **saved})
-
-
-def set_shapes(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
-    """Give tensors of ``module`` other shapes, filled with zeros."""
-    changed = set()
-    for name, tensor in named_tensors(module):
-        shape = shapes.get(name, tensor.shape)
-        if shape != tensor.shape and len(shape) == tensor.dim():
-            tensor.grad = None
-            replace_data(tensor, torch.zeros(shape, dtype=tensor.dtype, device=tensor.device))
-            changed.add(id(tensor))
-    sync_changed(module, changed)
-
-
-def set_saved_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Set the integers that modules keep: module name -> attribute -> value."""
-    for path, values in attributes.items():
-        owner = module.get_submodule(path)
-        for name, value in values.items():
-            setattr(owner, name, tuple(value) if isinstance(getattr(owner, name), tuple) else value)
-        sync_attributes(owner)
-
-
-def set_saved_buffers(module: nn.Module, buffers: Mapping[str, Tensor]) -> None:
-    """Set buffers that are in no state dict."""
-    own = _kept_out(module)
-    for name, values in buffers.items():
-        if name in own:
-            replace_data(own[name], values.to(own[name].device, copy=True))

@@ -1,17 +1,12 @@
-"""Unstructured masks: which weights go, and how to keep them gone."""
+"""Unstructured masks: which weights go."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
-
-from lightning_prune.sharded import own_part, part_like
+from torch import Tensor
 
 _CHUNK = 2**18  # weights looked at together on a CPU: what is made of them stays in its cache
 _CHUNK_CUDA = 2**22  # large enough for a launch, small beside a network where memory matters
@@ -140,67 +135,6 @@ def _chunks(values: Tensor, free: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     size = _CHUNK if values.device.type == "cpu" else _CHUNK_CUDA
     parts = values.detach().flatten().float().split(size)
     return zip(parts, free.view(-1).split(size), strict=True)
-
-
-class MaskKeeper:
-    """Applies masks in place, after every optimizer step, to weights and to what optimizers remember of them.
-
-    It needs no memory besides masks on the parameters' device, and shares those that are there.
-
-    Args:
-        parameters: Parameter name -> parameter.
-        masks: Parameter name -> bool mask, True where the weight survives.
-    """
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
-        self._parameters = [parameters[name] for name in masks]
-        self._masks = [part_like(mask, p) for p, mask in zip(self._parameters, masks.values(), strict=True)]
-        self._handles: list[RemovableHandle] = []
-
-    def hold(self, optimizers: list[Optimizer]) -> None:
-        """Apply the masks now, and after every step of one of ``optimizers``."""
-        self.apply(optimizers)
-        for optimizer in optimizers:
-            self._handles.append(optimizer.register_step_post_hook(self._after_step))
-
-    def release(self) -> None:
-        """Let go of the optimizers; what is zero stays zero until the next step."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self.apply([optimizer])
-
-    @torch.no_grad()
-    def apply(self, optimizers: list[Optimizer]) -> None:
-        """Zero the masked weights, and the entries of optimizer state (momentum, moments) that belong to them."""
-        for parameter, mask in zip(self._parameters, self._masks, strict=True):
-            held = [own_part(parameter)]
-            for optimizer in optimizers:
-                for value in optimizer.state.get(parameter, {}).values():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
-                        held.append(own_part(value))
-            _multiply(held, mask)
-
-
-def _multiply(tensors: list[Tensor], mask: Tensor) -> None:
-    """Multiply tensors of one shape by their mask, in place.
-
-    Bytes become factors several times faster than bools do. A CPU makes the factors of a chunk once, in its cache; a
-    GPU needs none.
-    """
-    factors = torch.atleast_1d(mask.view(torch.uint8))
-    if factors.device.type != "cpu":
-        for tensor in tensors:
-            tensor.mul_(factors.view_as(tensor))
-        return
-    rows = max(1, _CHUNK * len(factors) // max(1, factors.numel()))
-    views = [torch.atleast_1d(tensor).split(rows) for tensor in tensors]
-    for factor, *parts in zip(factors.split(rows), *views, strict=True):
-        converted = factor.to(tensors[0].dtype)
-        for part in parts:
-            part.mul_(converted)
 
 
 def pack(masks: Mapping[str, Tensor]) -> dict[str, dict[str, object]]:

@@ -14,7 +14,8 @@ from lightning_prune.averaged import with_averages
 from lightning_prune.budgets import Budget
 from lightning_prune.coupling import Example
 from lightning_prune.criteria import Criterion, Scoring
-from lightning_prune.masks import MaskKeeper, lowest_masks, pack, unpack
+from lightning_prune.keeper import MaskKeeper
+from lightning_prune.masks import lowest_masks, pack, unpack
 from lightning_prune.measure import measure
 from lightning_prune.plan import Plan
 from lightning_prune.pruner import Pruner, check_finite, nonzero_in

@@ -181,3 +181,14 @@ def fit(folder: Path, module: LightningModule, *callbacks: Callback, **options: 
 def widths(module: nn.Module) -> list[int]:
     """Output channels of every layer with a weight matrix."""
     return [p.shape[0] for p in module.parameters() if p.dim() > 1]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal bit for bit, and of the same types: tensors and numbers, also in dicts, lists and tuples."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(value, b[key]) for key, value in a.items())
+    if isinstance(a, (list, tuple)):
+        return isinstance(b, (list, tuple)) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and bool(a == b)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import Lit, fit, images, small_net, trainer_for, widths, zero_share
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core import saving
@@ -530,13 +531,52 @@ def test_load_from_checkpoint_with_some_hyperparameters(tmp_path) -> None:
     assert "on_load_checkpoint" not in vars(loaded)
 
 
-def test_hyperparameters_in_one_argument_are_left_alone(tmp_path) -> None:
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_load_from_checkpoint_with_all_hyperparameters_in_one_argument(tmp_path, weights_only) -> None:
     lit = Hyperparameters({"width": 12, "lr": 0.05, "optimizer": "sgd"})
-    save = ModelCheckpoint(tmp_path, "last")
-    fit(tmp_path, lit, IterativePruning(Constant(1), Ratio(0.5)), save, max_epochs=2)
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        Hyperparameters.load_from_checkpoint(save.best_model_path)
-    assert widths(load_pruned(Hyperparameters, save.best_model_path).net) == [6, 6, 3]
+    save = ModelCheckpoint(tmp_path, "last", save_weights_only=weights_only)
+    trainer = fit(tmp_path, lit, IterativePruning(Constant(1), Ratio(0.5)), save, max_epochs=2)
+    for loaded in (
+        Hyperparameters.load_from_checkpoint(save.best_model_path),
+        load_pruned(Hyperparameters, save.best_model_path),
+    ):
+        assert widths(loaded.net) == [6, 6, 3]
+        assert dict(loaded.hparams) == {"width": 12, "lr": 0.05, "optimizer": "sgd"}
+    trainer.save_checkpoint(tmp_path / "later.ckpt", weights_only=weights_only)
+    again = Hyperparameters.load_from_checkpoint(
+        tmp_path / "later.ckpt", hparams={"width": 12, "lr": 0.5, "optimizer": "sgd"}
+    )
+    assert (widths(again.net), again.hparams.lr) == ([6, 6, 3], 0.5)
+
+
+def test_load_from_checkpoint_of_weights_alone(tmp_path) -> None:
+    save = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_weights_only=True)
+    lit = Lit(width=12)
+    trainer = fit(tmp_path, lit, IterativePruning(Constant(1), Ratio(0.5)), save, max_epochs=2)
+    assert widths(Lit.load_from_checkpoint(tmp_path / "epoch=0.ckpt").net) == [12, 12, 3]
+    assert "_instantiator" not in torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)["hyper_parameters"]
+    loaded = Lit.load_from_checkpoint(tmp_path / "epoch=1.ckpt")
+    assert torch.equal(logits(loaded), logits(lit))
+    trainer.test(lit, ckpt_path=str(tmp_path / "epoch=0.ckpt"), verbose=False)
+    assert widths(lit.net) == [12, 12, 3]
+
+
+def test_the_users_own_way_of_writing_files_is_kept(tmp_path) -> None:
+    class Noting(TorchCheckpointIO):
+        def __init__(self) -> None:
+            self.written: list[str] = []
+
+        def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+            self.written.append(Path(path).name)
+            super().save_checkpoint(checkpoint, path, storage_options)
+
+    noting, save = Noting(), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    pruning = IterativePruning(Constant(1), Ratio(0.5))
+    trainer = fit(tmp_path, Lit(), pruning, save, max_epochs=2, plugins=[noting])
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(Lit(), ckpt_path=str(tmp_path / "epoch=1.ckpt"))
+    assert noting.written == ["epoch=0.ckpt", "epoch=1.ckpt", "epoch=2.ckpt"]
+    assert widths(Lit.load_from_checkpoint(tmp_path / "epoch=2.ckpt").net) == [4, 4, 3]
 
 
 def test_the_error_of_an_import_that_is_missing_names_load_pruned(trained) -> None:

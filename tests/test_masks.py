@@ -2,13 +2,13 @@ import io
 
 import pytest
 import torch
+from allocations import Allocations
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 
 from lightning_prune import masks as masks_room
-from lightning_prune.masks import MaskKeeper, lowest_masks, pack, unpack
+from lightning_prune.masks import lowest_masks, pack, unpack
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=4)
 
@@ -23,21 +23,6 @@ def scored(draw: st.DrawFn) -> dict[str, Tensor]:
 
 def hidden(masks: dict[str, Tensor]) -> int:
     return sum(int((~mask).sum()) for mask in masks.values())
-
-
-class Allocations(TorchDispatchMode):
-    """Notes the bytes of every new storage."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: list[int] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        old = {a.untyped_storage().data_ptr() for a in args if isinstance(a, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.untyped_storage().data_ptr() not in old:
-            self.sizes.append(result.untyped_storage().nbytes())
-        return result
 
 
 # ---- which weights go
@@ -198,149 +183,6 @@ def test_more_weights_than_quantile_takes() -> None:
     assert hidden(masks) == size // 2
     assert masks["b"].tolist() == [True, False]
     assert scores[~masks["a"]].max() <= scores[masks["a"]].min()
-
-
-# ---- keeping them gone
-
-
-OPTIMIZERS = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
-    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
-    "adam": lambda p: torch.optim.Adam(p, lr=0.1, amsgrad=True),
-    "adam, foreach": lambda p: torch.optim.Adam(p, lr=0.1, foreach=True),
-    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1),
-}
-
-
-def trained(optimizer_name: str, steps: int, hold: bool) -> tuple[nn.Module, dict[str, Tensor], torch.optim.Optimizer]:
-    """A network trained for ten steps before the masks come, and for ``steps`` under them."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-    data, target = torch.randn(16, 6), torch.randn(16, 3)
-    optimizer = OPTIMIZERS[optimizer_name](net.parameters())
-
-    def train(count: int) -> None:
-        for _ in range(count):
-            optimizer.zero_grad()
-            nn.functional.mse_loss(net(data), target).backward()
-            optimizer.step()
-            if keeper is not None and not hold:
-                keeper.apply([optimizer])
-
-    keeper = None
-    train(10)
-    names = ["0.weight", "2.weight"]
-    parameters = dict(net.named_parameters())
-    masks = lowest_masks({name: parameters[name].abs() for name in names}, {}, 36)
-    keeper = MaskKeeper(parameters, masks)
-    if hold:
-        keeper.hold([optimizer])
-    else:
-        keeper.apply([optimizer])
-    train(steps)
-    return net, masks, optimizer
-
-
-@pytest.mark.parametrize("hold", [False, True])
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_zeros_stay_zeros(name: str, hold: bool) -> None:
-    net, masks, optimizer = trained(name, 20, hold)
-    parameters = dict(net.named_parameters())
-    for tensor, mask in masks.items():
-        assert torch.equal(parameters[tensor].detach() == 0, ~mask)
-        for key, value in optimizer.state[parameters[tensor]].items():
-            if value is not None and value.shape == mask.shape:
-                assert not value[~mask].any(), key
-                assert value[mask].any(), key
-    assert hidden(masks) == 36
-    dense, _, _ = trained(name, 0, hold)
-    for tensor in ("0.weight", "0.bias", "2.weight", "2.bias"):  # the rest has learned
-        assert not torch.equal(dict(dense.named_parameters())[tensor], parameters[tensor])
-
-
-@pytest.mark.parametrize("name", ["momentum", "adam", "adamw"])
-def test_without_the_keeper_weights_regrow(name: str) -> None:
-    # the case the keeper is there for: masking gradients alone would not do
-    net, masks, optimizer = trained(name, 0, hold=False)
-    weight = net[0].weight
-    assert not weight[~masks["0.weight"]].any()
-    optimizer.zero_grad()
-    net(torch.ones(1, 6)).sum().backward()
-    optimizer.step()
-    assert weight[~masks["0.weight"]].any()
-
-
-def test_released_masks_no_longer_act() -> None:
-    parameter = nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.SGD([parameter], lr=1.0)
-    keeper = MaskKeeper({"w": parameter}, {"w": torch.tensor([True, False, True])})
-    keeper.hold([optimizer])
-    assert parameter.tolist() == [1, 0, 1]
-    parameter.grad = -torch.ones(3)
-    optimizer.step()
-    assert parameter.tolist() == [2, 0, 2]
-    keeper.release()
-    optimizer.step()
-    assert parameter.tolist() == [3, 1, 3]
-    assert not optimizer._optimizer_step_post_hooks
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
-def test_masks_take_the_type_of_their_parameter(dtype: torch.dtype) -> None:
-    parameters = {"w": nn.Parameter(torch.ones(2, 2, dtype=dtype)), "v": nn.Parameter(torch.ones(2))}
-    masks = {"w": torch.tensor([[True, False], [False, True]]), "v": torch.tensor([False, True])}
-    MaskKeeper(parameters, masks).apply([])
-    assert parameters["w"].dtype == dtype
-    assert parameters["w"].tolist() == [[1, 0], [0, 1]]
-    assert parameters["v"].tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("shape", [(700_001,), (3, 200_003), (600_001, 1), (64, 32, 17, 19)], ids=str)
-def test_large_tensors_are_masked_whole(shape: tuple[int, ...]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    values, mask = torch.randn(shape, generator=generator), torch.rand(shape, generator=generator) > 0.5
-    formats = [torch.contiguous_format] + [torch.channels_last] * (len(shape) == 4)
-    for memory_format in formats:
-        parameter = nn.Parameter(values.clone(memory_format=memory_format))
-        MaskKeeper({"w": parameter}, {"w": mask}).apply([])
-        assert torch.equal(parameter.detach(), values.masked_fill(~mask, 0))
-
-
-def test_keeping_masks_needs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(masks_room, "_CHUNK", 1000)
-    parameter = nn.Parameter(torch.ones(1000, 700))
-    mask = torch.rand(1000, 700, generator=torch.Generator().manual_seed(0)) > 0.5
-    optimizer = torch.optim.Adam([parameter])
-    parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    with Allocations() as memory:
-        MaskKeeper({"w": parameter}, {"w": mask}).apply([optimizer])
-    assert max(memory.sizes) <= 4 * 1000  # the factors of a chunk
-    assert torch.equal(parameter == 0, ~mask)
-    assert torch.equal(optimizer.state[parameter]["exp_avg"] == 0, ~mask)
-
-
-@pytest.mark.parametrize("shape", [(), (0, 3), (1,)], ids=str)
-def test_the_smallest_tensors_are_masked(shape: tuple[int, ...]) -> None:
-    parameter = nn.Parameter(torch.ones(shape))
-    MaskKeeper({"w": parameter}, {"w": torch.zeros(shape, dtype=torch.bool)}).apply([])
-    assert torch.equal(parameter.detach(), torch.zeros(shape))
-
-
-def test_masks_act_in_place() -> None:
-    parameter = nn.Parameter(torch.ones(4))
-    pointer, gradient = parameter.data_ptr(), torch.ones(4)
-    parameter.grad = gradient
-    MaskKeeper({"w": parameter}, {"w": torch.tensor([True, False, True, False])}).apply([])
-    assert parameter.data_ptr() == pointer
-    assert parameter.grad is gradient
-    assert parameter.requires_grad
-
-
-def test_no_masks_do_nothing() -> None:
-    parameter = nn.Parameter(torch.ones(4))
-    MaskKeeper({"w": parameter}, {}).apply([torch.optim.SGD([parameter], lr=0.1)])
-    assert parameter.tolist() == [1, 1, 1, 1]
 
 
 # ---- checkpoints

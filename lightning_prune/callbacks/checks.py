@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_prune.callbacks.packages import MisconfigurationException
 from lightning_prune.channel_pruner import ChannelPruner
-from lightning_prune.manifest import is_pruned
+from lightning_prune.manifest import is_pruned, params_as_built
 from lightning_prune.pruner import Pruner
 from lightning_prune.schedules import Schedule
 
@@ -45,13 +45,27 @@ def check_groups(pruner: Pruner, others: Iterable[Pruner]) -> None:
             )
 
 
-def check_dense(pl_module: pl.LightningModule, state_key: str) -> None:
-    """A pruner that begins anew must not take a network that a checkpoint has made small for the original."""
-    if is_pruned(pl_module):
+def check_dense(pl_module: pl.LightningModule, state_key: str, came_pruned: bool) -> None:
+    """A pruner that begins anew must not silently take a network that was pruned before for the original.
+
+    Args:
+        pl_module: The network.
+        state_key: Names the pruner.
+        came_pruned: Whether it was pruned before this training; else a checkpoint has made it small.
+    """
+    if not is_pruned(pl_module):
+        return
+    if not came_pruned:
         raise MisconfigurationException(
             f"the checkpoint holds a pruned network, but no state of {state_key}: shares would be taken of the pruned "
             "network. Resume with the granularity and the scope that wrote the checkpoint."
         )
+    now = sum(parameter.numel() for parameter in pl_module.parameters())
+    rank_zero_warn(
+        f"the network was pruned before this training, from {params_as_built(pl_module):,} parameters to {now:,}: "
+        "budgets and sparsities of this IterativePruning refer to the network as it is now. To go on towards the "
+        "budget of the pruning before, give the Trainer the same callback again, or resume from a checkpoint."
+    )
 
 
 def check_gradients(pruner: Pruner, pl_module: pl.LightningModule, unseen: list[str], certain: bool) -> None:

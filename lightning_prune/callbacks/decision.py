@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 
 from lightning_prune.callbacks.steps import Step
 from lightning_prune.coupling import Example
+from lightning_prune.plan import Plan
 from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report
 from lightning_prune.sharded import is_sharded
@@ -69,18 +70,19 @@ def gathered(trainer: pl.Trainer, value: Any) -> list[Any]:
     return values
 
 
-def check_ranks_agree(trainer: pl.Trainer, network: nn.Module) -> None:
-    """The parameters must be the same on all ranks, or from here on each would train a network of its own.
+def check_ranks_agree(trainer: pl.Trainer, network: nn.Module, plan: Plan) -> None:
+    """Plan and parameters must be the same on all ranks, or from here on each would train a network of its own.
 
-    Buffers may differ: DDP hands out those of rank 0 at the next forward pass. So do parameters that are sharded.
+    So must what the plan says of attributes. Buffers may differ: DDP hands out those of rank 0 at the next forward
+    pass. So do parameters that are sharded.
 
     Raises:
-        RuntimeError: On every rank; names the first parameter that differs.
+        RuntimeError: On every rank; names the plan, or the first parameter or attribute that differs.
     """
     if trainer.world_size == 1 or is_sharded(network):
         return
     without = getattr(network, "_ddp_params_and_buffers_to_ignore", ())
-    first, *others = gathered(trainer, fingerprints(network, without))
+    first, *others = gathered(trainer, {**of_plan(plan, network), **fingerprints(network, without)})
     for rank, own in enumerate(others, start=1):
         name = next((name for name in first if own.get(name) != first[name]), None)
         if name is not None:
@@ -90,12 +92,30 @@ def check_ranks_agree(trainer: pl.Trainer, network: nn.Module) -> None:
             )
 
 
+def of_plan(plan: Plan, network: nn.Module) -> dict[str, Any]:
+    """Checksums of what ``plan`` keeps and masks, and the attributes of ``network`` that it sets, as they are now."""
+    kept = {
+        f"plan of {name}, dimension {dim}": _checksum(i) for name, dims in plan.keep.items() for dim, i in dims.items()
+    }
+    masked = {f"mask of {name}": _checksum(mask) for name, mask in plan.masks.items()}
+    set_ = {
+        f"{path}.{name}": getattr(network.get_submodule(path), name)
+        for path, values in plan.attributes.items()
+        for name in values
+    }
+    return {**kept, **masked, **set_}
+
+
 def fingerprints(network: nn.Module, without: Collection[str] = ()) -> dict[str, tuple[list[int], int]]:
     """For every parameter its shape and a checksum of its bits."""
-    found = {}
-    for name, parameter in network.named_parameters():
-        if name not in without:
-            values = parameter.detach().cpu().flatten()
-            real = torch.view_as_real(values) if values.is_complex() else values
-            found[name] = list(parameter.shape), zlib.crc32(real.contiguous().view(torch.uint8).numpy().tobytes())
-    return found
+    return {
+        name: (list(parameter.shape), _checksum(parameter.detach()))
+        for name, parameter in network.named_parameters()
+        if name not in without
+    }
+
+
+def _checksum(tensor: Tensor) -> int:
+    values = tensor.cpu().flatten()
+    real = torch.view_as_real(values) if values.is_complex() else values
+    return zlib.crc32(real.contiguous().view(torch.uint8).numpy().tobytes())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from inspect import signature
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins import CheckpointIO
 from torch import nn
 
 from lightning_prune.averaged import copies_held_by
@@ -26,6 +28,7 @@ class PrunedCheckpoints(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Prepare the module before anything is loaded into it."""
         prepare_loading(pl_module)
+        let_load_from_checkpoint(trainer, pl_module)
 
 
 def prepare_loading(pl_module: pl.LightningModule) -> None:
@@ -50,18 +53,49 @@ class _InTrainer(Surroundings):
         return averaged_copies(module) if hasattr(module, "_trainer") else ()
 
 
-def let_load_from_checkpoint(pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Have ``load_from_checkpoint`` build the module of a pruned ``checkpoint`` with one of the builders below.
+def let_load_from_checkpoint(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """Have ``load_from_checkpoint`` build the module of a pruned checkpoint with one of the builders below.
 
-    Lightning's own way for that is the path of a function among the hyperparameters.
+    Lightning's own way for that is the path of a function among the hyperparameters. It is entered when a file is
+    written: callbacks do not get to see checkpoints with weights alone.
     """
-    if not is_pruned(pl_module):
+    own = trainer.strategy.checkpoint_io
+    own = own.own if isinstance(own, _EnteringBuilders) else own
+    with suppress(TypeError):  # XLA takes none but its own
+        trainer.strategy.checkpoint_io = _EnteringBuilders(own, pl_module)
+
+
+class _EnteringBuilders(CheckpointIO):
+    """The Trainer's own way of writing files, for checkpoints that name a builder."""
+
+    def __init__(self, own: CheckpointIO, module: pl.LightningModule) -> None:
+        self.own, self.module = own, module
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if is_pruned(self.module):
+            _enter_builder(checkpoint, self.module)
+        self.own.save_checkpoint(checkpoint, path, storage_options)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return self.own.load_checkpoint(path, *args, **kwargs)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        self.own.remove_checkpoint(path)
+
+    def teardown(self) -> None:
+        self.own.teardown()
+
+
+def _enter_builder(checkpoint: dict[str, Any], module: pl.LightningModule) -> None:
+    arguments = checkpoint.get(module.CHECKPOINT_HYPER_PARAMS_KEY, {})
+    if type(arguments) is not dict or arguments.get("_instantiator") not in BUILDERS:
         return
-    arguments = checkpoint.setdefault(pl_module.CHECKPOINT_HYPER_PARAMS_KEY, {})
-    name = checkpoint.get(pl_module.CHECKPOINT_HYPER_PARAMS_NAME)
-    in_one = name not in (None, "kwargs") and name in signature(type(pl_module).__init__).parameters
-    if type(arguments) is dict and not in_one and arguments.get("_instantiator") in BUILDERS:
-        arguments["_instantiator"] = BUILDERS[arguments.get("_instantiator")]
+    name = checkpoint.get(module.CHECKPOINT_HYPER_PARAMS_NAME)
+    if name not in (None, "kwargs") and name in signature(type(module).__init__).parameters:
+        arguments = {name: arguments}  # one argument that holds them all; by its name the builder stands beside it
+        del checkpoint[module.CHECKPOINT_HYPER_PARAMS_NAME]
+    builder = BUILDERS[arguments.get("_instantiator")]
+    checkpoint[module.CHECKPOINT_HYPER_PARAMS_KEY] = {**arguments, "_instantiator": builder}
 
 
 def build_as_load_pruned(cls: type[pl.LightningModule], arguments: dict[str, Any]) -> pl.LightningModule:

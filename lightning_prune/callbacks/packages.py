@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core import rank_zero
+from lightning_utilities.core.overrides import is_overridden
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -34,6 +35,15 @@ def _in_both(module: str, name: str) -> tuple[type[Any], ...]:
 MODEL_CHECKPOINTS: tuple[type[ModelCheckpoint], ...] = _in_both("callbacks", "ModelCheckpoint")
 TENSORBOARD_LOGGERS: tuple[type[TensorBoardLogger], ...] = _in_both("loggers", "TensorBoardLogger")
 DDP_STRATEGIES: tuple[type[DDPStrategy], ...] = _in_both("strategies", "DDPStrategy")
+
+_PARENTS = _in_both("core", "LightningModule") + _in_both("core", "LightningDataModule")
+
+
+def overrides(user: Any, method: str) -> bool:
+    """Whether a module or data module of a user has its own ``method``, which Lightning's also have."""
+    parent = next((cls for cls in type(user).__mro__ if cls in _PARENTS), None)
+    return parent is not None and is_overridden(method, user, parent)
+
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback as Callback

@@ -85,7 +85,7 @@ def carry_out(trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: Pruner
     with unwrapped(trainer):
         track_plan(pl_module, report.plan)
         pruner.apply(pl_module, report, trainer.strategy.optimizers)
-        check_ranks_agree(trainer, pl_module)  # before DDP hands out the parameters of rank 0
+        check_ranks_agree(trainer, pl_module, report.plan)  # before DDP hands out the parameters of rank 0
     forget_compiled()
 
 

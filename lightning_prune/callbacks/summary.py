@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +22,7 @@ from lightning_prune.callbacks.packages import (
     TENSORBOARD_LOGGERS,
     Callback,
     MisconfigurationException,
+    overrides,
 )
 from lightning_prune.callbacks.pruning import IterativePruning
 from lightning_prune.callbacks.rebuild import check_whole
@@ -140,7 +140,7 @@ class PruningSummary(Callback):
         """
         rounds, dense = list(self.rounds), self.dense_path  # testing a checkpoint restores callbacks from it
         files = {"dense": dense, "final": _best(trainer) or _save_last(trainer)}
-        testable = is_overridden("test_step", model) and is_overridden("test_dataloader", datamodule or model)
+        testable = overrides(model, "test_step") and overrides(datamodule or model, "test_dataloader")
         tested: dict[str, dict[str, float]] = {}
         networks: dict[str, nn.Module] = {}
         for name, path in files.items():

@@ -11,7 +11,7 @@ from helpers import Lit, trainer_for
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from scripted import Scripted, loader
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_prune import AccuracyGuard, IterativePruning, Weights
 from lightning_prune.budgets import Count, Ratio, Sparsity
@@ -80,16 +80,6 @@ def everything(trainer: Trainer, *pruners: IterativePruning) -> dict[str, Any]:
     }
 
 
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(value, b[key]) for key, value in a.items())
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
-
-
 class Before(Callback):
     """Everything just before each event, as it is without the guard."""
 
@@ -98,6 +88,21 @@ class Before(Callback):
 
     def on_before_prune(self, trainer: Trainer, pl_module: LightningModule, _: Any) -> None:
         self.seen.append(everything(trainer, *self.pruners))
+
+
+class PowerFailureError(Exception): ...
+
+
+class Interrupt(Callback):
+    """As when the power fails, at a hook of an epoch; comes first in the list, so that nothing else happens there."""
+
+    def __init__(self, hook: str, epoch: int | None = None) -> None:
+        setattr(self, hook, self._fail)
+        self.epoch = epoch
+
+    def _fail(self, trainer: Trainer, *_: Any) -> None:
+        if self.epoch in (None, trainer.current_epoch):
+            raise PowerFailureError
 
 
 CHANNELS = lambda schedule: [IterativePruning(schedule, Ratio(0.5))]  # noqa: E731

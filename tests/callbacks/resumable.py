@@ -124,16 +124,6 @@ def everything(lit: Noisy, trainer: Trainer, callbacks: list[Callback]) -> dict[
     }
 
 
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(value, b[key]) for key, value in a.items())
-    if isinstance(a, (list, tuple)):
-        return isinstance(b, (list, tuple)) and len(a) == len(b) and all(map(same, a, b))
-    return type(a) is type(b) and a == b
-
-
 def without_metrics(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "callbacks": [{k: v for k, v in c.items() if k != "history"} for c in state["callbacks"]]}
 

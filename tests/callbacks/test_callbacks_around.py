@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import STEPS, Events, Lit, fit, images, small_net, trainer_for, widths
+from helpers import STEPS, Events, Lit, fit, images, same, small_net, trainer_for, widths
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
@@ -19,7 +19,6 @@ from lightning.pytorch.callbacks import (
     ModelSummary,
     RichModelSummary,
 )
-from test_callbacks_ddp import same
 from torch import nn
 from torch.utils.data import DataLoader
 

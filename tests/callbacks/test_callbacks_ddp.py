@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from helpers import same
 
 import lightning_prune
 
@@ -143,16 +143,6 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, An
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     return launch(tmp_path_factory.mktemp("one"), 1)
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
 
 
 METHODS = pytest.mark.parametrize("method", METHOD_NAMES)

@@ -1,14 +1,16 @@
 """Two ranks with the options of DDP: pruned, synchronised in every step, and the same as without the option."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import Lit
-from test_callbacks_ddp import launch, same
+from helpers import Lit, same
+from test_callbacks_ddp import launch
 
-from lightning_prune.callbacks.decision import fingerprints
+from lightning_prune import Plan
+from lightning_prune.callbacks.decision import fingerprints, of_plan
 
 SCRIPT = """
 import sys
@@ -164,3 +166,24 @@ def test_a_fingerprint_of_every_dtype(dtype) -> None:
         module.weight.copy_(module.weight.flip(0))
     assert fingerprints(module)["weight"] != before["weight"]
     assert fingerprints(module)["bias"] == before["bias"]
+
+
+def test_checksums_of_a_plan_tell_plans_and_attributes_apart() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 2))
+    plan = Plan(
+        keep={"0.weight": {0: torch.tensor([0, 2])}},
+        masks={"1.weight": torch.ones(2, 6, dtype=torch.bool)},
+        attributes={"0": {"out_features": 2}},
+    )
+    before = of_plan(plan, net)
+    assert list(before) == ["plan of 0.weight, dimension 0", "mask of 1.weight", "0.out_features"]
+    others = {
+        "plan of 0.weight, dimension 0": replace(plan, keep={"0.weight": {0: torch.tensor([0, 3])}}),
+        "mask of 1.weight": replace(plan, masks={"1.weight": torch.zeros(2, 6, dtype=torch.bool)}),
+    }
+    for name, other in others.items():
+        after = of_plan(other, net)
+        assert [key for key in before if after[key] != before[key]] == [name]
+    net[0].out_features = 3
+    after = of_plan(plan, net)
+    assert [key for key in before if after[key] != before[key]] == ["0.out_features"]

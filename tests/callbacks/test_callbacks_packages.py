@@ -62,7 +62,7 @@ def test_every_callback_is_one_of_both(name) -> None:
     assert issubclass(getattr(ours, name), lightning.pytorch.Callback)
 
 
-def test_a_whole_training(tmp_path) -> None:
+def test_a_whole_training(tmp_path, capsys) -> None:
     torch.manual_seed(0)
     lit = Lit()
     save = ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss", save_last=True)
@@ -76,6 +76,8 @@ def test_a_whole_training(tmp_path) -> None:
     assert widths(lit.net) == [4, 4, 3]
     assert pruning.pruner.event == 2
     assert "epoch=2" in save.best_model_path or "epoch=3" in save.best_model_path  # best of the final size
+    callbacks[4].conclude(trainer, lit)
+    assert "not tested: there is no test_step or no test_dataloader" in capsys.readouterr().out
     resumed = Lit()
     again = IterativePruning(Rounds(1, 1, 2), Ratio(0.5), "taylor")
     trainer = trainer_for(tmp_path, again, max_epochs=5, logger=False)

@@ -214,3 +214,56 @@ def test_masks_after_channels_reach_their_sparsity(tmp_path) -> None:
     fit(tmp_path, lit, IterativePruning(Constant(1), Ratio(0.5)), pruning(Constant(1)), max_epochs=2)
     assert widths(lit.net) == [8, 8, 3]
     assert zero_share(lit) == 0.5
+
+
+class Clipped(Lit):
+    """Notes the norm of all gradients before they are clipped, and that of what masks have left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms: list[tuple[float, float]] = []
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        gradients = [p.grad for p in self.parameters()]
+        kept = [g * (p != 0) if p.dim() > 1 else g for p, g in zip(self.parameters(), gradients, strict=True)]
+        self.norms.append(tuple(float(torch.cat([g.flatten() for g in some]).norm()) for some in (gradients, kept)))
+        self.clip_gradients(optimizer, gradient_clip_val=0.1, gradient_clip_algorithm="norm")
+
+
+def test_masked_weights_have_no_part_in_the_norm_that_is_clipped(tmp_path) -> None:
+    lit = Clipped()
+    fit(tmp_path, lit, pruning(Constant(1), Sparsity(0.9)), max_epochs=2)
+    dense, masked = lit.norms[:STEPS], lit.norms[STEPS:]
+    assert all(everything == kept for everything, kept in dense)
+    assert len(masked) == STEPS
+    assert all(everything == kept for everything, kept in masked)
+
+
+class Perturbing(Lit):
+    """Adds to all weights outside of the optimizer."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        for parameter in self.parameters():
+            parameter.data += 0.01
+
+    def on_validation_epoch_start(self) -> None:
+        self.measured = zero_share(self)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_what_others_do_to_weights_is_neither_measured_nor_kept(tmp_path, optimizer) -> None:
+    lit = Perturbing(optimizer=optimizer)
+    fit(tmp_path, lit, pruning(Constant(1)), max_epochs=2)
+    assert lit.measured == pytest.approx(0.5)
+    assert zero_share(lit) == pytest.approx(0.5)
+
+
+def test_a_pruner_that_finds_the_work_of_another_says_so(tmp_path) -> None:
+    lit = Lit()
+    dense = sum(p.numel() for p in lit.parameters())
+    fit(tmp_path, lit, IterativePruning(Constant(1), Ratio(0.5)), max_epochs=2)
+    now = sum(p.numel() for p in lit.parameters())
+    message = f"was pruned before this training, from {dense:,} parameters to {now:,}: budgets and sparsities"
+    with pytest.warns(UserWarning, match=message):
+        fit(tmp_path, lit, IterativePruning(Constant(1), Ratio(0.5)), max_epochs=2)
+    assert widths(lit) == [2, 2, 3]

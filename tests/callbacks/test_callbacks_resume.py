@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import STEPS, Adversaries, Events, Lit, fit, images, trainer_for, widths, zero_share
+from helpers import STEPS, Adversaries, Events, Lit, fit, images, same, trainer_for, widths, zero_share
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
@@ -69,16 +69,6 @@ def everything(lit: Lit, trainer: Trainer, callbacks: list[Callback]) -> dict[st
         "scheduler": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
         "callbacks": [callback.state_dict() for callback in callbacks],
     }
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(value, b[key]) for key, value in a.items())
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

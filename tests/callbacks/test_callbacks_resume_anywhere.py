@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import trainer_for
+from helpers import same, trainer_for
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from resumable import (
@@ -17,7 +17,6 @@ from resumable import (
     Noisy,
     everything,
     place,
-    same,
     train,
     without_metrics,
 )
@@ -161,7 +160,7 @@ def test_from_any_hook_the_schedule_arrives(tmp_path, method) -> None:
             continue
         callbacks = METHODS[method]()
         train(tmp_path, callbacks, file)
-        assert all(pruning.pruner.fraction == 1.0 and pruning._finished for pruning in callbacks), file.stem
+        assert all(pruning.pruner.fraction == 1.0 and pruning._events.finished for pruning in callbacks), file.stem
 
 
 @pytest.mark.parametrize("method", ["nothing", "both", "guard"])

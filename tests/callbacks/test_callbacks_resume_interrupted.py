@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import fit, trainer_for
+from helpers import fit, same, trainer_for
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
-from resumable import EPOCHS, METHODS, STEPS, Everywhere, Noisy, Randomness, everything, same, train, without_metrics
+from resumable import EPOCHS, METHODS, STEPS, Everywhere, Noisy, Randomness, everything, train, without_metrics
 from torch import nn
 from torch.nn import functional as F
 

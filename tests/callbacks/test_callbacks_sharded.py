@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Lit, fit
+from helpers import Lit, fit, same
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from test_callbacks_ddp import launch, same
+from test_callbacks_ddp import launch
 
 from lightning_prune import IterativePruning, SparsityLogger
 from lightning_prune.budgets import Ratio
