@@ -59,7 +59,7 @@ class ChannelPruner(Pruner):
     @collecting_later()
     def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
         """Analyse the network, try the final widths on a copy, and hook what has to be observed."""
-        scoring = self.scoring(model)
+        scoring = self.scoring(model, example)
         coupling = self.coupling(model, example, scoring.tensors)
         groups, reasons = self._candidates(model, coupling, scoring)
         scored = {name: torch.zeros(group.size) for name, group in groups.items() if name not in reasons}
@@ -88,7 +88,7 @@ class ChannelPruner(Pruner):
     @collecting_later()
     def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
         """Score, choose, try on a copy, and measure."""
-        scoring = self.scoring(model)
+        scoring = self.scoring(model, example)
         coupling = self.coupling(model, example, scoring.tensors)
         assert self.origin is not None, "prepare comes first"
         try:
@@ -189,9 +189,9 @@ class ChannelPruner(Pruner):
         settings = self.granularity
         return ChannelSpace(coupling, candidates, self.origin, settings.round_to, settings.min_width, settings.ranking)
 
-    def scoring(self, model: nn.Module) -> Scoring:
+    def scoring(self, model: nn.Module, example: Example | None) -> Scoring:
         """Also how the scores of coupled tensors become one."""
-        return replace(super().scoring(model), aggregate=self.granularity.aggregate)
+        return replace(super().scoring(model, example), aggregate=self.granularity.aggregate)
 
     def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
         apply_plan(model, report.plan, optimizers)

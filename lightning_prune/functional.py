@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_prune.budgets import Budget, Ratio
 from lightning_prune.channel_pruner import ChannelPruner
@@ -17,6 +17,7 @@ from lightning_prune.manifest import track_plan, track_shapes
 from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report
 from lightning_prune.scope import Scope
+from lightning_prune.statistics import Statistics
 from lightning_prune.weight_pruner import WeightPruner
 
 
@@ -55,9 +56,10 @@ def prune_once(
         criterion: What matters, an object or the name of one without arguments; ``Magnitude()`` by default.
         budget: Until what; ``Ratio(0.5)`` by default.
         scope: Where; everywhere by default.
-        calibrate: Runs forward and backward passes over some data, for criteria that need gradients, such as
-            ``lambda model: [loss(model(x), y).backward() for x, y in batches]``. Gradients are dropped
-            afterwards; batch-norm statistics move if the model is in train mode.
+        calibrate: Runs passes over some data, for criteria that need to see them. It returns losses to go backward
+            from, such as ``lambda model: (loss(model(x), y) for x, y in batches)``, or runs backward passes itself, or
+            for criteria that look at activations alone, forward passes. Gradients are dropped afterwards; batch-norm
+            statistics move if the model is in train mode.
         dry_run: Leave the model as it is and only report what would happen.
 
     Returns:
@@ -111,7 +113,22 @@ def _gather(pruner: Pruner, model: nn.Module, calibrate: Callable[[nn.Module], A
         )
     pruner.statistics.begin_step(0)
     try:
-        calibrate(model)
+        with pruner.statistics.calibrating():
+            returned = calibrate(model)
+            for loss in [returned] if isinstance(returned, Tensor) else returned or ():
+                if isinstance(loss, Tensor) and loss.requires_grad and loss.numel() == 1:
+                    _go_backward(loss, pruner.statistics)
     finally:
         model.zero_grad(set_to_none=True)
     pruner.statistics.commit()
+
+
+def _go_backward(loss: Tensor, statistics: Statistics) -> None:
+    try:
+        statistics.before_backward(loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise ValueError(
+            f"calibrate returned a loss that cannot go backward: {error} Return losses before their backward passes, "
+            "or nothing."
+        ) from error

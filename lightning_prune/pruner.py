@@ -14,6 +14,7 @@ from lightning_prune.budgets import Budget
 from lightning_prune.coupling import Example, named_tensors
 from lightning_prune.criteria import Criterion, Scoring
 from lightning_prune.measure import Size
+from lightning_prune.plan import Plan
 from lightning_prune.report import Report
 from lightning_prune.scope import Scope
 from lightning_prune.sharded import Whole, is_sharded
@@ -58,8 +59,13 @@ class Pruner(ABC):
         self.event += 1
         self.fraction = report.fraction
         self.sparsity = report.sparsity
-        if self.statistics is not None:
+        if self.statistics is not None and not self.statistics.lasting:
             self.statistics.reset()
+
+    def follow(self, plan: Plan) -> None:
+        """The network was pruned, by this pruner or another."""
+        if self.statistics is not None:
+            self.statistics.follow(plan)
 
     @abstractmethod
     def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None: ...
@@ -67,11 +73,11 @@ class Pruner(ABC):
     def resized(self, size: Size) -> None:  # noqa: B027  (masks are counted in their own scope)
         """The network has this size now, after an event of this pruner or another."""
 
-    def scoring(self, model: nn.Module) -> Scoring:
+    def scoring(self, model: nn.Module, example: Example | None) -> Scoring:
         """What the criterion may look at now."""
         totals: Mapping[str, Tensor] = self.statistics.totals if self.statistics is not None else {}
         tensors = dict(named_tensors(model))
-        return Scoring(model, Whole(tensors) if is_sharded(model) else tensors, totals, self.event)
+        return Scoring(model, Whole(tensors) if is_sharded(model) else tensors, totals, self.event, example)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, dicts and tensors."""

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from lightning_prune.averaged import with_averages
 from lightning_prune.budgets import Budget
 from lightning_prune.coupling import Example
-from lightning_prune.criteria import Criterion, Scoring
+from lightning_prune.criteria import CannotScoreError, Criterion, Scoring
 from lightning_prune.keeper import MaskKeeper
 from lightning_prune.masks import lowest_masks, pack, unpack
 from lightning_prune.measure import measure
@@ -46,12 +46,22 @@ class WeightPruner(Pruner):
         """Check that the scope and the budget fit the network."""
         space = self._space(self.scope.parameters(model))
         self.budget.check_weights(space, None if events is None else events - self.event)
+        scoring = self.scoring(model, example)
+        for name in space.sizes:
+            try:
+                self.criterion.check_weights(name, scoring)
+            except CannotScoreError as error:
+                raise ValueError(
+                    f"criterion {self.criterion} cannot score {name!r}: {error}. Exclude it: Scope(exclude=[{name!r}])."
+                ) from error
+        if self.statistics is not None:
+            self.statistics.attach(model, parameters=space.sizes.keys())
 
     def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
         """Score, choose, and measure."""
         parameters = self.scope.parameters(model)
         space = self._space(parameters)
-        scoring = self.scoring(model)
+        scoring = self.scoring(model, example)
         scores = _Scores(self.criterion, scoring, list(parameters))
         masks = lowest_masks(scores, self.masks, self.budget.mask_weights(space, fraction))
         masked = {name: _hidden(mask) for name, mask in masks.items()}
@@ -82,6 +92,9 @@ class WeightPruner(Pruner):
 
     def follow(self, plan: Plan) -> None:
         """Slice the masks after channels were removed by ``plan``; the sparsity is that of the weights left."""
+        super().follow(plan)
+        if not plan.keep:
+            return
         self.masks = Plan(masks=self.masks).slice_masks(plan)
         if self.masks:
             kept, left = nonzero_in(self.masks.values()), sum(mask.numel() for mask in self.masks.values())

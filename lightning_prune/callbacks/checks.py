@@ -74,7 +74,8 @@ def check_gradients(pruner: Pruner, pl_module: pl.LightningModule, unseen: list[
     A layer whose parameters are frozen will never see one; others may take turns until it is ``certain``.
     """
     for name in unseen:
-        parameters = list(pl_module.get_submodule(name).parameters(recurse=False))
+        own = dict(pl_module.named_parameters())
+        parameters = [own[name]] if name in own else list(pl_module.get_submodule(name).parameters(recurse=False))
         if certain or not any(parameter.requires_grad for parameter in parameters):
             raise MisconfigurationException(
                 f"{pruner.criterion} needs gradients of {name!r}; none has reached it so far ({len(unseen)} such "

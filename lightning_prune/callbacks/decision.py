@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -25,20 +26,33 @@ def decide(
 
     Or why there can be none: for good (``BudgetError``), or now (any other ``ValueError``).
     """
-    if pruner.statistics is not None:
-        pruner.statistics.totals = over_ranks(trainer, pruner.statistics.totals, "sum")
     decision: Report | ValueError | None = None
-    budget = pruner.budget
-    if is_sharded(pl_module) or trainer.is_global_zero:
-        try:
-            pruner.budget = step.scaled(budget)
-            decision = pruner.plan(pl_module, example, step.aim)
-        except ValueError as error:
-            decision = error
-        finally:
-            pruner.budget = budget
+    with _statistics_of_all_ranks(trainer, pruner):
+        if is_sharded(pl_module) or trainer.is_global_zero:
+            budget = pruner.budget
+            try:
+                pruner.budget = step.scaled(budget)
+                decision = pruner.plan(pl_module, example, step.aim)
+            except ValueError as error:
+                decision = error
+            finally:
+                pruner.budget = budget
     decided: Report | ValueError = trainer.strategy.broadcast(decision)  # type: ignore[assignment]
     return decided
+
+
+@contextmanager
+def _statistics_of_all_ranks(trainer: pl.Trainer, pruner: Pruner) -> Iterator[None]:
+    """Let the pruner see what all ranks have gathered; afterwards each has its own again, to go on with."""
+    statistics = pruner.statistics
+    if statistics is None:
+        yield
+        return
+    own, statistics.totals = statistics.totals, over_ranks(trainer, statistics.totals, statistics.over_ranks)
+    try:
+        yield
+    finally:
+        statistics.totals = own
 
 
 def over_ranks(trainer: pl.Trainer, totals: Mapping[str, Tensor], how: Literal["sum", "mean"]) -> dict[str, Tensor]:

@@ -96,8 +96,8 @@ class Events:
     def follow(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: Report) -> None:
         """This pruner or another has changed the network."""
         self.pruner.resized(report.after)
-        if report.plan.keep and isinstance(self.pruner, WeightPruner):
-            self.pruner.follow(report.plan)
+        self.pruner.follow(report.plan)
+        if report.plan.keep:
             self.hold_masks(trainer, pl_module)
 
     def take_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule, state: Mapping[str, Any]) -> None:

@@ -10,11 +10,17 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_prune.callbacks.accepted import Accepted
 from lightning_prune.callbacks.packages import Callback, MisconfigurationException
 from lightning_prune.callbacks.pruning import IterativePruning
 from lightning_prune.callbacks.snapshot import Snapshot, check_setting, file_accepted
 from lightning_prune.callbacks.support import tell
 from lightning_prune.callbacks.verdicts import Bound, Reference, Verdict
+
+_STOPPED = (
+    "It prunes no more, whatever max_drop is now, and stops at once unless Trainer(min_epochs=...) keeps it going. To "
+    "train this network on, raise min_epochs; to prune on, resume without this guard."
+)
 
 
 class AccuracyGuard(Callback):
@@ -26,7 +32,9 @@ class AccuracyGuard(Callback):
 
     With ``on_drop="rollback"`` the network that was accepted last, which is the smallest one that was, comes back:
     shapes, weights, what optimizers remember, averaged copies, masks and statistics, from a checkpoint that was written
-    beside the logs before the next event and is removed when the training ends. Time goes on: learning rates, their
+    before the next event, in a folder ``accepted-*`` beside the logs, which is removed when the training ends. Where it
+    is not found after a resume, the network that was resumed takes its place, once it is accepted if an event has just
+    made it. Time goes on: learning rates, their
     schedulers and the data stay where they are. The step that dropped is then taken half as large, at once; what is
     left of its event follows in steps of that size, and when it is reached the schedule goes on from there. After
     ``retry`` smaller steps in a row that dropped as well, or when the training ends, the accepted network is final.
@@ -76,9 +84,8 @@ class AccuracyGuard(Callback):
         self.verdicts: list[Verdict] = []
         self._pending: tuple[int, float] | None = None  # (epoch, value) of the last validation, until it is judged
         self._judged = self._stopped = False  # in this training
-        self._snapshot: Snapshot | None = None  # of the network that was accepted last
-        self._events = 0  # that had led to it
-        self._drops = 0  # in a row, of networks made from it
+        self._accepted = Accepted()
+        self._drops = 0  # in a row, of networks made from the accepted one
 
     @property
     def state_key(self) -> str:
@@ -89,13 +96,15 @@ class AccuracyGuard(Callback):
         """A new training begins."""
         if stage == "fit":
             self._pending, self._judged, self._stopped, self._drops = None, False, False, 0
-            if self._snapshot is None:  # an interrupted training has left one
-                self._events = _events(trainer)
+            if self._accepted.last is None:  # an interrupted training has left one
+                self._accepted.replace(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """There must be something to guard."""
+        """There must be something to guard, and a place to go back to."""
         if not any(isinstance(callback, IterativePruning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             raise MisconfigurationException("AccuracyGuard has no pruning to guard; add IterativePruning(...)")
+        if self.on_drop == "rollback":
+            self._accepted.begin(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validation must run, and a rollback must be possible."""
@@ -106,7 +115,12 @@ class AccuracyGuard(Callback):
             )
         if self.on_drop == "rollback":
             check_setting(trainer, pl_module, self)
-        trainer.should_stop = trainer.should_stop or self._stopped  # a resumed one, which min_epochs kept going
+            if self._accepted.is_lost(trainer, starting=True) and self._accepted.is_current(trainer):
+                self._write(trainer, pl_module)
+        if self._stopped:
+            trainer.should_stop = True
+            dropped = [verdict.says for verdict in self.verdicts if not verdict.kept]
+            rank_zero_warn(f"AccuracyGuard has ended this training: {dropped[-1]}. {_STOPPED}")
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The metric must be among those that validation logs."""
@@ -121,8 +135,11 @@ class AccuracyGuard(Callback):
         """Judge the network that is about to be pruned."""
         self._judge(trainer, pl_module, ending=False)
         last = self.verdicts[-1] if self.verdicts else None
+        dropped = last is not None and not (last.kept or last.rolled_back)
+        if self.on_drop == "rollback" and not dropped and not self._accepted.is_there(trainer):
+            self._write(trainer, pl_module)
         over = self.on_drop == "rollback" and self._drops > self.retry
-        if last is not None and (over or not (last.kept or last.rolled_back)):
+        if last is not None and (over or dropped):
             pruning.pause(last.says)
             if self._judged or over:
                 self._stopped = self.on_drop != "pause"
@@ -131,8 +148,6 @@ class AccuracyGuard(Callback):
                 rank_zero_info(f"AccuracyGuard, from an earlier training: {last.says}. Pruning waits.")
         elif trainer.should_stop:
             pruning.pause("training is about to stop")  # it may go on up to min_epochs
-        elif self.on_drop == "rollback" and self._snapshot is None:
-            self._write(trainer, pl_module)
 
     def on_rollback(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What was measured last was another network."""
@@ -141,30 +156,25 @@ class AccuracyGuard(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Judge what the last event left."""
         self._judge(trainer, pl_module, ending=True)
-        if self._snapshot is None:
-            return
-        if _events(trainer) != self._events and self._snapshot.is_there(trainer):
+        last = self._accepted.last
+        if last is not None and not self._accepted.is_current(trainer) and not self._accepted.is_lost(trainer):
             rank_zero_warn(
-                f"AccuracyGuard: the last event was followed by no validation; the network of epoch "
-                f"{self._snapshot.epoch} is back"
+                f"AccuracyGuard: no validation followed the last event; the network of epoch {last.epoch} is back"
             )
-            self._roll_back(trainer, pl_module, self._snapshot, final=True)
-        self._snapshot.remove(trainer)
-        self._snapshot = None
+            self._roll_back(trainer, pl_module, final=True)
+        self._accepted.end(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Conclude as well where a checkpoint of the last epoch leaves nothing to train, and no training ends."""
         self.on_train_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Verdicts, the measurement to be judged and where the snapshot is, as plain numbers and strings."""
-        snapshot = self._snapshot
+        """Verdicts, the measurement to be judged and where the files are, as plain numbers and strings."""
         return {
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
             "pending": self._pending,
             "stopped": self._stopped,
-            "snapshot": None if snapshot is None else {"path": snapshot.path, "epoch": snapshot.epoch},
-            "events": self._events,
+            **self._accepted.state_dict(),
             "drops": self._drops,
         }
 
@@ -172,55 +182,49 @@ class AccuracyGuard(Callback):
         """Go on from a checkpoint."""
         self.verdicts = [Verdict(**verdict) for verdict in state_dict["verdicts"]]
         self._pending = None if state_dict["pending"] is None else tuple(state_dict["pending"])
-        snapshot = state_dict.get("snapshot")
-        self._snapshot = None if snapshot is None else Snapshot(**snapshot)
-        self._events, self._drops = state_dict.get("events", 0), state_dict.get("drops", 0)
-        self._stopped = state_dict.get("stopped", False)
+        self._accepted.load_state_dict(state_dict)
+        self._drops, self._stopped = state_dict.get("drops", 0), state_dict.get("stopped", False)
 
     def _judge(self, trainer: pl.Trainer, pl_module: pl.LightningModule, ending: bool) -> None:
         """Pass the verdict on the last validation, once, and carry it out."""
         if self._pending is None:
             return
-        (epoch, value), self._pending, self._judged = self._pending, None, True
         bound = Bound(self.monitor, self.max_drop, self.mode, self.compared_to)
-        verdict = bound.judge(epoch, value, self.verdicts)
-        snapshot = None if verdict.kept else self._snapshot
-        if snapshot is not None and not snapshot.is_there(trainer):
-            rank_zero_warn(
-                f"AccuracyGuard cannot roll back: the accepted network of epoch {snapshot.epoch} is no longer at "
-                f"{snapshot.path!r}. The training ends with the network as it is; resume from a later checkpoint, or "
-                "where the files of the interrupted training are."
-            )
-            snapshot = None
-        if verdict.kept and _events(trainer) != self._events:
-            self._events, self._drops = _events(trainer), 0
-        self._drops += not verdict.kept
-        verdict = replace(verdict, rolled_back=snapshot is not None)
+        verdict = bound.judge(*self._pending, self.verdicts)
+        last = None if verdict.kept else self._accepted.last
+        if last is not None and self._accepted.is_lost(trainer):
+            last = self._accepted.last = None
+        final = ending or self._drops + 1 > self.retry
+        verdict = replace(verdict, rolled_back=last is not None)
+        rank_zero_info(f"AccuracyGuard: {verdict.says}{'' if verdict.kept else self._consequence(last, ending, final)}")
+        tell(trainer, "on_verdict", verdict)  # a checkpoint that a listener saves has all of this before it
         self.verdicts.append(verdict)
-        rank_zero_info(f"AccuracyGuard: {verdict.says}{'' if verdict.kept else self._consequence(snapshot, ending)}")
-        tell(trainer, "on_verdict", verdict)
-        if snapshot is not None:
-            self._roll_back(trainer, pl_module, snapshot, final=ending or self._drops > self.retry)
-        elif verdict.kept and self.on_drop == "rollback" and not ending:
-            self._write(trainer, pl_module)
+        self._pending, self._judged = None, True
+        self._drops += not verdict.kept
+        if verdict.kept:
+            self._drops *= self._accepted.is_current(trainer)
+            self._accepted.replace(trainer)
+        if last is not None:
+            self._roll_back(trainer, pl_module, final)
 
-    def _consequence(self, snapshot: Snapshot | None, ending: bool) -> str:
+    def _consequence(self, snapshot: Snapshot | None, ending: bool, final: bool) -> str:
         back = "" if snapshot is None else f", the network of epoch {snapshot.epoch} is back"
         if ending:
             return f"{back}, the training has ended"
-        if snapshot is not None and self._drops <= self.retry:
+        if snapshot is not None and not final:
             return f"{back}, a step half as large follows"
         return f"{back}, {'pruning pauses' if self.on_drop == 'pause' else 'training stops'}"
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the network as it is be the one to go back to."""
-        old, kept = self._snapshot, [verdict.epoch for verdict in self.verdicts if verdict.kept]
-        self._snapshot = Snapshot.write(trainer, pl_module, kept[-1] if kept else trainer.current_epoch)
-        if old is not None:
-            old.remove(trainer)
+        current = self._accepted.is_current(trainer)
+        epochs = [verdict.epoch for verdict in self.verdicts[-1:] if verdict.kept and current]
+        epochs += [] if self._pending is None else [self._pending[0]]
+        self._drops *= current
+        self._accepted.write(trainer, pl_module, epochs[-1] if epochs else trainer.current_epoch)
 
-    def _roll_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule, snapshot: Snapshot, final: bool) -> None:
-        checkpoint = snapshot.bring_back(trainer, pl_module)
+    def _roll_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule, final: bool) -> None:
+        checkpoint = self._accepted.bring_back(trainer, pl_module)
         if final:
             file_accepted(trainer, checkpoint)
         tell(trainer, "on_rollback", pl_module)
@@ -240,9 +244,3 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise MisconfigurationException(
             f"AccuracyGuard {name}={value!r} is not known; use {' or '.join(map(repr, choices))}"
         )
-
-
-def _events(trainer: pl.Trainer) -> int:
-    """Events that have led to the network as it is."""
-    pruners = [c.pruner for c in trainer.callbacks if isinstance(c, IterativePruning)]  # type: ignore[attr-defined]
-    return sum(pruner.event for pruner in pruners)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_prune.callbacks.checks import check_gradients, warn_unfollowed
 from lightning_prune.callbacks.decision import over_ranks, unseen_anywhere
@@ -29,11 +31,27 @@ class Observing:
         if self._statistics is not None:
             self._statistics.begin_step(batch_idx)
 
-    def end_backward(self, trainer: pl.Trainer) -> None:
-        """Take in one backward pass, whose loss AMP may have scaled."""
+    def begin_backward(self, trainer: pl.Trainer, loss: Tensor) -> None:
+        """Look at a loss, which AMP may have scaled."""
         if self._statistics is not None:
-            scaler = getattr(trainer.precision_plugin, "scaler", None)
-            self._statistics.commit(scaler.get_scale() if scaler is not None else 1.0)
+            self._statistics.before_backward(loss, _scale(trainer))
+
+    def end_backward(self, trainer: pl.Trainer) -> None:
+        """Take in one backward pass."""
+        if self._statistics is not None:
+            self._statistics.commit(_scale(trainer))
+
+    def begin_optimizer_step(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
+        """Look at the gradients, from which AMP has taken its scale unless the optimizer does that itself."""
+        if self._statistics is not None:
+            own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            scaled = getattr(optimizer, "_step_supports_amp_scaling", False)
+            self._statistics.before_optimizer_step(own, _scale(trainer) if scaled else 1.0)
+
+    def end_step(self) -> None:
+        """A training batch has ended."""
+        if self._statistics is not None:
+            self._statistics.end_step()
 
     def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batches: int) -> None:
         """Say if the first batches do not reach what has to be ranked, or train what the analysis has not seen.
@@ -62,7 +80,12 @@ class Observing:
     def fill_in(self, trainer: pl.Trainer, state: dict[str, Any]) -> None:
         """Let a pruner's ``state`` say the same on all ranks, of which only rank 0 writes a file and all read it.
 
-        The mean of their totals adds up again.
+        Where totals add up, so do their means again.
         """
         if self._statistics is not None:
             state["statistics"]["totals"] = over_ranks(trainer, self._statistics.totals, "mean")
+
+
+def _scale(trainer: pl.Trainer) -> float:
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.budgets import Budget
@@ -108,7 +109,7 @@ class IterativePruning(Callback):
         """
         ended = self._events.finished
         self._events.take_back(trainer, pl_module, state)
-        if ended and not self._events.finished:
+        if ended and not self._events.finished and self._prepared:  # else there is nothing left to train
             self._prepare(pl_module, self._example)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -169,6 +170,10 @@ class IterativePruning(Callback):
         """This pruner or another has changed the network."""
         self._events.follow(trainer, pl_module, report)
 
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """Let the statistics differentiate the loss themselves."""
+        self._events.observing.begin_backward(trainer, loss)
+
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the statistics take in one backward pass."""
         self._events.observing.end_backward(trainer)
@@ -176,7 +181,8 @@ class IterativePruning(Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Gradients of masked weights have no part in the norm that the others are clipped to."""
+        """Let the statistics look at all gradients; those of masked weights then have no part in the norm to clip."""
+        self._events.observing.begin_optimizer_step(trainer, optimizer)
         if trainer.gradient_clip_val or overrides(pl_module, "configure_gradient_clipping"):
             self._events.masks.mask_gradients(optimizer)
 
@@ -184,6 +190,7 @@ class IterativePruning(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Say if the first batches do not reach what has to be ranked."""
+        self._events.observing.end_step()
         self._events.observing.check(trainer, pl_module, batch_idx + 1)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -7,13 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import signature
 from itertools import chain, repeat
-from os.path import abspath, join
 from typing import Any
-from uuid import uuid4
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -44,11 +41,8 @@ class Snapshot:
     own: bool = False
 
     @classmethod
-    def write(cls, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> Snapshot:
-        """A checkpoint beside the logs, with what a running training needs besides; all ranks take part."""
-        folder = trainer.log_dir or trainer.default_root_dir
-        folder = folder if "://" in folder else abspath(folder)
-        path = trainer.strategy.broadcast(join(folder, f"accepted-{uuid4().hex[:12]}.ckpt"))
+    def write(cls, trainer: pl.Trainer, pl_module: pl.LightningModule, path: str, epoch: int) -> Snapshot:
+        """A checkpoint with what a running training needs besides; all ranks take part."""
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         checkpoint[_KEY] = {
             "network": pl_module.state_dict(),  # averaging callbacks may have put another one in its place
@@ -59,14 +53,6 @@ class Snapshot:
         trainer.strategy.save_checkpoint(checkpoint, path)
         trainer.strategy.barrier("Snapshot.write")
         return cls(path, epoch, own=True)
-
-    def remove(self, trainer: pl.Trainer) -> None:
-        """The file is no longer needed."""
-        trainer.strategy.remove_checkpoint(self.path)
-
-    def is_there(self, trainer: pl.Trainer) -> bool:
-        """Whether every rank can read the file."""
-        return trainer.strategy.reduce_boolean_decision(get_filesystem(self.path).exists(self.path), all=True)
 
     def bring_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """Make the network, its averaged copies, its optimizers and the pruners what they were; returns the file.

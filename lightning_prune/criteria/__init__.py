@@ -2,20 +2,44 @@
 
 from difflib import get_close_matches
 
+from lightning_prune.criteria.activations import APoZ, MeanActivation
 from lightning_prune.criteria.base import CannotScoreError, Criterion, Scoring
 from lightning_prune.criteria.batchnorm import BatchNormScale
+from lightning_prune.criteria.curvature import Fisher, GraSP, Hessian
+from lightning_prune.criteria.geometric_median import GeometricMedian
+from lightning_prune.criteria.gradients import SNIP, GateTaylor, Movement, WeightTaylor
+from lightning_prune.criteria.lamp import LAMP
 from lightning_prune.criteria.magnitude import Magnitude
 from lightning_prune.criteria.random import Random
 from lightning_prune.criteria.taylor import Taylor
+from lightning_prune.criteria.wanda import Wanda
+
+CRITERIA: tuple[type[Criterion], ...] = (
+    APoZ, BatchNormScale, Fisher, GateTaylor, GeometricMedian, GraSP, Hessian, LAMP, Magnitude, MeanActivation,
+    Movement, Random, SNIP, Taylor, Wanda, WeightTaylor,
+)  # fmt: skip
 
 __all__ = [
+    "CRITERIA",
+    "LAMP",
+    "SNIP",
+    "APoZ",
     "BatchNormScale",
     "CannotScoreError",
     "Criterion",
+    "Fisher",
+    "GateTaylor",
+    "GeometricMedian",
+    "GraSP",
+    "Hessian",
     "Magnitude",
+    "MeanActivation",
+    "Movement",
     "Random",
     "Scoring",
     "Taylor",
+    "Wanda",
+    "WeightTaylor",
     "criterion_named",
 ]
 
@@ -30,9 +54,7 @@ def criterion_named(name: str) -> Criterion:
         >>> criterion_named("taylor")
         Taylor(every_n_steps=1)
     """
-    known: dict[str, type[Criterion]] = {
-        cls.__name__.lower(): cls for cls in (BatchNormScale, Magnitude, Random, Taylor)
-    }
+    known = {cls.__name__.lower(): cls for cls in CRITERIA}
     if name.lower() not in known:
         near = get_close_matches(name.lower(), known, n=1)
         hint = f"did you mean {known[near[0]].__name__!r}?" if near else "it has to be one of them"

@@ -10,7 +10,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.coupling import Group
+from lightning_prune.coupling import Example, Group
 from lightning_prune.granularity import Aggregate
 from lightning_prune.statistics import Statistics
 
@@ -26,8 +26,9 @@ class Scoring:
     Attributes:
         module: The network.
         tensors: Its parameters and buffers by name.
-        statistics: What the criterion's statistics have gathered since the last event, by module name.
+        statistics: What the criterion's statistics have gathered since the last event, by module or parameter name.
         event: Number of events before this one.
+        example: What its forward receives, where that is known.
         aggregate: How the scores that a unit has in each of the coupled tensors become one: what a criterion that
             scores several tensors passes to ``combine``.
     """
@@ -36,6 +37,7 @@ class Scoring:
     tensors: Mapping[str, Tensor]
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     event: int = 0
+    example: Example | None = None
     aggregate: Aggregate = "sum"
 
 
@@ -56,6 +58,13 @@ class Criterion(ABC):  # noqa: B024  (a criterion overrides what it scores)
             CannotScoreError: If the criterion has nothing to go by for this group.
         """
 
+    def check_weights(self, name: str, scoring: Scoring) -> None:  # noqa: B027  (nothing to check by default)
+        """Whether parameter ``name`` can be scored once statistics are there.
+
+        Raises:
+            CannotScoreError: If the criterion has nothing to go by for this parameter.
+        """
+
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
         """Scores of the units of ``group``: float32, shape (units,), comparable between groups."""
         raise TypeError(f"{type(self).__name__} does not score channels")
@@ -65,9 +74,54 @@ class Criterion(ABC):  # noqa: B024  (a criterion overrides what it scores)
         raise TypeError(f"{type(self).__name__} does not score weights")
 
 
+def check_every(criterion: Criterion, every_n_steps: int) -> None:
+    """Whether an argument ``every_n_steps`` is in range."""
+    n = every_n_steps
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"{type(criterion).__name__} every_n_steps={n!r} must be a whole number of at least 1")
+
+
+def gathered(criterion: Criterion, name: str, scoring: Scoring) -> Tensor:
+    """What statistics have gathered of ``name``, on the CPU.
+
+    Raises:
+        ValueError: If that is nothing.
+    """
+    if name not in scoring.statistics:
+        raise ValueError(
+            f"{type(criterion).__name__} needs gradients of {name!r}; none reached it since the last event. Is it "
+            "frozen, unused, or pruned before the first training step? Exclude it by the scope, or start later."
+        )
+    return scoring.statistics[name].float().cpu()
+
+
 def gather_units(values: Tensor, index: Tensor) -> Tensor:
     """Sum of ``values`` over the indices of each unit: (dimension,) and (units, indices a unit) -> (units,)."""
     return values[index.to(values.device)].sum(1)
+
+
+def sums_of_units(group: Group, values: Mapping[str, Tensor]) -> list[Tensor]:
+    """The sum over each unit for every tensor of ``group`` with values, the layers that make the units first.
+
+    Args:
+        group: The group.
+        values: Tensor name -> values of its shape.
+
+    Returns:
+        Tensors of shape (units,), on the CPU.
+    """
+    sums = []
+    for member in sorted(group.members, key=lambda member: member.reads):
+        if member.tensor in values:
+            rows = values[member.tensor].movedim(member.dim, 0)
+            sums.append(gather_units(rows.flatten(1).sum(1) if rows.dim() > 1 else rows, member.index).cpu())
+    return sums
+
+
+def parameters_of(group: Group, scoring: Scoring) -> dict[str, nn.Parameter]:
+    """The parameters in which units of ``group`` live, by name."""
+    tensors = {member.tensor: scoring.tensors[member.tensor] for member in group.members}
+    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
 
 
 def combine(scores: Sequence[Tensor], how: Aggregate) -> Tensor:

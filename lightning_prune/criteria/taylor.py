@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from lightning_prune.coupling import Group
-from lightning_prune.criteria.base import CannotScoreError, Criterion, Scoring, combine, gather_units
+from lightning_prune.criteria.base import (
+    CannotScoreError,
+    Criterion,
+    Scoring,
+    check_every,
+    combine,
+    gather_units,
+    gathered,
+)
 from lightning_prune.statistics import ActivationGradient, Statistics
 
 
@@ -35,9 +43,7 @@ class Taylor(Criterion):
     scores_channels = True
 
     def __post_init__(self) -> None:
-        n = self.every_n_steps
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(f"Taylor every_n_steps={n!r} must be a whole number of at least 1")
+        check_every(self, self.every_n_steps)
 
     def statistics(self) -> Statistics:
         """Activation × gradient of every group's layers."""
@@ -52,11 +58,6 @@ class Taylor(Criterion):
         """Accumulated Taylor terms with an L2 norm of 1."""
         found = []
         for activation in group.activations:
-            if activation.module not in scoring.statistics:
-                raise ValueError(
-                    f"Taylor needs gradients of {activation.module!r}; none reached it since the last event. Is it "
-                    "frozen, unused, or pruned before the first training step? Exclude it by the scope, or start later."
-                )
-            found.append(gather_units(scoring.statistics[activation.module].float(), activation.index).cpu())
+            found.append(gather_units(gathered(self, activation.module, scoring), activation.index))
         total = combine(found, scoring.aggregate)
         return total / total.norm().clamp_min(torch.finfo(total.dtype).tiny)

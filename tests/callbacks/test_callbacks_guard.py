@@ -2,6 +2,7 @@
 
 import logging
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,40 @@ def test_a_stop_that_has_to_wait_survives_a_resume(tmp_path: Path) -> None:
         _, events, trainer = fit([0.9], guard, 20, tmp_path, ckpt_path=path, min_epochs=10)
         assert events.epochs == []
         assert trainer.current_epoch == 10
+
+
+@pytest.mark.parametrize("cure", [None, "min_epochs", "max_drop", "no guard"])
+def test_a_training_that_was_ended_says_so_when_it_is_resumed(tmp_path: Path, cure: str | None) -> None:
+    script = [0.9, 0.9, 0.9, 0.5]
+    _, _, trainer = fit(script, AccuracyGuard("score", max_drop=0.05), 20, tmp_path)
+    path = str(tmp_path / "end.ckpt")
+    trainer.save_checkpoint(path)
+    module, events = Scripted([0.9]), Events()
+    guards = [] if cure == "no guard" else [AccuracyGuard("score", max_drop=0.9 if cure == "max_drop" else 0.05)]
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=20,
+        min_epochs=7 if cure == "min_epochs" else None,
+        callbacks=[pruning(), *guards, events],
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(module, loader(), loader(), ckpt_path=path)
+    said = [str(w.message) for w in caught if str(w.message).startswith("AccuracyGuard")]
+    assert said == [
+        "AccuracyGuard has ended this training: score 0.5000 against 0.9000 (baseline): dropped by more than 0.05. It "
+        "prunes no more, whatever max_drop is now, and stops at once unless Trainer(min_epochs=...) keeps it going. To "
+        "train this network on, raise min_epochs; to prune on, resume without this guard."
+    ] * (cure != "no guard")
+    assert events.epochs == ([5, 7] if cure == "no guard" else [])
+    assert trainer.current_epoch == {None: 5, "max_drop": 5, "min_epochs": 7, "no guard": 20}[cure]
+    trained = [entry for entry in module.history if entry.startswith("train")]
+    assert len(trained) == BATCHES * (trainer.current_epoch - 5)  # epoch 4, at whose start it was ended, is over
 
 
 def test_a_drop_within_bounds_does_not_stop(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""SIGKILL at points of the hook sequence, in the middle of surgery and of a checkpoint write among them.
+"""SIGKILL at points of the hook sequence, in the middle of surgery, of a rollback and of a file among them.
 
 Everything runs in forks of this process, which has imported what they need: importing costs more than training.
 """
@@ -16,14 +16,16 @@ from typing import Any
 import pytest
 import torch
 from fsspec.implementations.local import LocalFileOpener
+from helpers import same
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from resumable import METHODS, everything, same, train
+from resumable import METHODS, everything, train
 
 from lightning_prune import AccuracyGuard, IterativePruning, surgery
+from lightning_prune.callbacks import snapshot
 
 POINTS = 20
-HOOKS = [name for name in dir(Callback) if name.startswith("on_")] + ["on_prune"]
+HOOKS = [name for name in dir(Callback) if name.startswith("on_")] + ["on_prune", "on_rollback"]
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,7 +34,7 @@ pytestmark = [
 
 
 def make() -> list[Callback]:
-    return [*METHODS["both"](), AccuracyGuard("score", 0.05, on_drop="pause")]
+    return [*METHODS["both"](), AccuracyGuard("score", 0.05, on_drop="rollback", retry=1)]
 
 
 class Crossings(Callback):
@@ -43,6 +45,7 @@ class Crossings(Callback):
         self.kill_at = kill_at
         self._own: set[int] = set()
         self._slice, self._write = surgery._slice_tensor, LocalFileOpener.write
+        self._load_optimizers = snapshot._load_optimizers
         for hook in HOOKS:
             setattr(self, hook, partial(self.cross, hook))
 
@@ -65,8 +68,13 @@ class Crossings(Callback):
         half = len(data) // 2
         self._write(file, data[:half])
         file.f.flush()
-        self.cross("write")
+        self.cross("write accepted" if "accepted-" in file.path else "write")
         self._write(file, data[half:])
+
+    def load_optimizers(self, *arguments: Any) -> None:
+        """The accepted network is back, what the optimizers remember of it is not."""
+        self.cross("rollback")
+        self._load_optimizers(*arguments)
 
 
 def run(folder: Path, kill_at: int | None) -> dict[str, Any]:
@@ -74,6 +82,7 @@ def run(folder: Path, kill_at: int | None) -> dict[str, Any]:
     crossings = Crossings(kill_at)
     surgery._slice_tensor = crossings.slice_tensor
     LocalFileOpener.write = lambda file, data: crossings.write(file, data)
+    snapshot._load_optimizers = crossings.load_optimizers
     callbacks = make()
     save = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_last=True)
     end = everything(*train(folder, [*callbacks, crossings, save]), callbacks)
@@ -114,9 +123,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def points(names: list[str]) -> list[int]:
-    """In the middle of surgery and of a checkpoint write, around an event, the last of all, and others anywhere."""
+    """In the middle of surgery, a rollback and both kinds of files, around an event, the last of all, and others."""
     draw = random.Random(0)
-    counts = {"surgery": 3, "write": 3, "on_before_prune": 1, "on_prune": 1, "on_save_checkpoint": 1}
+    counts = {"surgery": 3, "write": 2, "write accepted": 2, "rollback": 1, "on_rollback": 1}
+    counts |= {"on_before_prune": 1, "on_prune": 1, "on_save_checkpoint": 1}
     chosen = [len(names) - 1]
     for name, count in counts.items():
         chosen += draw.sample([point for point, found in enumerate(names) if found == name], count)
@@ -131,8 +141,9 @@ def test_a_killed_training_ends_bit_identical_when_resumed(tmp_path, monkeypatch
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "unfinished"))  # Lightning writes there, and renames
     assert in_fork(lambda: run(tmp_path, point), tmp_path / "answer") is None
     halves = [file for file in (tmp_path / "unfinished").iterdir() if file.stat().st_size]
-    assert bool(halves) == (whole["names"][point] == "write")
+    assert bool(halves) == whole["names"][point].startswith("write")
     found = in_fork(lambda: resume(tmp_path), tmp_path / "answer")
+    assert not list(tmp_path.glob("accepted-*"))
     for part, expected in whole["end"].items():
         assert same(found[part], expected), f"{part} after a kill at {whole['names'][point]}, point {point}"
 
@@ -142,9 +153,17 @@ def test_the_points_are_many(whole) -> None:
     chosen = [names[point] for point in points(names)]
     assert len(chosen) == POINTS
     assert chosen.count("surgery") >= 2 <= chosen.count("write")
+    assert chosen.count("write accepted") == 2
+    assert chosen.count("rollback") == 1
     assert len(set(chosen)) >= 8
     assert {"on_prune", "on_save_checkpoint", "on_validation_end", "on_train_end"} <= set(names)
     assert len(whole["end"]["callbacks"][0]["history"]["events"]) == 2
+    assert [verdict["rolled_back"] for verdict in whole["end"]["callbacks"][2]["verdicts"]] == [
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_a_half_written_file_is_not_taken_for_a_good_one(tmp_path, whole) -> None:

@@ -3,22 +3,14 @@
 The script runs as a user's would; see the tests of two ranks without a guard. Only rank 0 sees the metric drop.
 """
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
-import lightning_prune
+from helpers import same
+from test_callbacks_ddp import launch
 
 pytestmark = pytest.mark.slow
-
-TESTS = Path(__file__).parents[1]
 
 SCRIPT = """
 import copy, sys
@@ -98,50 +90,20 @@ if __name__ == "__main__":
 """
 
 
-def launch(folder: Path, ranks: int) -> dict[str, list[dict[str, Any]]]:
-    """Run the script; case -> what each rank saved."""
-    script = folder / "train.py"
-    script.write_text(SCRIPT)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PL_"))},
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(TESTS), str(Path(lightning_prune.__file__).parents[1])]),
-    }
-    command = [sys.executable, str(script), str(ranks), str(folder)]
-    with (folder / "log.txt").open("w") as log:
-        done = subprocess.run(command, env=environment, stdout=log, stderr=log, timeout=150, cwd=folder)
-    assert done.returncode == 0, (folder / "log.txt").read_text()[-4000:]
-    return {
-        case: [torch.load(folder / f"{case}_{rank}.pt", weights_only=True) for rank in range(ranks)]
-        for case in ("retry", "stop", "end")
-    }
+CASE_NAMES = ("retry", "stop", "end")
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    return launch(tmp_path_factory.mktemp("two"), 2)
+    return launch(tmp_path_factory.mktemp("two"), 2, SCRIPT, CASE_NAMES)
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    return launch(tmp_path_factory.mktemp("one"), 1)
+    return launch(tmp_path_factory.mktemp("one"), 1, SCRIPT, CASE_NAMES)
 
 
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
-
-
-CASES = pytest.mark.parametrize("case", ["retry", "stop", "end"])
+CASES = pytest.mark.parametrize("case", CASE_NAMES)
 
 
 @CASES

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import widths
-from judged import CHANNELS, METHODS, Judged, Sized, guard, run, same
+from helpers import same, widths
+from judged import CHANNELS, METHODS, Judged, Sized, guard, run
 from lightning.pytorch import Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, StochasticWeightAveraging

@@ -1,58 +1,15 @@
-"""What a criterion needs gathered during training."""
+"""Activation times gradient, channel by channel."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling import Group
-
-
-class Statistics(ABC):
-    """Sums over the training steps since the last event. Detached, in float32, never kept per example."""
-
-    def __init__(self, every_n_steps: int = 1) -> None:
-        self.every_n_steps = every_n_steps
-        self.totals: dict[str, Tensor] = {}
-        self.steps = 0
-
-    @abstractmethod
-    def attach(self, module: nn.Module, groups: Iterable[Group]) -> None:
-        """Begin to observe; attaching again replaces what was observed."""
-
-    @abstractmethod
-    def detach(self) -> None:
-        """Stop observing; the totals stay."""
-
-    @abstractmethod
-    def begin_step(self, step: int) -> None:
-        """A training batch begins; it is observed where ``step`` is a multiple of ``every_n_steps``."""
-
-    @abstractmethod
-    def commit(self, loss_scale: float = 1.0) -> None:
-        """A backward pass has ended: add what it brought, divided by the loss scale; drop it if not finite."""
-
-    @abstractmethod
-    def unseen(self) -> list[str]:
-        """What is observed and has brought nothing since the last event."""
-
-    def reset(self) -> None:
-        """Forget everything gathered so far."""
-        self.totals = {}
-        self.steps = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Totals and number of committed steps, as plain tensors and numbers."""
-        return {"totals": dict(self.totals), "steps": self.steps}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what ``state_dict`` returned."""
-        self.totals = dict(state["totals"])
-        self.steps = state["steps"]
+from lightning_prune.statistics.base import Statistics, all_finite
 
 
 class ActivationGradient(Statistics):
@@ -64,12 +21,11 @@ class ActivationGradient(Statistics):
 
     def __init__(self, every_n_steps: int = 1) -> None:
         super().__init__(every_n_steps)
-        self.active = True
         self.pending: dict[str, Tensor] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._observed: list[str] = []
 
-    def attach(self, module: nn.Module, groups: Iterable[Group]) -> None:
+    def attach(self, module: nn.Module, groups: Iterable[Group] = (), parameters: Collection[str] = ()) -> None:
         """Hook every layer that makes channels of ``groups``."""
         self.detach()
         where = {a.module: a.dim for group in groups for a in group.activations}
@@ -85,13 +41,13 @@ class ActivationGradient(Statistics):
 
     def begin_step(self, step: int) -> None:
         """Forget what no backward pass committed, and decide whether to observe this batch."""
+        super().begin_step(step)
         self.pending = {}
-        self.active = step % self.every_n_steps == 0
 
     def commit(self, loss_scale: float = 1.0) -> None:
         """Add the pending sums of one backward pass."""
         pending, self.pending = self.pending, {}
-        if not self.active or not _all_finite(pending.values()):
+        if not self.active or not all_finite(pending.values()):
             return
         for name, value in pending.items():
             total = self.totals.get(name)
@@ -131,12 +87,6 @@ class _Observer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Observer, (None, self.name, self.dim)
-
-
-def _all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no entry is infinite or NaN; waits for a GPU only once."""
-    finite = [torch.isfinite(tensor).all() for tensor in tensors]
-    return not finite or bool(torch.stack([one.to(finite[0].device) for one in finite]).all())
 
 
 def _graph_is_kept() -> bool:

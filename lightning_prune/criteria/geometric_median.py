@@ -1,0 +1,47 @@
+"""Redundancy of filters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.coupling import Group
+from lightning_prune.criteria.base import CannotScoreError, Criterion, Scoring, combine
+
+
+@dataclass(frozen=True)
+class GeometricMedian(Criterion):
+    """Filters near the geometric median of their layer can be replaced by the others: Σ_j ‖w_i − w_j‖₂.
+
+    He et al. 2019, 'Filter pruning via geometric median for deep neural networks acceleration' (FPGM), eq. 7. The
+    filters of a unit in each layer that makes the channels are one vector; where several layers do, their distances are
+    taken together as ``Channels(aggregate=...)`` says. Divided by the mean of the group so that groups compare.
+    """
+
+    scores_channels = True
+
+    def check(self, group: Group, scoring: Scoring) -> None:
+        """Some weight matrix must make the channels."""
+        if not _makers(group, scoring):
+            raise CannotScoreError("no layer with a weight matrix makes these channels")
+
+    def score_units(self, group: Group, scoring: Scoring) -> Tensor:
+        """The sum of distances of every unit to all others, relative to the mean of the group."""
+        distances = []
+        for rows in _makers(group, scoring):
+            distances.append(torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").sum(1))
+        total = combine(distances, scoring.aggregate)
+        return total / total.mean().clamp_min(torch.finfo(total.dtype).tiny)
+
+
+def _makers(group: Group, scoring: Scoring) -> list[Tensor]:
+    """The weights of each layer that makes the channels: (units, weights of a unit)."""
+    found = []
+    for member in group.members:
+        weight = scoring.tensors[member.tensor]
+        if isinstance(weight, nn.Parameter) and weight.dim() > 1 and not member.reads:
+            rows = weight.detach().float().cpu().movedim(member.dim, 0)[member.index]
+            found.append(rows.flatten(1))
+    return found

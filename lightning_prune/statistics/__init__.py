@@ -1,0 +1,28 @@
+"""What criteria need gathered during training."""
+
+from lightning_prune.statistics.activation_gradient import ActivationGradient, channel_sums
+from lightning_prune.statistics.activations import (
+    COUNT,
+    AbsoluteActivations,
+    PositiveActivations,
+    SquaredInputs,
+    input_dim,
+)
+from lightning_prune.statistics.base import Statistics
+from lightning_prune.statistics.curvature import Curvature
+from lightning_prune.statistics.gradients import GateGradients, InitialWeights, WeightGradients
+
+__all__ = [
+    "COUNT",
+    "AbsoluteActivations",
+    "ActivationGradient",
+    "Curvature",
+    "GateGradients",
+    "InitialWeights",
+    "PositiveActivations",
+    "SquaredInputs",
+    "Statistics",
+    "WeightGradients",
+    "channel_sums",
+    "input_dim",
+]

@@ -1,0 +1,132 @@
+"""Values that layers put out or take in."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.coupling import Group
+from lightning_prune.statistics.base import Statistics
+
+COUNT = "examples of "  # before the name of a layer: how many values each of its totals is the sum of
+
+
+class LayerValues(Statistics):
+    """Sums of what is seen of single layers in forward passes, and how many examples they are sums over."""
+
+    def __init__(self, every_n_steps: int = 1) -> None:
+        super().__init__(every_n_steps)
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._observed: list[str] = []
+
+    def detach(self) -> None:
+        """Remove all hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._observed = [], []
+
+    def unseen(self) -> list[str]:
+        """Layers that no forward pass has reached."""
+        return [name for name in self._observed if name not in self.totals]
+
+    def commit(self, loss_scale: float = 1.0) -> None:
+        """Count a step."""
+        self.steps += self.active
+
+    def _hook(self, module: nn.Module, name: str, dim: int) -> None:
+        self._handles.append(module.get_submodule(name).register_forward_hook(_Observer(self, name, dim)))
+        self._observed.append(name)
+
+    @torch.no_grad()
+    def take(self, name: str, dim: int, inputs: Any, output: Any) -> None:
+        """Add one pass through the layer ``name``."""
+        values = self._values(inputs, output)
+        if not self.active or not isinstance(values, Tensor) or values.dim() < -dim:
+            return
+        rows = values.detach().movedim(dim, 0).flatten(1).float()
+        for key, value in ((name, self._sum(rows)), (COUNT + name, torch.tensor(rows.shape[1], dtype=torch.float32))):
+            total = self.totals.get(key)
+            self.totals[key] = value if total is None else total.to(value.device) + value
+
+    @abstractmethod
+    def _values(self, inputs: Any, output: Any) -> Any:
+        """What is looked at, of what a layer takes and what it returns."""
+
+    @abstractmethod
+    def _sum(self, rows: Tensor) -> Tensor:
+        """A sum for each row: (channels, values) -> (channels,)."""
+
+
+class _Observer:
+    """A forward hook; copies of the network (for tracing, averaging) get one that does nothing."""
+
+    def __init__(self, owner: LayerValues | None, name: str, dim: int) -> None:
+        self.owner, self.name, self.dim = owner, name, dim
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self.owner is not None:
+            self.owner.take(self.name, self.dim, inputs, output)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Observer:
+        return _Observer(None, self.name, self.dim)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Observer, (None, self.name, self.dim)
+
+
+class _OfOutputs(LayerValues):
+    """What the layers that make channels put out."""
+
+    def attach(self, module: nn.Module, groups: Iterable[Group] = (), parameters: Collection[str] = ()) -> None:
+        """Hook every layer that makes channels of ``groups``."""
+        self.detach()
+        where = {activation.module: activation.dim for group in groups for activation in group.activations}
+        for name, dim in where.items():
+            self._hook(module, name, dim)
+
+    def _values(self, inputs: Any, output: Any) -> Any:
+        return output
+
+
+class AbsoluteActivations(_OfOutputs):
+    """Sums of |activation|."""
+
+    def _sum(self, rows: Tensor) -> Tensor:
+        return rows.abs().sum(1)
+
+
+class PositiveActivations(_OfOutputs):
+    """How many activations are above zero, which a ReLU would let through."""
+
+    def _sum(self, rows: Tensor) -> Tensor:
+        return (rows > 0).sum(1).float()
+
+
+class SquaredInputs(LayerValues):
+    """Sums of the squares of what linear layers and convolutions read, for each of their input channels."""
+
+    def attach(self, module: nn.Module, groups: Iterable[Group] = (), parameters: Collection[str] = ()) -> None:
+        """Hook every layer whose weights are among ``parameters``."""
+        self.detach()
+        for path, layer in module.named_modules():
+            dim = input_dim(layer)
+            if dim is not None and (f"{path}.weight" if path else "weight") in parameters:
+                self._hook(module, path, dim)
+
+    def _values(self, inputs: Any, output: Any) -> Any:
+        return inputs[0] if inputs else None
+
+    def _sum(self, rows: Tensor) -> Tensor:
+        return rows.square().sum(1)
+
+
+def input_dim(layer: nn.Module) -> int | None:
+    """Where the channels are in what a layer reads, counted from the end; None for layers that are not observed."""
+    if isinstance(layer, nn.Linear):
+        return -1
+    dims = {nn.Conv1d: -2, nn.Conv2d: -3, nn.Conv3d: -4}
+    return next((dim for cls, dim in dims.items() if isinstance(layer, cls)), None)

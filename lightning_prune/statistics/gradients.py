@@ -1,0 +1,162 @@
+"""Weights and their gradients."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
+from torch.nn.modules.batchnorm import _NormBase
+
+from lightning_prune.coupling import Group
+from lightning_prune.plan import Plan, select
+from lightning_prune.sharded import is_sharded
+from lightning_prune.statistics.base import Statistics, all_finite
+
+
+class OfParameters(Statistics):
+    """Totals of the shapes of parameters, by their names."""
+
+    over_ranks = "mean"
+
+    def __init__(self, every_n_steps: int = 1) -> None:
+        super().__init__(every_n_steps)
+        self._parameters: dict[str, nn.Parameter] = {}
+
+    def attach(self, module: nn.Module, groups: Iterable[Group] = (), parameters: Collection[str] = ()) -> None:
+        """Observe the parameters named, and those in which units of ``groups`` live.
+
+        Raises:
+            ValueError: If ranks hold only parts of the parameters.
+        """
+        if is_sharded(module):
+            raise ValueError(
+                "a criterion that looks at gradients needs whole parameters, of which every rank has a part here; use "
+                "Magnitude() or Random(), or strategy='ddp'"
+            )
+        names = {*parameters, *(member.tensor for group in groups for member in group.members)}
+        self._parameters = {name: p for name, p in module.named_parameters() if name in names}
+
+    def detach(self) -> None:
+        """Let go of the parameters."""
+        self._parameters = {}
+
+    def unseen(self) -> list[str]:
+        """Matrices without a total; a bias in front of a norm may never get a gradient."""
+        return [name for name, p in self._parameters.items() if p.dim() > 1 and name not in self.totals]
+
+    def follow(self, plan: Plan) -> None:
+        """Cut the totals as the parameters were cut."""
+        self.totals = {name: select(total, plan.keep.get(name, {})) for name, total in self.totals.items()}
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Add ``values`` to the total of a parameter."""
+        total = self.totals.get(name)
+        self.totals[name] = values if total is None else total.to(values.device).add_(values)
+
+    def state_dict(self) -> dict[str, object]:  # type: ignore[override]
+        """Copies: the totals go on growing in place."""
+        return {"totals": {name: total.clone() for name, total in self.totals.items()}, "steps": self.steps}
+
+
+class StepGradients(OfParameters):
+    """Sums over optimizer steps of what is made of weights and their gradients.
+
+    A step's gradient is the mean over everything that was accumulated for it, on all ranks. Steps whose gradients are
+    not finite do not count.
+    """
+
+    @torch.no_grad()
+    def before_optimizer_step(self, parameters: Collection[int], loss_scale: float = 1.0) -> None:
+        """Take in the gradients of the observed parameters that have one."""
+        own = {n: p.grad for n, p in self._parameters.items() if id(p) in parameters and p.grad is not None}
+        if self.active:
+            self._take_in(
+                {name: gradient / loss_scale if loss_scale != 1 else gradient for name, gradient in own.items()}
+            )
+
+    @contextmanager
+    def calibrating(self) -> Iterator[None]:
+        """Take in the gradients of every backward pass by themselves."""
+        own = {name: p for name, p in self._parameters.items() if p.requires_grad}
+
+        @torch.no_grad()
+        def take_in(gradients: Sequence[Tensor | None]) -> None:
+            self._take_in({name: g for name, g in zip(own, gradients, strict=True) if g is not None})
+
+        handle = register_multi_grad_hook(list(own.values()), take_in) if own else None
+        try:
+            yield
+        finally:
+            if handle is not None:
+                handle.remove()
+
+    def _take_in(self, gradients: Mapping[str, Tensor]) -> None:
+        if not gradients or not all_finite(gradients.values()):
+            return
+        self._add_terms({n: (g.to_dense() if g.is_sparse else g).float() for n, g in gradients.items()})
+        self.steps += 1
+
+    @abstractmethod
+    def _add_terms(self, gradients: Mapping[str, Tensor]) -> None:
+        """Add what one step brings."""
+
+
+class WeightGradients(StepGradients):
+    """Sums of what ``term`` makes of a weight and its gradient.
+
+    Args:
+        term: (weights, gradients) -> values, float32 and of one shape; returns a new tensor.
+        every_n_steps: Observe every n-th training batch only.
+        lasting: Whether the sums go on through events.
+    """
+
+    def __init__(self, term: Callable[[Tensor, Tensor], Tensor], every_n_steps: int = 1, lasting: bool = False) -> None:
+        super().__init__(every_n_steps)
+        self._term = term
+        self.lasting = lasting
+
+    def _add_terms(self, gradients: Mapping[str, Tensor]) -> None:
+        for name, gradient in gradients.items():
+            self.add(name, self._term(self._parameters[name].detach().float(), gradient))
+
+
+class GateGradients(StepGradients):
+    """Sums of (γ · ∂L/∂γ + β · ∂L/∂β)² for every channel of the observed batch norms, by the names of their γ."""
+
+    def attach(self, module: nn.Module, groups: Iterable[Group] = (), parameters: Collection[str] = ()) -> None:
+        """Observe the batch norms behind ``groups``."""
+        super().attach(module, groups, parameters)
+        norms = {name for name, child in module.named_modules() if isinstance(child, _NormBase)}
+        self._parameters = {n: p for n, p in self._parameters.items() if n.rpartition(".")[0] in norms}
+
+    def unseen(self) -> list[str]:
+        """Scales without a total."""
+        return [name for name in self._parameters if _is_scale(name) and name not in self.totals]
+
+    def _add_terms(self, gradients: Mapping[str, Tensor]) -> None:
+        products = {name: self._parameters[name].detach().float() * gradient for name, gradient in gradients.items()}
+        for name, product in products.items():
+            if _is_scale(name):
+                self.add(name, (product + products.get(name.removesuffix("weight") + "bias", 0)).square_())
+
+
+class InitialWeights(OfParameters):
+    """The weights as they were when pruning was prepared, cut with the network."""
+
+    lasting = True
+
+    def attach(self, module: nn.Module, groups: Iterable[Group] = (), parameters: Collection[str] = ()) -> None:
+        """Remember what is not remembered yet."""
+        super().attach(module, groups, parameters)
+        for name, parameter in self._parameters.items():
+            if name not in self.totals:
+                self.totals[name] = parameter.detach().float().clone()
+        self.steps = 1
+
+
+def _is_scale(name: str) -> bool:
+    return name.rpartition(".")[2] == "weight"
