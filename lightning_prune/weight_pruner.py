@@ -51,9 +51,7 @@ class WeightPruner(Pruner):
             try:
                 self.criterion.check_weights(name, scoring)
             except CannotScoreError as error:
-                raise ValueError(
-                    f"criterion {self.criterion} cannot score {name!r}: {error}. Exclude it: Scope(exclude=[{name!r}])."
-                ) from error
+                raise ValueError(f"criterion {self.criterion} cannot score {name!r}: {error}") from error
         if self.statistics is not None:
             self.statistics.attach(model, parameters=space.sizes.keys())
 
@@ -62,8 +60,11 @@ class WeightPruner(Pruner):
         parameters = self.scope.parameters(model)
         space = self._space(parameters)
         scoring = self.scoring(model, example)
-        scores = _Scores(self.criterion, scoring, list(parameters))
-        masks = lowest_masks(scores, self.masks, self.budget.mask_weights(space, fraction))
+        masks = self.masks
+        for counts in _parts(space, self.budget.mask_weights(space, fraction), self.criterion.rounds):
+            seen = scoring if masks is self.masks else _masked(scoring, masks)
+            scores = _Scores(self.criterion, seen, list(parameters))
+            masks = lowest_masks(scores, masks, counts)
         masked = {name: _hidden(mask) for name, mask in masks.items()}
         plan, before = with_averages(Plan(masks=masks), model), measure(model, example)
         return Report(
@@ -126,6 +127,31 @@ class _Scores(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _parts(space: WeightSpace, counts: Mapping[str, int] | int, rounds: int) -> Iterator[Mapping[str, int] | int]:
+    """How many weights are masked after each of ``rounds`` that leave the same share of what the last has left."""
+    now, sizes = space.masked, space.sizes
+
+    def part(masked: int, size: int, count: int, number: int) -> int:
+        left, last = size - masked, size - count
+        return (
+            count
+            if number == rounds or last <= 0 or left <= 0
+            else size - round(left * (last / left) ** (number / rounds))
+        )
+
+    for number in range(1, rounds + 1):
+        if isinstance(counts, int):
+            yield part(sum(now.values()), sum(sizes.values()), counts, number)
+        else:
+            yield {name: part(now[name], sizes[name], count, number) for name, count in counts.items()}
+
+
+def _masked(scoring: Scoring, masks: Mapping[str, Tensor]) -> Scoring:
+    """What a criterion may look at once ``masks`` are applied."""
+    tensors = {name: t * masks[name].to(t.device) if name in masks else t for name, t in scoring.tensors.items()}
+    return replace(scoring, tensors=tensors, memo={})
 
 
 def _hidden(mask: Tensor) -> int:

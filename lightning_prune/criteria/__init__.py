@@ -11,12 +11,13 @@ from lightning_prune.criteria.gradients import SNIP, GateTaylor, Movement, Weigh
 from lightning_prune.criteria.lamp import LAMP
 from lightning_prune.criteria.magnitude import Magnitude
 from lightning_prune.criteria.random import Random
+from lightning_prune.criteria.synflow import SynFlow
 from lightning_prune.criteria.taylor import Taylor
 from lightning_prune.criteria.wanda import Wanda
 
 CRITERIA: tuple[type[Criterion], ...] = (
     APoZ, BatchNormScale, Fisher, GateTaylor, GeometricMedian, GraSP, Hessian, LAMP, Magnitude, MeanActivation,
-    Movement, Random, SNIP, Taylor, Wanda, WeightTaylor,
+    Movement, Random, SNIP, SynFlow, Taylor, Wanda, WeightTaylor,
 )  # fmt: skip
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Movement",
     "Random",
     "Scoring",
+    "SynFlow",
     "Taylor",
     "Wanda",
     "WeightTaylor",

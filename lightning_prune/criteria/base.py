@@ -6,6 +6,7 @@ from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ class Scoring:
         example: What its forward receives, where that is known.
         aggregate: How the scores that a unit has in each of the coupled tensors become one: what a criterion that
             scores several tensors passes to ``combine``.
+        memo: What a criterion makes once for all tensors.
     """
 
     module: nn.Module
@@ -39,6 +41,7 @@ class Scoring:
     event: int = 0
     example: Example | None = None
     aggregate: Aggregate = "sum"
+    memo: dict[str, Any] = field(default_factory=dict)
 
 
 class Criterion(ABC):  # noqa: B024  (a criterion overrides what it scores)
@@ -46,6 +49,7 @@ class Criterion(ABC):  # noqa: B024  (a criterion overrides what it scores)
 
     scores_channels = False
     scores_weights = False
+    rounds = 1  # in which the weights of one event are masked, with scores made anew in each
 
     def statistics(self) -> Statistics | None:
         """A fresh collector of what has to be gathered during training; None where nothing is needed."""

@@ -36,7 +36,10 @@ class Wanda(Criterion):
         """The parameter must be the weight of a layer whose inputs can be seen."""
         path, _, leaf = name.rpartition(".")
         if leaf != "weight" or input_dim(scoring.module.get_submodule(path)) is None:
-            raise CannotScoreError("it is no weight of a linear layer or convolution, so its inputs are not seen")
+            raise CannotScoreError(
+                "it is no weight of a linear layer or convolution, so its inputs are not seen. Exclude it: "
+                f"Scope(exclude=[{name!r}])."
+            )
 
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:
         """Ranks in [0, 1] within each output, or the products."""
