@@ -27,7 +27,7 @@ LATER = Constant(1)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((LATER, HALF, "tailor"), "criterion='tailor' is not known; did you mean 'Taylor'? (BatchNormScale, Magnitude"),
+        ((LATER, HALF, "tailor"), "criterion='tailor' is not known; did you mean 'Taylor'? (APoZ, BatchNormScale"),
         ((LATER, HALF, "zzz"), "criterion='zzz' is not known; it has to be one of them"),
         ((LATER, HALF, Taylor), "IterativePruning criterion=<class 'lightning_prune.criteria.taylor.Taylor'> is not a"),
         (("cubic", HALF), "IterativePruning schedule='cubic' is not a Schedule; it takes an object such as Rounds("),
@@ -210,10 +210,10 @@ def test_budgets_that_cannot_be_met(tmp_path, pruning, message) -> None:
 
 @pytest.mark.parametrize("granularity", [Channels(), Weights()], ids=str)
 def test_a_budget_that_runs_out_says_so_and_training_goes_on(tmp_path, granularity) -> None:
-    """A ramp does not say beforehand how many events it has."""
+    """A ramp in shares does not say beforehand how many events it has."""
     count = Count(6) if isinstance(granularity, Channels) else Count(300)
     lit, events = Lit(), Events()
-    pruning = IterativePruning(Linear(0, 4, every=1), count, granularity=granularity)
+    pruning = IterativePruning(Linear(0, 0.75, every=0.125, unit="share"), count, granularity=granularity)
     with pytest.warns(UserWarning, match=r"Count\(.*\): only \d+ more .* Pruning ends here, at sparsity 0\.\d{4}\."):
         fit(tmp_path, lit, pruning, events, max_epochs=6)
     assert len(events.times) == 2

@@ -71,7 +71,7 @@ def test_best_is_not_an_older_larger_network(tmp_path) -> None:
 
 def test_a_budget_that_runs_out_is_not_reported_as_reached(tmp_path) -> None:
     lit, events = Lit(), Events()
-    pruning = IterativePruning(Linear(0, 10), Count(5), criterion=Taylor())
+    pruning = IterativePruning(Linear(0, 1, every=0.1, unit="share"), Count(5), criterion=Taylor())
     with pytest.warns(UserWarning, match="Pruning ends here"):
         fit(tmp_path, lit, pruning, events, max_epochs=11)
     assert pruning.pruner.fraction < 1

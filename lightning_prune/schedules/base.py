@@ -1,0 +1,66 @@
+"""What all schedules share: a unit of time, and the checks of their arguments."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from math import isfinite
+from numbers import Real
+from typing import Any, Literal
+
+Unit = Literal["epoch", "step", "share"]
+
+ROUNDING = 1e-9  # what sums of shares such as 0.1 may be off
+
+
+class Schedule(ABC):
+    """Base of all schedules.
+
+    Attributes:
+        start: When it begins: epochs or optimizer steps done, or the share of the training in [0, 1]. The first event
+            is then; for ramps, which leave 0 there, the first removal is one ``every`` later.
+    """
+
+    start: float
+    unit: Unit
+
+    @abstractmethod
+    def fraction(self, time: float) -> float:
+        """How far to be at ``time``: 0 before ``start``, 1 from the end on; never decreasing."""
+
+    @property
+    @abstractmethod
+    def last(self) -> float:
+        """Time of the last event."""
+
+    @property
+    def events(self) -> int | None:
+        """Number of events, None where it depends on the training."""
+        return None
+
+    def _check_number(self, argument: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
+            raise ValueError(f"{type(self).__name__} {argument}={value!r} must be a finite number, such as 5 or 0.5")
+
+    def _check_numbers(self, *arguments: str) -> None:
+        for argument in arguments:
+            self._check_number(argument, getattr(self, argument))
+
+    def _check_positive(self, *arguments: str) -> None:
+        self._check_numbers(*arguments)
+        for argument in arguments:
+            if getattr(self, argument) <= 0:
+                raise ValueError(f"{type(self).__name__} {argument}={getattr(self, argument)} must be positive")
+
+    def _check(self) -> None:
+        name = type(self).__name__
+        if self.unit not in ("epoch", "step", "share"):
+            raise ValueError(f"{name} unit={self.unit!r} is not known; use 'epoch', 'step' or 'share'")
+        if self.start < 0:
+            raise ValueError(f"{name} start={self.start} is negative; 0 is the beginning of the training")
+        if self.unit == "share" and self.last > 1 + ROUNDING:
+            raise ValueError(f"{name} ends at share {self.last:g} of the training; shares lie in [0, 1]")
+        if self.unit != "share" and 0 < self.last < 1:
+            raise ValueError(
+                f"{name} ends at {self.unit} {self.last:g}, within the first {self.unit}; did you mean unit='share' "
+                "(of the whole training)?"
+            )

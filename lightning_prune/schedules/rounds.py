@@ -1,0 +1,53 @@
+"""Equal rounds with fine-tuning between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import floor
+
+from lightning_prune.schedules.base import ROUNDING, Schedule, Unit
+
+
+@dataclass(frozen=True)
+class Rounds(Schedule):
+    """``count`` equal rounds, the first at ``start``, with ``every`` so much time of fine-tuning between them.
+
+    Args:
+        start: Time of the first round.
+        every: Time between rounds.
+        count: Number of rounds.
+        unit: ``"epoch"``, ``"step"`` (optimizer steps) or ``"share"`` (of the whole training).
+
+    Example:
+        >>> [Rounds(start=2, every=2, count=4).fraction(t) for t in range(10)]
+        [0.0, 0.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1.0, 1.0]
+    """
+
+    start: float
+    every: float
+    count: int
+    unit: Unit = "epoch"
+
+    def __post_init__(self) -> None:
+        self._check_numbers("start")
+        self._check_positive("every")
+        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:
+            raise ValueError(f"Rounds count={self.count!r} must be a whole number of at least 1")
+        self._check()
+
+    def fraction(self, time: float) -> float:
+        """Rounds passed at ``time``, over ``count``."""
+        if time >= self.last:
+            return 1.0
+        passed = floor((time - self.start) / self.every + ROUNDING) + 1
+        return min(max(passed, 0), self.count) / self.count
+
+    @property
+    def last(self) -> float:
+        """Time of the last round."""
+        return self.start + (self.count - 1) * self.every
+
+    @property
+    def events(self) -> int | None:
+        """``count``."""
+        return self.count

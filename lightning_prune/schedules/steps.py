@@ -1,0 +1,77 @@
+"""An explicit list of events."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import pairwise
+
+from lightning_prune.schedules.base import ROUNDING, Schedule, Unit
+
+
+@dataclass(frozen=True)
+class Steps(Schedule):
+    """At ``times[i]``, go to ``fractions[i]``.
+
+    Args:
+        times: Times of the events, ascending; a list becomes a tuple.
+        fractions: How far to be from each of them on, as shares of the budget: ascending, in (0, 1], the last one 1.
+        unit: ``"epoch"``, ``"step"`` (optimizer steps) or ``"share"`` (of the whole training).
+
+    Example:
+        >>> schedule = Steps(times=[1, 2, 5], fractions=[0.5, 0.8, 1.0])
+        >>> [schedule.fraction(t) for t in range(7)]
+        [0.0, 0.5, 0.8, 0.8, 0.8, 1.0, 1.0]
+    """
+
+    times: tuple[float, ...]
+    fractions: tuple[float, ...]
+    unit: Unit = "epoch"
+
+    def __post_init__(self) -> None:
+        self._freeze("times", "[5, 10]")
+        self._freeze("fractions", "[0.5, 1.0]")
+        if len(self.times) != len(self.fractions):
+            raise ValueError(
+                f"Steps has {len(self.times)} times={self.times}, but {len(self.fractions)} "
+                f"fractions={self.fractions}; give one fraction for each time"
+            )
+        if self.times[0] < 0:
+            raise ValueError(f"Steps times[0]={self.times[0]} is negative; 0 is the beginning of the training")
+        if self.fractions[0] <= 0 or self.fractions[-1] != 1:
+            raise ValueError(f"Steps fractions={self.fractions} must lie in (0, 1] and end at 1, which is the budget")
+        self._check()
+
+    def _freeze(self, argument: str, example: str) -> None:
+        values = getattr(self, argument)
+        if not isinstance(values, (list, tuple)) or not values:
+            raise ValueError(f"Steps {argument}={values!r} must be a list of at least one number, such as {example}")
+        for index, value in enumerate(values):
+            self._check_number(f"{argument}[{index}]", value)
+        for index, (before, after) in enumerate(pairwise(values), start=1):
+            if after <= before:
+                raise ValueError(
+                    f"Steps {argument}[{index}]={after} must be greater than the entry before it, {before}; "
+                    "list them in ascending order"
+                )
+        object.__setattr__(self, argument, tuple(values))  # as YAML gives lists, which do not hash
+
+    def fraction(self, time: float) -> float:
+        """The entry of the last event up to ``time``."""
+        passed = bisect_right(self.times, time + ROUNDING)
+        return float(self.fractions[passed - 1]) if passed else 0.0
+
+    @property
+    def start(self) -> float:  # type: ignore[override]
+        """The first time."""
+        return self.times[0]
+
+    @property
+    def last(self) -> float:
+        """The last time."""
+        return self.times[-1]
+
+    @property
+    def events(self) -> int | None:
+        """How many times there are."""
+        return len(self.times)
