@@ -62,7 +62,7 @@ def over_ranks(trainer: pl.Trainer, totals: Mapping[str, Tensor], how: Literal["
     everywhere = {name: shape for own in gathered(trainer, shapes) for name, shape in own.items()}
     reduced: dict[str, Tensor] = {}
     for name in sorted(everywhere):
-        own = totals[name].clone() if name in totals else torch.zeros(everywhere[name], device=device)
+        own = totals[name].to(device, copy=True) if name in totals else torch.zeros(everywhere[name], device=device)
         reduced[name] = trainer.strategy.reduce(own, reduce_op=how)  # type: ignore[assignment]  # works in place
     return reduced
 

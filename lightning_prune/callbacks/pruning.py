@@ -112,6 +112,10 @@ class IterativePruning(Callback):
         if ended and not self._events.finished and self._prepared:  # else there is nothing left to train
             self._prepare(pl_module, self._example)
 
+    def apply_masks(self) -> None:
+        """Zero what is masked, whoever has changed it."""
+        self._events.masks.apply()
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Prepare loading of pruned checkpoints; refuse strategies that cannot work."""
         prepare_loading(pl_module)

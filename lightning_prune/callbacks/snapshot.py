@@ -20,6 +20,7 @@ from lightning_prune.callbacks.loading import averaged_copies
 from lightning_prune.callbacks.packages import MODEL_CHECKPOINTS, Callback, MisconfigurationException
 from lightning_prune.callbacks.pruning import IterativePruning
 from lightning_prune.callbacks.rebuild import forget_compiled, is_sharding, unwrapped
+from lightning_prune.callbacks.rewind import Rewind
 from lightning_prune.callbacks.support import forget_best
 from lightning_prune.coupling import named_tensors
 
@@ -76,9 +77,9 @@ class Snapshot:
                     counter.fill_(count)
             _load_optimizers(trainer, checkpoint)
         forget_compiled()
-        for pruning in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(pruning, IterativePruning):
-                pruning.take_back(trainer, pl_module, checkpoint["callbacks"][pruning.state_key])
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, (IterativePruning, Rewind)):
+                callback.take_back(trainer, pl_module, checkpoint["callbacks"][callback.state_key])
         forget_best(trainer)
         return checkpoint
 

@@ -19,7 +19,7 @@ from test_callbacks_ddp import launch
 import lightning_prune.callbacks
 from lightning_prune import AccuracyGuard, IterativePruning, SlimmingPenalty, SparsityLogger, Weights
 from lightning_prune.budgets import Ratio, Sparsity
-from lightning_prune.callbacks import PrunedCheckpoints, PruningSummary
+from lightning_prune.callbacks import FinetuneLR, PrunedCheckpoints, PruningSummary, Rewind
 from lightning_prune.schedules import Cubic, Rounds
 
 EPOCHS = 4
@@ -40,6 +40,8 @@ ROWS: dict[str, Callable[[], list[Callback]]] = {  # the callback that is meant 
     "SlimmingPenalty": lambda: [SlimmingPenalty(1e-3), channels()],
     "SparsityLogger": lambda: [SparsityLogger(), channels()],
     "PruningSummary": lambda: [PruningSummary(), channels()],
+    "Rewind": lambda: [Rewind(), channels()],
+    "FinetuneLR": lambda: [FinetuneLR(), channels()],
     "PrunedCheckpoints": lambda: [PrunedCheckpoints(), channels()],
 }
 EMA: Any = getattr(lightning_callbacks, "EMAWeightAveraging", None)
