@@ -1,8 +1,14 @@
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_prune.penalties import add_l1_subgradient, slimming_gammas
+from lightning_prune.coupling import Example, Group, analyse
+from lightning_prune.penalties import (
+    add_group_lasso_subgradient,
+    add_l1_subgradient,
+    slimming_gammas,
+    unit_norms,
+)
 
 
 def network() -> nn.Sequential:
@@ -74,3 +80,78 @@ def test_nothing_to_work_on(affine: bool) -> None:
         ValueError, match="Sequential has no batch norm with a trainable scale, so slimming has nothing"
     ):
         slimming_gammas(net)
+
+
+class Residual(nn.Module):
+    """Two layers write to one stream, which two read; a norm stands behind one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(3, 4)
+        self.first, self.norm, self.second = nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream = self.stem(x)
+        return self.head(stream + self.second(self.norm(self.first(stream)).relu()))
+
+
+def by_hand(net: Residual) -> Tensor:
+    """√n Σ ‖w_unit‖ of both groups, spelled out."""
+    stream = (
+        net.stem.weight.square().sum(1) + net.stem.bias.square() + net.second.weight.square().sum(1)
+        + net.second.bias.square() + net.first.weight.square().sum(0) + net.head.weight.square().sum(0)
+    )  # fmt: skip
+    inner = (
+        net.first.weight.square().sum(1) + net.first.bias.square() + net.norm.weight.square()
+        + net.norm.bias.square() + net.second.weight.square().sum(0)
+    )  # fmt: skip
+    return (3 + 1 + 5 + 1 + 5 + 2) ** 0.5 * stream.sqrt().sum() + (4 + 1 + 1 + 1 + 4) ** 0.5 * inner.sqrt().sum()
+
+
+def lasso(frozen: bool = False) -> tuple[Residual, list[Group]]:
+    torch.manual_seed(0)
+    net = Residual().double()
+    nn.init.normal_(net.norm.bias)
+    groups = list(analyse(net, Example.of(torch.zeros(2, 3).double())).groups.values())
+    net.head.weight.requires_grad_(not frozen)
+    return net, groups
+
+
+def test_group_lasso_equals_autograd() -> None:
+    net, groups = lasso()
+    loss = net(torch.randn(6, 3).double()).square().mean()
+    wanted = torch.autograd.grad(loss + 0.3 * by_hand(net), list(net.parameters()), retain_graph=True)
+    loss.backward()
+    penalty = add_group_lasso_subgradient(groups, dict(net.named_parameters()), 0.3)
+    assert penalty == pytest.approx(0.3 * float(by_hand(net).detach()))
+    for (name, parameter), gradient in zip(net.named_parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-12, atol=1e-14, msg=name)
+
+
+def test_group_lasso_leaves_zeros_and_frozen_weights_alone() -> None:
+    net, groups = lasso(frozen=True)
+    with torch.no_grad():
+        for tensor, dim in ((net.first.weight, 0), (net.second.weight, 1)):
+            tensor.select(dim, 2).zero_()
+        for tensor in (net.first.bias, net.norm.weight, net.norm.bias):
+            tensor[2] = 0
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    add_group_lasso_subgradient(groups, dict(net.named_parameters()), 1.0)
+    assert net.head.weight.grad is None
+    assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
+    assert not net.first.bias.grad[2]
+    assert net.first.bias.grad[1] != 0
+
+
+def test_group_lasso_of_one_of_two_optimizers() -> None:
+    net, groups = lasso()
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    add_group_lasso_subgradient(groups, dict(net.named_parameters()), 1.0, {id(net.stem.weight)})
+    assert net.stem.weight.grad.any()
+    assert not any(p.grad.any() for p in net.parameters() if p is not net.stem.weight)
+    norm = unit_norms(next(g for g in groups if g.name == "stem.weight"), dict(net.named_parameters()))
+    wanted = 17**0.5 * net.stem.weight.detach() / norm[:, None]  # the norm is that of all layers
+    torch.testing.assert_close(net.stem.weight.grad, wanted)

@@ -4,6 +4,7 @@ import lightning_prune.callbacks.packages  # noqa: F401  (before anything else o
 
 # isort: split
 from lightning_prune.callbacks.finetune_lr import FinetuneLR
+from lightning_prune.callbacks.group_lasso import GroupLasso
 from lightning_prune.callbacks.guard import AccuracyGuard
 from lightning_prune.callbacks.loading import PrunedCheckpoints
 from lightning_prune.callbacks.logger import SparsityLogger
@@ -15,6 +16,7 @@ from lightning_prune.callbacks.summary import PruningSummary
 __all__ = [
     "AccuracyGuard",
     "FinetuneLR",
+    "GroupLasso",
     "IterativePruning",
     "PrunedCheckpoints",
     "PruningSummary",

@@ -19,7 +19,7 @@ from test_callbacks_ddp import launch
 import lightning_prune.callbacks
 from lightning_prune import AccuracyGuard, IterativePruning, SlimmingPenalty, SparsityLogger, Weights
 from lightning_prune.budgets import Ratio, Sparsity
-from lightning_prune.callbacks import FinetuneLR, PrunedCheckpoints, PruningSummary, Rewind
+from lightning_prune.callbacks import FinetuneLR, GroupLasso, PrunedCheckpoints, PruningSummary, Rewind
 from lightning_prune.schedules import Cubic, Rounds
 
 EPOCHS = 4
@@ -38,6 +38,7 @@ ROWS: dict[str, Callable[[], list[Callback]]] = {  # the callback that is meant 
         channels(),
     ],
     "SlimmingPenalty": lambda: [SlimmingPenalty(1e-3), channels()],
+    "GroupLasso": lambda: [GroupLasso(1e-3), channels()],
     "SparsityLogger": lambda: [SparsityLogger(), channels()],
     "PruningSummary": lambda: [PruningSummary(), channels()],
     "Rewind": lambda: [Rewind(), channels()],
