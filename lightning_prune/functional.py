@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from lightning_prune.manifest import track_plan, track_shapes
 from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report
 from lightning_prune.scope import Scope
-from lightning_prune.statistics import Statistics
+from lightning_prune.statistics import Curvature, Statistics
 from lightning_prune.weight_pruner import WeightPruner
 
 
@@ -57,8 +57,9 @@ def prune_once(
         budget: Until what; ``Ratio(0.5)`` by default.
         scope: Where; everywhere by default.
         calibrate: Runs passes over some data, for criteria that need to see them. It returns losses to go backward
-            from, such as ``lambda model: (loss(model(x), y) for x, y in batches)``, or runs backward passes itself, or
-            for criteria that look at activations alone, forward passes. Gradients are dropped afterwards; batch-norm
+            from, such as ``lambda model: (loss(model(x), y) for x, y in batches)``, or runs backward passes itself
+            (not for ``Hessian`` and ``GraSP``, which differentiate twice), or for criteria that look at activations
+            alone, forward passes. Gradients are dropped afterwards; batch-norm
             statistics move if the model is in train mode.
         dry_run: Leave the model as it is and only report what would happen.
 
@@ -108,27 +109,42 @@ def _gather(pruner: Pruner, model: nn.Module, calibrate: Callable[[nn.Module], A
     assert pruner.statistics is not None
     if calibrate is None:
         raise ValueError(
-            f"criterion {pruner.criterion} needs gradients: pass calibrate=, a function that runs forward and backward "
-            "passes on the model, or use IterativePruning in a Trainer"
+            f"criterion {pruner.criterion} needs {pruner.statistics.looks_at}: pass calibrate=, a function that runs "
+            "forward and backward passes on the model, or use IterativePruning in a Trainer"
         )
     pruner.statistics.begin_step(0)
     try:
         with pruner.statistics.calibrating():
             returned = calibrate(model)
-            for loss in [returned] if isinstance(returned, Tensor) else returned or ():
+            for loss in _losses(returned):
                 if isinstance(loss, Tensor) and loss.requires_grad and loss.numel() == 1:
                     _go_backward(loss, pruner.statistics)
     finally:
         model.zero_grad(set_to_none=True)
     pruner.statistics.commit()
+    pruner.statistics.end_step()
+    if isinstance(pruner.statistics, Curvature) and not pruner.statistics.steps:
+        raise ValueError(
+            f"criterion {pruner.criterion} differentiates losses twice, and has seen no finite one: let calibrate= "
+            "return them before their backward passes"
+        )
+
+
+def _losses(returned: Any) -> Iterable[Any]:
+    if isinstance(returned, Tensor):
+        return [returned]
+    return returned if isinstance(returned, Iterable) else ()
 
 
 def _go_backward(loss: Tensor, statistics: Statistics) -> None:
     try:
         statistics.before_backward(loss)
         loss.backward()  # type: ignore[no-untyped-call]
+        statistics.commit()
     except RuntimeError as error:
+        if "second time" not in str(error):
+            raise
         raise ValueError(
-            f"calibrate returned a loss that cannot go backward: {error} Return losses before their backward passes, "
-            "or nothing."
+            "calibrate= returned a loss that has gone backward already; let it return losses before their backward "
+            "passes, or nothing"
         ) from error

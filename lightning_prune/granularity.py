@@ -34,7 +34,8 @@ class Channels(Granularity):
         aggregate: How the scores of a unit in each of the coupled tensors become one (the group reduction of Fang et
             al. 2023, 'DepGraph', in their code): their ``"sum"``, ``"mean"`` or ``"max"``, or the ``"first"``, that
             of the layer that makes the channels. ``"sum"`` and ``"mean"`` rank alike where the criterion then brings
-            groups to one scale, as those of this package do.
+            groups to one scale, as those of this package do but for those in units of the loss (``WeightTaylor`` and
+            other second moments of gradients).
 
     Raises:
         ValueError: If ``round_to`` or ``min_width`` is below 1, or another argument is none of its words.

@@ -26,7 +26,9 @@ class MeanActivation(Criterion):
 
     Molchanov et al. 2016, 'Pruning convolutional neural networks for resource efficient inference', section 2.2
     (activation), divided by the L2 norm of the layer as there, so that layers compare. Activations are seen at the
-    output of the layer that makes the channels, behind the norm where one follows and before the nonlinearity.
+    output of the layer that makes the channels, behind the norm where one follows and before the nonlinearity; there,
+    behind a ReLU, where none is negative. Where several layers write to the same channels their means are averaged, or
+    taken together as ``Channels(aggregate=...)`` says.
 
     Args:
         every_n_steps: Look at every n-th training batch only.
@@ -62,7 +64,8 @@ class APoZ(Criterion):
 
     Hu et al. 2016, 'Network trimming: a data-driven neuron pruning approach', eq. 1, over the examples, the space and
     the steps since the last event. Seen at the output of the layer that makes the channels, behind the norm where
-    one follows: what is not above zero there, a ReLU makes zero.
+    one follows: what is not above zero there, a ReLU makes zero. Where several layers write to the same channels their
+    shares are averaged, or taken together as ``Channels(aggregate=...)`` says.
 
     Args:
         every_n_steps: Look at every n-th training batch only.
@@ -100,6 +103,7 @@ def _means(criterion: Criterion, group: Group, scoring: Scoring) -> Tensor:
     """The mean of each unit over what was seen of it, the mean over layers where several write to it."""
     found = []
     for activation in group.activations:
-        total, count = (gathered(criterion, key, scoring) for key in (activation.module, COUNT + activation.module))
+        keys = (activation.module, COUNT + activation.module)
+        total, count = (gathered(criterion, key, scoring, "activations") for key in keys)
         found.append(gather_units(total / count, activation.index) / activation.index.shape[1])
     return combine(found, "mean" if scoring.aggregate == "sum" else scoring.aggregate)

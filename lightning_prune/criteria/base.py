@@ -85,7 +85,7 @@ def check_every(criterion: Criterion, every_n_steps: int) -> None:
         raise ValueError(f"{type(criterion).__name__} every_n_steps={n!r} must be a whole number of at least 1")
 
 
-def gathered(criterion: Criterion, name: str, scoring: Scoring) -> Tensor:
+def gathered(criterion: Criterion, name: str, scoring: Scoring, what: str = "gradients") -> Tensor:
     """What statistics have gathered of ``name``, on the CPU.
 
     Raises:
@@ -93,7 +93,7 @@ def gathered(criterion: Criterion, name: str, scoring: Scoring) -> Tensor:
     """
     if name not in scoring.statistics:
         raise ValueError(
-            f"{type(criterion).__name__} needs gradients of {name!r}; none reached it since the last event. Is it "
+            f"{type(criterion).__name__} needs {what} of {name!r}; none reached it since the last event. Is it "
             "frozen, unused, or pruned before the first training step? Exclude it by the scope, or start later."
         )
     return scoring.statistics[name].float().cpu()
@@ -126,6 +126,16 @@ def parameters_of(group: Group, scoring: Scoring) -> dict[str, nn.Parameter]:
     """The parameters in which units of ``group`` live, by name."""
     tensors = {member.tensor: scoring.tensors[member.tensor] for member in group.members}
     return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
+
+
+def by_mean(scores: Tensor) -> Tensor:
+    """Scores of a group over the mean of their sizes, so that wide and narrow layers compare.
+
+    Example:
+        >>> by_mean(torch.tensor([1.0, -3.0]))
+        tensor([ 0.5000, -1.5000])
+    """
+    return scores / scores.abs().mean().clamp_min(torch.finfo(scores.dtype).tiny)
 
 
 def combine(scores: Sequence[Tensor], how: Aggregate) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.coupling import Group
-from lightning_prune.criteria.base import Criterion, Scoring, check_every, gathered
+from lightning_prune.criteria.base import Criterion, Scoring, by_mean, check_every, gathered
 from lightning_prune.criteria.gradients import check_trained, sum_of_gathered
 from lightning_prune.statistics import Curvature, Statistics, WeightGradients
 
@@ -18,12 +18,12 @@ from lightning_prune.statistics import Curvature, Statistics, WeightGradients
 class Fisher(Criterion):
     """Optimal brain damage with the empirical Fisher for a Hessian: ½ h w², h the mean of g² over steps.
 
-    LeCun et al. 1990, 'Optimal brain damage', eq. 5; the diagonal of the Fisher as in Theis et al. 2018, 'Faster gaze
-    prediction with dense networks and Fisher pruning', eq. 7, with the gradients of batches in place of those of single
-    examples. A unit has the sum over all weights that go with it.
+    LeCun et al. 1990, 'Optimal brain damage', step 4 of their recipe; the diagonal of the Fisher as in Theis et al.
+    2018, 'Faster gaze prediction with dense networks and Fisher pruning', with the gradients of batches in place of
+    those of single examples. A unit has the sum over all weights that go with it.
 
     Args:
-        every_n_steps: Look at the gradients of every n-th training batch only.
+        every_n_steps: Look at the gradients of every n-th optimizer step only.
 
     Raises:
         ValueError: If ``every_n_steps`` is not a whole number of at least 1.
@@ -39,7 +39,7 @@ class Fisher(Criterion):
 
     def statistics(self) -> Statistics:
         """g² of every weight."""
-        return WeightGradients(lambda weight, gradient: gradient.square(), self.every_n_steps)
+        return WeightGradients(_square, self.every_n_steps)
 
     def check(self, group: Group, scoring: Scoring) -> None:
         """Gradients must reach some of the weights."""
@@ -56,12 +56,13 @@ class Fisher(Criterion):
 
 @dataclass(frozen=True)
 class Hessian(Criterion):
-    """Optimal brain damage with Hutchinson's estimate of the Hessian: ½ max(h, 0) w², h the mean of z ⊙ Hz over steps.
+    """Optimal brain damage with Hutchinson's estimate of the Hessian: ½ |h| w², h the mean of z ⊙ Hz over steps.
 
-    LeCun et al. 1990, 'Optimal brain damage', eq. 5; Hutchinson 1989, 'A stochastic estimator of the trace of the
-    influence matrix', with z of random signs. A direction in which the loss bends down has the score 0. Every observed
-    batch costs a second backward pass through the graph of the first; operations without a second derivative, such as
-    fused attention and most recurrent layers on a GPU, cannot take part, nor can a network under ``torch.compile``.
+    LeCun et al. 1990, 'Optimal brain damage', step 4 of their recipe; Hutchinson 1989, 'A stochastic estimator of the
+    trace of the influence matrix', with z of random signs, for the diagonal as in Bekas et al. 2007. Where the
+    loss bends down, which it does in no direction at a minimum, the size of the curvature counts. Every observed batch
+    costs a second backward pass through the graph of the first; operations without a second derivative, such as fused
+    attention and most recurrent layers on a GPU, cannot take part, nor can a network under ``torch.compile``.
 
     Args:
         every_n_steps: Differentiate twice on every n-th training batch only.
@@ -94,7 +95,7 @@ class Hessian(Criterion):
 
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:
         """½ h w² but for the number of steps, which is the same for all weights."""
-        return _damage(gathered(self, name, scoring).clamp_min(0), name, scoring)
+        return _damage(gathered(self, name, scoring).abs(), name, scoring)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class GraSP(Criterion):
     Wang et al. 2020, 'Picking winning tickets before training by preserving gradient flow', eq. 8 (its importance is
     −w ⊙ Hg, of which the highest are removed), before training: use ``Constant(1, unit="step")``, so that the first
     batch decides. It costs what ``Hessian`` costs, on every batch until the event. A unit has the sum over all
-    weights that go with it.
+    weights that go with it. Ranks look at batches of their own: the mean over ranks is that of as many batches.
     """
 
     scores_channels = True
@@ -119,8 +120,8 @@ class GraSP(Criterion):
         check_trained(group, scoring)
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
-        """The sum of every unit."""
-        return sum_of_gathered(self, group, scoring, lambda name: gathered(self, name, scoring))
+        """The sum of every unit, relative to the mean of the group."""
+        return by_mean(sum_of_gathered(self, group, scoring, lambda name: gathered(self, name, scoring)))
 
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:
         """The sum of every weight."""
@@ -147,6 +148,10 @@ class _GradientFlow(Curvature):
 
     def _term(self, weight: Tensor, vector: Tensor, product: Tensor) -> Tensor:
         return weight * product
+
+
+def _square(weight: Tensor, gradient: Tensor) -> Tensor:
+    return gradient.square()
 
 
 def _damage(curvature: Tensor, name: str, scoring: Scoring) -> Tensor:

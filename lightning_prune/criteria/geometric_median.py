@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling import Group
-from lightning_prune.criteria.base import CannotScoreError, Criterion, Scoring, combine
+from lightning_prune.criteria.base import CannotScoreError, Criterion, Scoring, by_mean, combine
 
 
 @dataclass(frozen=True)
 class GeometricMedian(Criterion):
     """Filters near the geometric median of their layer can be replaced by the others: Σ_j ‖w_i − w_j‖₂.
 
-    He et al. 2019, 'Filter pruning via geometric median for deep neural networks acceleration' (FPGM), eq. 7. The
+    He et al. 2019, 'Filter pruning via geometric median for deep neural networks acceleration' (FPGM). The
     filters of a unit in each layer that makes the channels are one vector; where several layers do, their distances are
     taken together as ``Channels(aggregate=...)`` says. Divided by the mean of the group so that groups compare.
     """
@@ -33,7 +33,7 @@ class GeometricMedian(Criterion):
         for rows in _makers(group, scoring):
             distances.append(torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").sum(1))
         total = combine(distances, scoring.aggregate)
-        return total / total.mean().clamp_min(torch.finfo(total.dtype).tiny)
+        return by_mean(total)
 
 
 def _makers(group: Group, scoring: Scoring) -> list[Tensor]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
+import torch
 from torch import Tensor
 
 from lightning_prune.coupling import Group
@@ -12,6 +14,7 @@ from lightning_prune.criteria.base import (
     CannotScoreError,
     Criterion,
     Scoring,
+    by_mean,
     check_every,
     combine,
     gathered,
@@ -26,13 +29,13 @@ from lightning_prune.statistics import GateGradients, Statistics, WeightGradient
 class WeightTaylor(Criterion):
     """How much the loss would change to first order if weights were zero: (g · w)², summed over steps.
 
-    Molchanov et al. 2019, 'Importance estimation for neural network pruning', eq. 8. The square is taken of every
+    Molchanov et al. 2019, 'Importance estimation for neural network pruning' (Taylor-FO). The square is taken of every
     step's gradient, so that signs do not cancel over steps. A unit has the sum over all weights that go with it, in
     the layers that make the channels and in those that read them, or what ``Channels(aggregate=...)`` makes of the
     sums of each layer.
 
     Args:
-        every_n_steps: Look at the gradients of every n-th training batch only.
+        every_n_steps: Look at the gradients of every n-th optimizer step only.
 
     Raises:
         ValueError: If ``every_n_steps`` is not a whole number of at least 1.
@@ -48,7 +51,7 @@ class WeightTaylor(Criterion):
 
     def statistics(self) -> Statistics:
         """(g · w)² of every weight."""
-        return WeightGradients(lambda weight, gradient: (weight * gradient).square_(), self.every_n_steps)
+        return WeightGradients(_squared_product, self.every_n_steps)
 
     def check(self, group: Group, scoring: Scoring) -> None:
         """Gradients must reach some of the weights."""
@@ -67,12 +70,12 @@ class WeightTaylor(Criterion):
 class GateTaylor(Criterion):
     """The same for gates behind batch norms: (γ · ∂L/∂γ + β · ∂L/∂β)² of each channel, summed over steps.
 
-    Molchanov et al. 2019, section 4.2 (gates after batch norm). A gate of 1 that multiplies γ · x + β has this
+    Molchanov et al. 2019 (gates after batch norm, Taylor-FO-BN). A gate of 1 that multiplies γ · x + β has this
     derivative, and zeroes the channel when it closes. Several batch norms behind a channel add up, or are taken
-    together as ``Channels(aggregate=...)`` says; channels without one stay.
+    together as ``Channels(aggregate=...)`` says; channels without one stay. A β that is frozen counts as 0.
 
     Args:
-        every_n_steps: Look at the gradients of every n-th training batch only.
+        every_n_steps: Look at the gradients of every n-th optimizer step only.
 
     Raises:
         ValueError: If ``every_n_steps`` is not a whole number of at least 1.
@@ -108,7 +111,8 @@ class SNIP(Criterion):
     """Connection sensitivity: |w · g|, with the gradient of one batch, or of all steps since the last event together.
 
     Lee et al. 2019, 'SNIP: single-shot network pruning based on connection sensitivity', eq. 6, before training: use
-    ``Constant(1, unit="step")``, so that the first batch decides. A unit has the sum over all weights that go with it.
+    ``Constant(1, unit="step")``, so that the first batch decides. A unit has the sum over all weights that go with it,
+    relative to the mean of its group: else whole layers go at once.
     """
 
     scores_channels = True
@@ -116,15 +120,15 @@ class SNIP(Criterion):
 
     def statistics(self) -> Statistics:
         """w · g of every weight."""
-        return WeightGradients(lambda weight, gradient: weight * gradient)
+        return WeightGradients(torch.mul)
 
     def check(self, group: Group, scoring: Scoring) -> None:
         """Gradients must reach some of the weights."""
         check_trained(group, scoring)
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
-        """The sums of every unit."""
-        return sum_of_gathered(self, group, scoring, lambda name: gathered(self, name, scoring).abs())
+        """The sums of every unit, relative to the mean of the group."""
+        return by_mean(sum_of_gathered(self, group, scoring, lambda name: gathered(self, name, scoring).abs()))
 
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:
         """The sensitivity of every weight."""
@@ -139,8 +143,8 @@ class Movement(Criterion):
     that straight-through training would give. The sum goes on through events. Meant for fine-tuning of pretrained
     networks. Here what is masked stays masked, while their masks are made anew at every step. ``Sparsity`` and
     ``Ratio`` budgets give the hard version (a share of the best), ``Threshold`` the soft one (all above a value). With
-    ``Channels`` a unit, which may be an attention head or a block of neurons, has the sum over its weights, divided
-    by their number, as in Lagunas et al. 2021, 'Block pruning for faster transformers'.
+    ``Channels`` a unit, which may be an attention head, has the sum over its weights (one score for a block, Lagunas et
+    al. 2021, 'Block pruning for faster transformers'), divided by their number so that groups compare.
     """
 
     scores_channels = True
@@ -148,7 +152,7 @@ class Movement(Criterion):
 
     def statistics(self) -> Statistics:
         """−w · g of every weight."""
-        return WeightGradients(lambda weight, gradient: (weight * gradient).neg_(), lasting=True)
+        return WeightGradients(_negative_product, lasting=True)
 
     def check(self, group: Group, scoring: Scoring) -> None:
         """Gradients must reach some of the weights."""
@@ -157,11 +161,21 @@ class Movement(Criterion):
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
         """The mean of every unit."""
         total = sum_of_gathered(self, group, scoring, lambda name: gathered(self, name, scoring))
-        return total / sum(member.index.shape[1] for member in group.members)
+        names = parameters_of(group, scoring)
+        ones = {name: torch.ones(names[name].shape) for name in names if name in scoring.statistics}
+        return total / reduce(torch.add, sums_of_units(group, ones))
 
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:
         """The sums of every weight."""
         return gathered(self, name, scoring)
+
+
+def _squared_product(weight: Tensor, gradient: Tensor) -> Tensor:
+    return (weight * gradient).square_()
+
+
+def _negative_product(weight: Tensor, gradient: Tensor) -> Tensor:
+    return (weight * gradient).neg_()
 
 
 def check_trained(group: Group, scoring: Scoring) -> None:

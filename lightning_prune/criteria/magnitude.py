@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling import Group
-from lightning_prune.criteria.base import Criterion, Scoring, combine, gather_units
+from lightning_prune.criteria.base import Criterion, Scoring, by_mean, combine, gather_units
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Magnitude(Criterion):
             per_index = self._powers_along(scoring.tensors[member.tensor].detach().float(), member.dim)
             found.append(gather_units(per_index, member.index).cpu())
         norm = combine(found, scoring.aggregate) ** (1 / self.p)
-        return norm / norm.mean().clamp_min(torch.finfo(norm.dtype).tiny)
+        return by_mean(norm)
 
     def _powers_along(self, weight: Tensor, dim: int) -> Tensor:
         """The sum of |w|^p for every index along ``dim``."""

@@ -11,7 +11,15 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_prune.coupling import Example, Group, copy_of
-from lightning_prune.criteria.base import CannotScoreError, Criterion, Scoring, combine, parameters_of, sums_of_units
+from lightning_prune.criteria.base import (
+    CannotScoreError,
+    Criterion,
+    Scoring,
+    by_mean,
+    combine,
+    parameters_of,
+    sums_of_units,
+)
 
 
 @dataclass(frozen=True)
@@ -50,10 +58,10 @@ class SynFlow(Criterion):
         _inputs(scoring)
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
-        """The sum of every unit."""
+        """The sum of every unit, relative to the mean of the group."""
         flow = _flow(scoring)
         own = {name: flow[name] for name in parameters_of(group, scoring) if name in flow}
-        return combine(sums_of_units(group, own), scoring.aggregate) if own else torch.zeros(group.size)
+        return by_mean(combine(sums_of_units(group, own), scoring.aggregate)) if own else torch.zeros(group.size)
 
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:
         """The flow through every weight."""

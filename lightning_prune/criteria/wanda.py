@@ -15,8 +15,9 @@ class Wanda(Criterion):
     """|w| · ‖x‖₂, with x what the weight reads; for large networks, in one shot and without training.
 
     Sun et al. 2024, 'A simple and effective pruning approach for large language models', eq. 1. Weights of one output
-    compete with each other only, as there (section 3), so that every output loses the same share; a score is the rank
-    of a weight among those of its output, from 0 to 1. Layers are ``Linear`` and convolutions.
+    compete with each other only, as there (section 3), so that every output loses the same share; a score says
+    which share of its output's weights stands below. Layers are ``Linear`` and convolutions. The mean over what was
+    read is taken before the root, so that layers that read more often do not weigh more.
 
     Forward passes are enough: ``prune_once(..., calibrate=lambda model: model(x))``.
 
@@ -42,7 +43,7 @@ class Wanda(Criterion):
             )
 
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:
-        """Ranks in [0, 1] within each output, or the products."""
+        """Ranks in (0, 1) within each output, or the products."""
         layer = name.rpartition(".")[0]
         if layer not in scoring.statistics:
             raise ValueError(
@@ -58,6 +59,6 @@ class Wanda(Criterion):
 
 
 def _ranks(rows: Tensor) -> Tensor:
-    """The rank of every value within its row, from 0 to 1."""
+    """The share of each row below every value (the middle of it), so that a threshold takes as much of short rows."""
     ranks = rows.argsort(dim=1, stable=True).argsort(dim=1)
-    return ranks.float() / max(1, rows.shape[1] - 1)
+    return (ranks.float() + 0.5) / rows.shape[1]

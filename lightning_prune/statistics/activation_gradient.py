@@ -44,6 +44,11 @@ class ActivationGradient(Statistics):
         super().begin_step(step)
         self.pending = {}
 
+    def before_backward(self, loss: Tensor, loss_scale: float = 1.0) -> None:
+        """Let what other statistics differentiate on the way be forgotten when the backward pass itself begins."""
+        if self.active and loss.requires_grad:
+            loss.register_hook(lambda gradient: self.pending.clear())
+
     def commit(self, loss_scale: float = 1.0) -> None:
         """Add the pending sums of one backward pass."""
         pending, self.pending = self.pending, {}

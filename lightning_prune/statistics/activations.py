@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling import Group
+from lightning_prune.plan import Plan, select
 from lightning_prune.statistics.base import Statistics
 
 COUNT = "examples of "  # before the name of a layer: how many values each of its totals is the sum of
@@ -17,6 +18,8 @@ COUNT = "examples of "  # before the name of a layer: how many values each of it
 
 class LayerValues(Statistics):
     """Sums of what is seen of single layers in forward passes, and how many examples they are sums over."""
+
+    looks_at = "activations"
 
     def __init__(self, every_n_steps: int = 1) -> None:
         super().__init__(every_n_steps)
@@ -48,7 +51,7 @@ class LayerValues(Statistics):
         if not self.active or not isinstance(values, Tensor) or values.dim() < -dim:
             return
         rows = values.detach().movedim(dim, 0).flatten(1).float()
-        for key, value in ((name, self._sum(rows)), (COUNT + name, torch.tensor(rows.shape[1], dtype=torch.float32))):
+        for key, value in ((name, self._sum(rows)), (COUNT + name, rows.new_full((), rows.shape[1]))):
             total = self.totals.get(key)
             self.totals[key] = value if total is None else total.to(value.device) + value
 
@@ -109,13 +112,27 @@ class PositiveActivations(_OfOutputs):
 class SquaredInputs(LayerValues):
     """Sums of the squares of what linear layers and convolutions read, for each of their input channels."""
 
+    def __init__(self, every_n_steps: int = 1) -> None:
+        super().__init__(every_n_steps)
+        self._grouped: set[str] = set()
+
     def attach(self, module: nn.Module, groups: Iterable[Group] = (), parameters: Collection[str] = ()) -> None:
         """Hook every layer whose weights are among ``parameters``."""
         self.detach()
+        self._grouped = {path for path, layer in module.named_modules() if getattr(layer, "groups", 1) != 1}
         for path, layer in module.named_modules():
             dim = input_dim(layer)
             if dim is not None and (f"{path}.weight" if path else "weight") in parameters:
                 self._hook(module, path, dim)
+
+    def follow(self, plan: Plan) -> None:
+        """Cut the totals as the layers were cut; those of grouped convolutions begin anew."""
+        for path in [key for key in self.totals if not key.startswith(COUNT)]:
+            dims = plan.keep.get(f"{path}.weight" if path else "weight", {})
+            if dims and path in self._grouped:
+                del self.totals[path], self.totals[COUNT + path]
+            elif 1 in dims:
+                self.totals[path] = select(self.totals[path], {0: dims[1]})
 
     def _values(self, inputs: Any, output: Any) -> Any:
         return inputs[0] if inputs else None

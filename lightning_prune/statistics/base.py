@@ -25,18 +25,20 @@ class Statistics(ABC):
         steps: How often something was added.
         active: Whether this training step is observed.
         over_ranks: How the totals of several ranks become one. The ``"mean"`` where all ranks have gathered the same,
-            from gradients that DDP has averaged.
+            from gradients that DDP has averaged, or where each has gathered means over its part of the batches.
+        looks_at: What is gathered, for messages.
         lasting: Whether events leave the totals standing.
     """
 
     over_ranks: Literal["sum", "mean"] = "sum"
     lasting = False
+    looks_at = "gradients"
 
     def __init__(self, every_n_steps: int = 1) -> None:
         self.every_n_steps = every_n_steps
         self.totals: dict[str, Tensor] = {}
         self.steps = 0
-        self.active = True
+        self.active = False  # validation may come before the first training step
 
     @abstractmethod
     def attach(self, module: nn.Module, groups: Iterable[Group] = (), parameters: Collection[str] = ()) -> None:
@@ -51,7 +53,7 @@ class Statistics(ABC):
         """What is observed and has brought nothing since the last event."""
 
     def begin_step(self, step: int) -> None:
-        """A training batch begins; it is observed where ``step`` is a multiple of ``every_n_steps``."""
+        """A training batch begins; its passes are observed where ``step`` is a multiple of ``every_n_steps``."""
         self.active = step % self.every_n_steps == 0
 
     def before_backward(self, loss: Tensor, loss_scale: float = 1.0) -> None:  # noqa: B027  (most do not look at it)
@@ -71,7 +73,7 @@ class Statistics(ABC):
         """A context in which every backward pass counts as a step, without any optimizer."""
         return nullcontext()
 
-    def follow(self, plan: Plan) -> None:  # noqa: B027  (layers whose channels go are observed anew)
+    def follow(self, plan: Plan) -> None:  # noqa: B027  (no other pruner can cut what makes the channels of this one)
         """The network has been pruned, by whomever."""
 
     def reset(self) -> None:

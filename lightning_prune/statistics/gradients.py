@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,16 +68,22 @@ class StepGradients(OfParameters):
 
     A step's gradient is the mean over everything that was accumulated for it, on all ranks. Steps whose gradients are
     not finite do not count.
+
+    Args:
+        every_n_steps: Take in every n-th optimizer step of each parameter, which few batches may end with.
     """
+
+    def __init__(self, every_n_steps: int = 1) -> None:
+        super().__init__(every_n_steps)
+        self._met: dict[str, int] = {}  # optimizer steps of each parameter since the last event
 
     @torch.no_grad()
     def before_optimizer_step(self, parameters: Collection[int], loss_scale: float = 1.0) -> None:
         """Take in the gradients of the observed parameters that have one."""
         own = {n: p.grad for n, p in self._parameters.items() if id(p) in parameters and p.grad is not None}
-        if self.active:
-            self._take_in(
-                {name: gradient / loss_scale if loss_scale != 1 else gradient for name, gradient in own.items()}
-            )
+        due = {name: gradient for name, gradient in own.items() if self._met.get(name, 0) % self.every_n_steps == 0}
+        self._met.update({name: self._met.get(name, 0) + 1 for name in own})
+        self._take_in({name: gradient / loss_scale if loss_scale != 1 else gradient for name, gradient in due.items()})
 
     @contextmanager
     def calibrating(self) -> Iterator[None]:
@@ -95,10 +102,24 @@ class StepGradients(OfParameters):
                 handle.remove()
 
     def _take_in(self, gradients: Mapping[str, Tensor]) -> None:
-        if not gradients or not all_finite(gradients.values()):
-            return
-        self._add_terms({n: (g.to_dense() if g.is_sparse else g).float() for n, g in gradients.items()})
-        self.steps += 1
+        dense = {name: gradient.to_dense() if gradient.is_sparse else gradient for name, gradient in gradients.items()}
+        if dense and all_finite(dense.values()):
+            self._add_terms({name: gradient.float() for name, gradient in dense.items()})
+            self.steps += 1
+
+    def reset(self) -> None:
+        """Forget everything gathered so far; the next step is observed."""
+        super().reset()
+        self._met = {}
+
+    def state_dict(self) -> dict[str, object]:  # type: ignore[override]
+        """Also the steps that were met."""
+        return {**super().state_dict(), "met": dict(self._met)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``state_dict`` returned."""
+        super().load_state_dict(state)
+        self._met = dict(state.get("met", {}))
 
     @abstractmethod
     def _add_terms(self, gradients: Mapping[str, Tensor]) -> None:
@@ -110,7 +131,7 @@ class WeightGradients(StepGradients):
 
     Args:
         term: (weights, gradients) -> values, float32 and of one shape; returns a new tensor.
-        every_n_steps: Observe every n-th training batch only.
+        every_n_steps: Take in every n-th optimizer step of each parameter.
         lasting: Whether the sums go on through events.
     """
 
