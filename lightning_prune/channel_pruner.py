@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.averaged import following_averages, with_averages
-from lightning_prune.budgets import Budget, BudgetError
+from lightning_prune.budgets import Budget, BudgetError, Ratios, Threshold
 from lightning_prune.bundles import stay_together
 from lightning_prune.coupling import Coupling, Example, Group, analyse, collecting_later
 from lightning_prune.coupling.trace import UNUSED
 from lightning_prune.criteria import CannotScoreError, Criterion, Scoring
+from lightning_prune.file_size import state_after
 from lightning_prune.granularity import Channels
 from lightning_prune.measure import Size
 from lightning_prune.plan import Plan, plan_removal, rescaled, select
@@ -43,6 +44,13 @@ class ChannelPruner(Pruner):
         super().__init__(criterion, budget, scope)
         if not criterion.scores_channels:
             raise ValueError(f"criterion {criterion} does not score channels; use Weights(), or another criterion")
+        if not budget.units:
+            raise ValueError(f"budget {budget} is for single weights; with Channels() use Sparsity, Ratio or Ratios")
+        if granularity.ranking != "global" and isinstance(budget, (Threshold, Ratios)):
+            raise ValueError(
+                f"granularity {granularity} ranks groups against each other, but budget {budget} decides on each by "
+                "itself; leave ranking='global'"
+            )
         if granularity.ranking != "global" and budget.per_layer:
             raise ValueError(
                 f"granularity {granularity} ranks groups against each other, but budget {budget} takes the same share "
@@ -70,7 +78,7 @@ class ChannelPruner(Pruner):
             self.origin = Original.of(coupling, scored, classes)
         assert example is not None
         self._choose(model, example, coupling, scored, 1.0)
-        self.budget.check_units(self._space(coupling, scored), None if events is None else events - self.event)
+        self.budget.check_units(self._space(model, coupling, scored), None if events is None else events - self.event)
         if self.statistics is not None:
             self.statistics.attach(model, [groups[name] for name in scored if name not in self.blocked])
 
@@ -116,7 +124,7 @@ class ChannelPruner(Pruner):
             fraction=fraction,
             widths={name: (groups[name].size, kept) for name, kept in choice.kept.items()},
             scores=scores,
-            frozen={**coupling.frozen, **self._space(coupling, scores).settled, **reasons, **self.blocked},
+            frozen={**coupling.frozen, **self._space(model, coupling, scores).settled, **reasons, **self.blocked},
             inexact={
                 name: groups[name].inexact or inexact[name]
                 for name in pruned
@@ -166,7 +174,7 @@ class ChannelPruner(Pruner):
     ) -> _Choice:
         """Widths and units to remove that meet the budget and run; groups that break the network are blocked."""
         while True:
-            space = self._space(coupling, scores)
+            space = self._space(model, coupling, scores)
             kept = {n: min(k, space.now[n]) for n, k in self.budget.keep_units(space, fraction).items()}
             removed = space.lowest(kept)
             trial = self._tried(model, example, coupling, removed)
@@ -181,13 +189,16 @@ class ChannelPruner(Pruner):
             self._trial = coupling, widths, try_widths(model, example, coupling, removed)
         return self._trial[2]
 
-    def _space(self, coupling: Coupling, scores: Mapping[str, Tensor]) -> ChannelSpace:
+    def _space(self, model: nn.Module, coupling: Coupling, scores: Mapping[str, Tensor]) -> ChannelSpace:
         assert self.origin is not None
         candidates = {name: values for name, values in scores.items() if name not in self.blocked}
         if not candidates:
             raise ValueError(f"no channel of the network can be removed: {self.blocked}")
         settings = self.granularity
-        return ChannelSpace(coupling, candidates, self.origin, settings.round_to, settings.min_width, settings.ranking)
+        return ChannelSpace(
+            coupling, candidates, self.origin, settings.round_to, settings.min_width, settings.ranking,
+            state=lambda removed: state_after(model, plan_removal(removed, coupling)),
+        )  # fmt: skip
 
     def scoring(self, model: nn.Module, example: Example | None) -> Scoring:
         """Also how the scores of coupled tensors become one."""

@@ -118,6 +118,14 @@ def load_pruned(model: type[_Module] | _Module, path: str | Path, **kwargs: Any)
     return loaded
 
 
+def load_other_size(module: nn.Module, path: str | Path) -> None:
+    """Load a Lightning checkpoint of the same module, pruned more or less than ``module`` is, or not at all."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    track_shapes(module)
+    manifest = manifest_in(checkpoint) or {"dense_shapes": {}, "attributes": {}, "buffers": {}}
+    module.load_state_dict(with_manifest(checkpoint["state_dict"], manifest))
+
+
 @contextmanager
 def _shrinking_before_load(cls: type[nn.Module]) -> Iterator[None]:
     """Let instances of ``cls`` take over the shapes of what they load, for as long as the context lasts."""

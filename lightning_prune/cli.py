@@ -15,11 +15,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_prune import budgets, callbacks, criteria, granularity, schedules, tasks
 from lightning_prune.callbacks import PrunedCheckpoints, PruningSummary
 from lightning_prune.inspection import inspect_file, show
+from lightning_prune.methods import show_methods
 
 __all__ = ["PruneCLI", "budgets", "callbacks", "criteria", "granularity", "main", "schedules", "tasks"]
 
 
-_DESCRIPTION = "Prune neural networks while they train. 'lightning-prune inspect FILE' prints what a checkpoint holds."
+_DESCRIPTION = (
+    "Prune neural networks while they train. 'lightning-prune methods' lists what there are recipes for; "
+    "'lightning-prune inspect FILE' prints what a checkpoint holds."
+)
 
 
 class PruneCLI(LightningCLI):
@@ -72,6 +76,8 @@ def main(args: ArgsType = None) -> None:
     try:
         if isinstance(given, list) and given[:1] == ["inspect"]:
             _inspect(given[1:])
+        elif isinstance(given, list) and given[:1] == ["methods"]:
+            _methods(given[1:])
         else:
             PruneCLI(args)
     except (MisconfigurationException, FileNotFoundError) as error:
@@ -87,6 +93,14 @@ def _inspect(args: list[str]) -> None:
             show(inspect_file(path), path)
         except (ValueError, UnpicklingError) as error:
             sys.exit(f"lightning-prune: {str(error).splitlines()[0]}")
+
+
+def _methods(args: list[str]) -> None:
+    """List the methods."""
+    ArgumentParser(
+        prog="lightning-prune methods", description="List the methods that there are recipes for."
+    ).parse_args(args)
+    show_methods()
 
 
 class _Stderr:

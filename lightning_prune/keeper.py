@@ -64,6 +64,7 @@ class MaskKeeper:
                     if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
                         held.append(own_part(value))
             _multiply(held, mask)
+            own_part(parameter).add_(0.0)  # no −0.0, whose bits a compressed file would have to keep
 
     @torch.no_grad()
     def mask_gradients(self, optimizer: Optimizer) -> None:

@@ -111,7 +111,7 @@ class Scope:
         outside: dict[str, str] = {}
         for name, group in coupling.groups.items():
             makers = [m.tensor for m in group.members if not m.reads and m.tensor in owners]
-            excluded = next((t for t in makers if _any_match(owners[t], self.exclude)), None)
+            excluded = next((t for t in makers if any_match(owners[t], self.exclude)), None)
             if excluded is not None:
                 outside[name] = f"{excluded!r} is excluded by the scope"
             elif any(self._matches(owners[t]) for t in makers):
@@ -123,8 +123,8 @@ class Scope:
     def _matches(self, owners: Owners) -> bool:
         classes = {cls.__name__ for owner in owners.values() for cls in type(owner).__mro__}
         return (
-            _any_match(owners, self.include)
-            and not _any_match(owners, self.exclude)
+            any_match(owners, self.include)
+            and not any_match(owners, self.exclude)
             and (not self.types or not classes.isdisjoint(self.types))
         )
 
@@ -132,7 +132,7 @@ class Scope:
         names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
         for field in ("include", "exclude"):
             for pattern in getattr(self, field):
-                if not _any_match(names, [pattern]):
+                if not any_match(names, [pattern]):
                     raise ValueError(
                         f"Scope {field}={pattern!r} matches nothing in {type(module).__name__}; {_names_hint(module)}"
                     )
@@ -150,7 +150,8 @@ def _in_a_norm(owners: Owners) -> bool:
     return any(isinstance(owner, _NORMS) for owner in owners.values())
 
 
-def _any_match(names: Iterable[str], patterns: Iterable[str]) -> bool:
+def any_match(names: Iterable[str], patterns: Iterable[str]) -> bool:
+    """Whether one of ``patterns`` matches one of ``names``, or what that lies in."""
     return any(fnmatchcase(part, pattern) for name in names for part in _ancestry(name) for pattern in patterns)
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_prune.spaces import ChannelSpace, WeightSpace
+from lightning_prune.spaces import ChannelSpace
+from lightning_prune.weight_space import WeightSpace
 
 if TYPE_CHECKING:
     from lightning_prune.budgets import Budget
@@ -33,10 +34,18 @@ def shrink(
             f"{unit} remain. Widen the scope{lower} or ask for less."
         )
 
-    def widths(n: int) -> Mapping[str, int]:
-        return space.keep_share(n / _STEPS) if budget.per_layer else space.keep_after_steps(n)
+    return fewest(budget.per_layer, space, cost, target)
 
-    low, high = 0, _STEPS if budget.per_layer else space.steps
+
+def fewest(
+    per_layer: bool, space: ChannelSpace, cost: Callable[[Mapping[str, int]], float], target: float
+) -> Mapping[str, int]:
+    """The widths after the fewest removals that bring ``cost`` to ``target``, or all that can go."""
+
+    def widths(n: int) -> Mapping[str, int]:
+        return space.keep_share(n / _STEPS) if per_layer else space.keep_after_steps(n)
+
+    low, high = 0, _STEPS if per_layer else space.steps
     while low < high:
         middle = (low + high) // 2
         if cost(widths(middle)) <= target:

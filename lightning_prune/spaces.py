@@ -1,11 +1,12 @@
-"""What a budget chooses from: ranked units with their costs, or weights."""
+"""What a budget chooses from: ranked units with their costs."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from lightning_prune.candidates import Candidate
 from lightning_prune.coupling import Coupling
 from lightning_prune.granularity import Ranking
 from lightning_prune.ranking import rank_steps
+
+State = Callable[[Mapping[str, Tensor]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class ChannelSpace:
         min_width: Fewest channels that a group keeps, where it has as many.
         ranking: ``"global"``: by score. ``"isomorphic"``: by score within each class of ``origin.classes``, so that
             every class gives the same share of its original units.
+        state: What the state dict of the network would be without some units (group name -> bool tensor, as of
+            ``lowest``), for budgets that look at values.
     """
 
     coupling: Coupling
@@ -69,6 +74,7 @@ class ChannelSpace:
     round_to: int = 1
     min_width: int = 1
     ranking: Ranking = "global"
+    state: State = dict
 
     @cached_property
     def now(self) -> dict[str, int]:
@@ -144,12 +150,22 @@ class ChannelSpace:
 
     def keep_share(self, removed: float) -> dict[str, int]:
         """Units left where every group gives the share ``removed`` of its original."""
+        return self.keep_shares(dict.fromkeys(self.now, removed))
+
+    def keep_shares(self, removed: Mapping[str, float]) -> dict[str, int]:
+        """Units left where every group gives its share of its original; those of a bundle the share of the first."""
         kept = []
         for candidate in self.candidates:
             name, units = next(iter(candidate.quantum.items()))
-            wanted = self.original[name] / units * (1 - removed)
+            wanted = self.original[name] / units * (1 - removed[name])
             kept.append(candidate.now if wanted >= candidate.now else candidate.nearest(wanted))
         return self._widths(kept)
+
+    def keep_from(self, threshold: float) -> dict[str, int]:
+        """Units left where every step that scores below ``threshold`` goes."""
+        least = torch.tensor(threshold, dtype=torch.float32)  # as exact as the scores
+        lost = [int((candidate.step_scores(self.scores) < least).sum()) for candidate in self.candidates]
+        return self._shortened(lost, False)
 
     def keep_each(self, count: int) -> dict[str, int]:
         """Units left where every group gives ``count``; in a bundle none gives more."""
@@ -235,21 +251,3 @@ class ChannelSpace:
 
     def _removed(self, kept: Mapping[str, int]) -> dict[str, int]:
         return {name: now - kept[name] for name, now in self.now.items()}
-
-
-@dataclass(frozen=True)
-class WeightSpace:
-    """The weights that may be masked.
-
-    Attributes:
-        sizes: Parameter name -> number of weights.
-        masked: Parameter name -> number of weights masked already.
-    """
-
-    sizes: Mapping[str, int]
-    masked: Mapping[str, int]
-
-    @property
-    def maskable(self) -> int:
-        """How many can be masked with one left in every parameter."""
-        return sum(self.sizes.values()) - len(self.sizes)

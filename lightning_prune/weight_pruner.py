@@ -14,6 +14,7 @@ from lightning_prune.averaged import with_averages
 from lightning_prune.budgets import Budget
 from lightning_prune.coupling import Example
 from lightning_prune.criteria import CannotScoreError, Criterion, Scoring
+from lightning_prune.file_size import state_after
 from lightning_prune.keeper import MaskKeeper
 from lightning_prune.masks import lowest_masks, pack, unpack
 from lightning_prune.measure import measure
@@ -22,7 +23,7 @@ from lightning_prune.pruner import Pruner, check_finite, nonzero_in
 from lightning_prune.report import Report
 from lightning_prune.scope import Scope
 from lightning_prune.sharded import reshard, whole
-from lightning_prune.spaces import WeightSpace
+from lightning_prune.weight_space import WeightSpace
 
 
 class WeightPruner(Pruner):
@@ -44,7 +45,7 @@ class WeightPruner(Pruner):
 
     def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
         """Check that the scope and the budget fit the network."""
-        space = self._space(self.scope.parameters(model))
+        space = self._space(model, self.scope.parameters(model))
         self.budget.check_weights(space, None if events is None else events - self.event)
         scoring = self.scoring(model, example)
         for name in space.sizes:
@@ -58,8 +59,8 @@ class WeightPruner(Pruner):
     def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
         """Score, choose, and measure."""
         parameters = self.scope.parameters(model)
-        space = self._space(parameters)
         scoring = self.scoring(model, example)
+        space = self._space(model, parameters, _Scores(self.criterion, scoring, list(parameters)))
         masks = self.masks
         for counts in _parts(space, self.budget.mask_weights(space, fraction), self.criterion.rounds):
             seen = scoring if masks is self.masks else _masked(scoring, masks)
@@ -76,10 +77,16 @@ class WeightPruner(Pruner):
             widths={n: (s - space.masked[n], s - masked[n]) for n, s in space.sizes.items()},
         )
 
-    def _space(self, parameters: Mapping[str, nn.Parameter]) -> WeightSpace:
+    def _space(
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], scores: Mapping[str, Tensor] | None = None
+    ) -> WeightSpace:
         return WeightSpace(
             sizes={name: p.numel() for name, p in parameters.items()},
             masked={n: _hidden(self.masks[n]) if n in self.masks else 0 for n in parameters},
+            shapes={name: tuple(p.shape) for name, p in parameters.items()},
+            scores={} if scores is None else scores,
+            masks=self.masks,
+            state=lambda masks: state_after(model, Plan(masks=dict(masks))),
         )
 
     def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:

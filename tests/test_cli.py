@@ -64,7 +64,7 @@ def variant(path: Path, **init_args: Any) -> str:
 
 def test_there_are_recipes() -> None:
     assert QUICKSTART in RECIPES
-    assert len(RECIPES) >= 4
+    assert {recipe.stem for recipe in RECIPES} == set(KINDS)
 
 
 def held(owner: Any, name: str) -> Any:
@@ -108,18 +108,32 @@ def test_recipe_builds_what_it_names(recipe: Path) -> None:
 
 
 KINDS = {
+    "apoz": ("Channels", "APoZ", "Rounds", "Ratio"),
+    "fisher": ("Weights", "Fisher", "Cubic", "Sparsity"),
+    "gate_taylor": ("Channels", "GateTaylor", "Rounds", "MACs"),
+    "geometric_median": ("Channels", "GeometricMedian", "Rounds", "Ratio"),
     "gradual_magnitude": ("Weights", "Magnitude", "Cubic", "Sparsity"),
+    "grasp": ("Weights", "GraSP", "Constant", "Sparsity"),
+    "hessian": ("Weights", "Hessian", "Cubic", "Sparsity"),
+    "iterative_magnitude": ("Weights", "Magnitude", "Exponential", "Sparsity"),
+    "lamp": ("Weights", "LAMP", "Cubic", "Sparsity"),
+    "mean_activation": ("Channels", "MeanActivation", "Rounds", "MACs"),
+    "movement": ("Weights", "Movement", "Cubic", "Sparsity"),
     "network_slimming": ("Channels", "BatchNormScale", "Constant", "Ratio"),
+    "one_cycle": ("Weights", "Magnitude", "OneCycle", "Sparsity"),
     "quickstart": ("Channels", "Taylor", "Rounds", "MACs"),
+    "snip": ("Weights", "SNIP", "Constant", "Sparsity"),
+    "synflow": ("Weights", "SynFlow", "Constant", "Sparsity"),
     "taylor_200_filters": ("Channels", "Taylor", "Rounds", "Count"),
+    "weight_taylor": ("Weights", "WeightTaylor", "Cubic", "Sparsity"),
 }
 
 
-@pytest.mark.parametrize("name", list(KINDS))
-def test_kinds(name: str) -> None:
-    pruning = pruning_of(build("--config", str(QUICKSTART.with_stem(name))))
+@each_recipe
+def test_kinds(recipe: Path) -> None:
+    pruning = pruning_of(build("--config", str(recipe)))
     parts = (pruning.granularity, pruning.pruner.criterion, pruning.schedule, pruning.pruner.budget)
-    assert tuple(type(part).__name__ for part in parts) == KINDS[name]
+    assert tuple(type(part).__name__ for part in parts) == KINDS[recipe.stem]
 
 
 @each_recipe

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = {"prune_in_training.py", "prune_once.py"}
+SCRIPTS = {"prune_in_training.py", "prune_once.py", "wanda_one_shot.py"}
 
 pytestmark = pytest.mark.slow
 
@@ -64,3 +64,16 @@ def test_prune_once(tmp_path: Path) -> None:
     assert "left alone: fc.weight (output of the network)" in text
     assert "left alone: conv1.weight ('conv1.weight' is excluded by the scope)" in text
     assert text.endswith("torch.Size([1, 1000])\n")
+
+
+def test_wanda_one_shot(tmp_path: Path) -> None:
+    text = output_of("wanda_one_shot.py", tmp_path)
+    dense = re.match(r"dense: accuracy ([\d.]+)\n", text)
+    assert dense is not None
+    assert float(dense[1]) > 0.95
+    pruned = re.findall(r"^(\w+)\((.+)\): sparsity ([\d.]+), accuracy ([\d.]+)$", text, re.MULTILINE)
+    assert [name for name, *_ in pruned] == ["Wanda", "Wanda", "Magnitude"]
+    assert [arguments for _, arguments, *_ in pruned] == ["by_output=True", "by_output=False", "p=2"]
+    for *_, sparsity, accuracy in pruned:
+        assert float(sparsity) == pytest.approx(0.5, abs=1e-4)  # Sparsity(0.5)
+        assert float(accuracy) > float(dense[1]) - 0.05

@@ -153,6 +153,12 @@ def test_the_smallest_tensors_are_masked(shape: tuple[int, ...]) -> None:
     assert torch.equal(parameter.detach(), torch.zeros(shape))
 
 
+def test_no_sign_is_left_of_what_is_masked() -> None:
+    parameter = nn.Parameter(torch.tensor([-1.0, 2.0, -3.0]))
+    MaskKeeper({"w": parameter}, {"w": torch.tensor([False, False, True])}).apply([])
+    assert parameter.detach().view(torch.int32).tolist()[:2] == [0, 0]
+
+
 def test_masks_act_in_place() -> None:
     parameter = nn.Parameter(torch.ones(4))
     pointer, gradient = parameter.data_ptr(), torch.ones(4)

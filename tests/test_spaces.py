@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_prune.coupling import Coupling, Example, Group, Member, Passes, analyse
-from lightning_prune.spaces import ChannelSpace, Original, WeightSpace
+from lightning_prune.spaces import ChannelSpace, Original
+from lightning_prune.weight_space import WeightSpace
 
 SCORES = {
     "0.weight": torch.tensor([0.1, 0.9, 0.5, 0.3]),

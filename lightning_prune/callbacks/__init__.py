@@ -3,6 +3,7 @@
 import lightning_prune.callbacks.packages  # noqa: F401  (before anything else of Lightning's)
 
 # isort: split
+from lightning_prune.callbacks.distillation import Distillation
 from lightning_prune.callbacks.finetune_lr import FinetuneLR
 from lightning_prune.callbacks.group_lasso import GroupLasso
 from lightning_prune.callbacks.guard import AccuracyGuard
@@ -15,6 +16,7 @@ from lightning_prune.callbacks.summary import PruningSummary
 
 __all__ = [
     "AccuracyGuard",
+    "Distillation",
     "FinetuneLR",
     "GroupLasso",
     "IterativePruning",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lightning_prune.budgets import Budget, Count
+from lightning_prune.budgets import Budget
 
 _ROUNDING = 1e-9
 
@@ -30,10 +30,9 @@ class Step:
 
     def scaled(self, budget: Budget) -> Budget:
         """``budget`` for this step: where it counts for whole events, then for the share of one that is taken."""
-        if not isinstance(budget, Count):
+        if self.fraction == self.before:
             return budget
-        share = (self.aim - self.start) / (self.fraction - self.before)
-        return replace(budget, count=max(1, round(budget.count * share)))
+        return budget.scaled((self.aim - self.start) / (self.fraction - self.before))
 
 
 class Steps:

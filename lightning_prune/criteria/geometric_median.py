@@ -15,9 +15,9 @@ from lightning_prune.criteria.base import CannotScoreError, Criterion, Scoring, 
 class GeometricMedian(Criterion):
     """Filters near the geometric median of their layer can be replaced by the others: Σ_j ‖w_i − w_j‖₂.
 
-    He et al. 2019, 'Filter pruning via geometric median for deep neural networks acceleration' (FPGM). The
-    filters of a unit in each layer that makes the channels are one vector; where several layers do, their distances are
-    taken together as ``Channels(aggregate=...)`` says. Divided by the mean of the group so that groups compare.
+    He et al. 2019, 'Filter pruning via geometric median for deep convolutional neural networks acceleration' (FPGM).
+    The filters of a unit in each layer that makes the channels are one vector; where several layers do, their
+    distances are taken together as ``Channels(aggregate=...)`` says. Divided by the mean of the group so that groups compare.
     """
 
     scores_channels = True

@@ -19,7 +19,7 @@ from test_callbacks_ddp import launch
 import lightning_prune.callbacks
 from lightning_prune import AccuracyGuard, IterativePruning, SlimmingPenalty, SparsityLogger, Weights
 from lightning_prune.budgets import Ratio, Sparsity
-from lightning_prune.callbacks import FinetuneLR, GroupLasso, PrunedCheckpoints, PruningSummary, Rewind
+from lightning_prune.callbacks import Distillation, FinetuneLR, GroupLasso, PrunedCheckpoints, PruningSummary, Rewind
 from lightning_prune.schedules import Cubic, Rounds
 
 EPOCHS = 4
@@ -42,6 +42,7 @@ ROWS: dict[str, Callable[[], list[Callback]]] = {  # the callback that is meant 
     "SparsityLogger": lambda: [SparsityLogger(), channels()],
     "PruningSummary": lambda: [PruningSummary(), channels()],
     "Rewind": lambda: [Rewind(), channels()],
+    "Distillation": lambda: [Distillation(), channels()],
     "FinetuneLR": lambda: [FinetuneLR(), channels()],
     "PrunedCheckpoints": lambda: [PrunedCheckpoints(), channels()],
 }
@@ -75,7 +76,7 @@ def check(lit: LightningModule, row: str) -> None:
 
 def states(callbacks: list[Callback]) -> list[dict[str, Any]]:
     """Without the paths of files, which lie in the folder of the training."""
-    paths = ("dense_path", "snapshot")
+    paths = ("dense_path", "snapshot", "path")
     return [{k: v for k, v in callback.state_dict().items() if k not in paths} for callback in callbacks]
 
 

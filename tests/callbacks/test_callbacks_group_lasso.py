@@ -101,7 +101,7 @@ def test_only_the_scope_is_penalised(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("strength", [-1, float("nan"), "much", True])
 def test_strengths_out_of_range(strength: Any) -> None:
-    with pytest.raises(MisconfigurationException, match="GroupLasso strength=.* must be a finite number, 0 or more"):
+    with pytest.raises(MisconfigurationException, match=r"GroupLasso strength=.* must be a finite number, 0 or more"):
         GroupLasso(strength)
 
 

@@ -37,8 +37,8 @@ from lightning_prune.criteria.base import combine
 
 ROWS = [
     Magnitude(), Magnitude(p=1), BatchNormScale(), Random(), Random(seed=7), Taylor(), Taylor(every_n_steps=2), APoZ(),
-    Fisher(), GateTaylor(), GeometricMedian(), GraSP(), Hessian(), Hessian(seed=3), LAMP(), MeanActivation(), Movement(),
-    SNIP(), SynFlow(), SynFlow(rounds=2), Wanda(), Wanda(by_output=False), WeightTaylor(every_n_steps=2),
+    Fisher(), GateTaylor(), GeometricMedian(), GraSP(), Hessian(), Hessian(seed=3), LAMP(), MeanActivation(),
+    Movement(), SNIP(), SynFlow(), SynFlow(rounds=2), Wanda(), Wanda(by_output=False), WeightTaylor(every_n_steps=2),
 ]  # fmt: skip
 CHANNELS = [row for row in ROWS if row.scores_channels]
 WEIGHTS = [row for row in ROWS if row.scores_weights]

@@ -1,0 +1,53 @@
+"""A cost of the network shrinks to a share of the original."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lightning_prune.budgets.base import Budget, check_flag, check_share
+from lightning_prune.search import shrink
+from lightning_prune.spaces import ChannelSpace
+
+
+@dataclass(frozen=True)
+class Params(Budget):
+    """The parameters shrink to a share of the original.
+
+    Args:
+        keep: Share of the parameters kept, in [0, 1].
+        per_layer: Whether every group gives the same share of its units.
+    """
+
+    keep: float
+    per_layer: bool = False
+
+    def __post_init__(self) -> None:
+        check_flag(self)
+        check_share(self, "keep", self.keep)
+
+    def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
+        """The fewest removals that bring the parameters down to the target."""
+        target = space.original_params * (1 - (1 - self.keep) * fraction)
+        return shrink(self, space, space.params, target, "parameters")
+
+
+@dataclass(frozen=True)
+class MACs(Budget):
+    """The multiply-accumulates of a forward pass shrink to a share of the original.
+
+    Args:
+        keep: Share of the MACs kept, in [0, 1].
+        per_layer: Whether every group gives the same share of its units.
+    """
+
+    keep: float
+    per_layer: bool = False
+
+    def __post_init__(self) -> None:
+        check_flag(self)
+        check_share(self, "keep", self.keep)
+
+    def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
+        """The fewest removals that bring the MACs down to the target."""
+        return shrink(self, space, space.macs, space.original_macs * (1 - (1 - self.keep) * fraction), "MACs")

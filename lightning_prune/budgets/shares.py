@@ -1,0 +1,95 @@
+"""A share of everything goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lightning_prune.budgets.base import Budget, check_flag, check_moves, check_share, some
+from lightning_prune.search import BudgetError, masked, shrink
+from lightning_prune.spaces import ChannelSpace
+from lightning_prune.weight_space import WeightSpace
+
+
+@dataclass(frozen=True)
+class Ratio(Budget):
+    """A share of the channels (of every group, or of all), or of the weights, is removed.
+
+    Args:
+        share: Share removed of the original, in [0, 1].
+        per_layer: True: of every group or parameter. False: of all together, lowest scores first.
+    """
+
+    share: float
+    per_layer: bool = True
+    masks = True
+
+    def __post_init__(self) -> None:
+        check_flag(self)
+        check_share(self, "share", self.share)
+
+    def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
+        """The share of every group, or the lowest-ranked share of all."""
+        total = sum(space.original.values()) + sum(space.exhausted.values())
+        exhausted = sum(space.last[name] for name in space.exhausted)
+        narrow = space.min_width > 1 and not self.per_layer  # a group by itself gives what min_width lets it give
+        least = exhausted + sum(space.floor[n] if narrow else space.last[n] for n in space.now)
+        if self.share * total > total - least:
+            few = f"fewer channels than min_width={space.min_width}" if narrow else "no channel"
+            most = 1 - least / total
+            raise BudgetError(f"{self} leaves {few} somewhere; at most share={most:.4f} can go here")
+        if self.per_layer:
+            return space.keep_share(self.share * fraction)
+        gone = total - sum(space.now.values()) - exhausted
+        return space.keep_after(round(self.share * fraction * total) - gone)
+
+    def check_units(self, space: ChannelSpace, events: int | None) -> None:
+        """Also refuse a ratio that rounding turns into nothing, or that the ranking may stop short of."""
+        kept = self.keep_units(space, 1.0)
+        if self.share > 0 and space.now == space.original:
+            if not self.per_layer:
+                self._check_steps(space)
+            check_moves(self, space, kept)
+
+    def _check_steps(self, space: ChannelSpace) -> None:
+        total = sum(space.original.values())
+        for candidate in space.candidates:
+            units = sum(candidate.quantum.values())
+            if candidate.bundled and candidate.jump and units > round(self.share * total):
+                raise BudgetError(
+                    f"{self} is {round(self.share * total)} units, but {some(candidate.quantum)} shrink only "
+                    f"together, by {units} units at once; ask for share={units / total:.4f} or more, or exclude them "
+                    "by the scope"
+                )
+
+    def mask_weights(self, space: WeightSpace, fraction: float) -> Mapping[str, int] | int:
+        """The share of every parameter, or of all."""
+        return masked(self, space, self.share * fraction)
+
+
+@dataclass(frozen=True)
+class Sparsity(Budget):
+    """The network reaches a sparsity: the fraction of the original parameters that is gone.
+
+    With ``Weights()``, of the weights in the scope; with ``Channels()``, of all parameters of the network.
+
+    Args:
+        sparsity: Fraction removed, in [0, 1].
+        per_layer: Whether every layer gives the same share.
+    """
+
+    sparsity: float
+    per_layer: bool = False
+    masks = True
+
+    def __post_init__(self) -> None:
+        check_flag(self)
+        check_share(self, "sparsity", self.sparsity)
+
+    def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
+        """The fewest removals that bring the parameters down to the target."""
+        return shrink(self, space, space.params, space.original_params * (1 - self.sparsity * fraction), "parameters")
+
+    def mask_weights(self, space: WeightSpace, fraction: float) -> Mapping[str, int] | int:
+        """The share of every parameter, or of all."""
+        return masked(self, space, self.sparsity * fraction)
