@@ -26,8 +26,9 @@ class MaskKeeper:
 
     Where an optimizer leaves a weight alone whose gradient is zero, the gradients are masked just before its step,
     which is less work than to mask weights, momentum and moments after it, and trains what is left as a network of its
-    own would be (the reparametrisation w ⊙ m of ``torch.nn.utils.prune`` has these gradients). What any other
-    optimizer has done is masked after its step.
+    own would be (the reparametrisation w ⊙ m of ``torch.nn.utils.prune`` has these gradients; it is 0 times the
+    gradient here as there, so a gradient that is infinite where a weight is zero, such as that of √|w|, is NaN). What
+    any other optimizer has done is masked after its step.
 
     It needs no memory besides masks on the parameters' device, and shares those that are there.
 
@@ -60,8 +61,11 @@ class MaskKeeper:
         for parameter, mask in zip(self._parameters, self._masks, strict=True):
             held = [own_part(parameter)]
             for optimizer in optimizers:
-                for value in optimizer.state.get(parameter, {}).values():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
+                state = optimizer.state.get(parameter, {})
+                for key, value in state.items():
+                    if isinstance(value, Tensor) and value.is_sparse:
+                        state[key] = _masked_rows(value, mask)
+                    elif isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
                         held.append(own_part(value))
             _multiply(held, mask)
             own_part(parameter).add_(0.0)  # no −0.0, whose bits a compressed file would have to keep
@@ -106,7 +110,7 @@ def _leaves_zeros(optimizer: Optimizer) -> bool:
 
 
 def _masked_rows(gradient: Tensor, mask: Tensor) -> Tensor:
-    """A sparse gradient, which holds the rows of an embedding that were looked up."""
+    """A sparse gradient or momentum, which holds the rows of an embedding that were looked up."""
     gradient = gradient.coalesce()
     gradient.values().mul_(mask[tuple(gradient.indices())])
     return gradient

@@ -16,6 +16,7 @@ from lightning_prune.plan import Plan
 from lightning_prune.restore import kept_out, set_saved_attributes, set_saved_buffers, set_shapes
 
 _KEY = "lightning_prune"  # in `state_dict._metadata`, which checkpoints with weights alone keep as well
+MANIFEST = "lightning_prune_manifest"  # in checkpoints
 
 
 class Surroundings:
@@ -72,6 +73,15 @@ def params_as_built(module: nn.Module) -> int:
     return sum(prod(pruned.get(name, parameter.shape)) for name, parameter in module.named_parameters())
 
 
+def manifest_now(module: nn.Module) -> dict[str, Any]:
+    """The manifest of a tracked module as it is."""
+    writer, empty = _writer(module), OrderedDict[str, Tensor]()
+    empty._metadata = OrderedDict()  # type: ignore[attr-defined]
+    if writer is not None:
+        writer(module, empty, "", None)
+    return manifest_of(empty)
+
+
 def manifest_of(state_dict: Any) -> dict[str, Any]:
     """What a state dict says was pruned; empty where it says nothing.
 
@@ -84,9 +94,11 @@ def manifest_of(state_dict: Any) -> dict[str, Any]:
 def manifest_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of a checkpoint, whichever state dict in it has one.
 
-    A callback that averages weights may have put its own, without a manifest, in the place of the network's.
+    A callback that averages weights may have put its own, without a manifest, in the place of the network's; and who
+    makes a new dict of the tensors leaves it behind, so that checkpoints of a Trainer hold it a second time.
     """
-    return next((manifest for value in checkpoint.values() if (manifest := manifest_of(value))), {})
+    own: dict[str, Any] = checkpoint.get(MANIFEST, {})
+    return own or next((manifest for value in checkpoint.values() if (manifest := manifest_of(value))), {})
 
 
 def with_manifest(state_dict: Mapping[str, Any], manifest: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ import copy
 import io
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core import saving
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torch import Tensor, nn
 
 from lightning_prune import Channels, IterativePruning, Weights, load_pruned, prune_once
@@ -601,3 +603,57 @@ assert Lit.load_from_checkpoint({trained[1]!r}).net[0].out_channels == 6
         pytest.skip("this version of Lightning calls any function")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+class Filtering(Lit):
+    """Puts some of its tensors into checkpoints, in a dict of its own."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = {
+            name: value for name, value in checkpoint["state_dict"].items() if "teacher" not in name
+        }
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+@pytest.mark.parametrize("way", ["async", "filtered"])
+def test_files_that_have_lost_the_metadata_of_their_tensors(tmp_path, way, weights_only) -> None:
+    cls = Filtering if way == "filtered" else Lit
+    save = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_weights_only=weights_only)
+    options = {"plugins": [AsyncCheckpointIO()]} if way == "async" else {}
+    lit, pruning = cls(width=12), lambda: IterativePruning(Rounds(1, 1, 2), Ratio(0.5))
+    fit(tmp_path, lit, pruning(), save, max_epochs=3, **options)
+    path = str(tmp_path / "epoch=2.ckpt")
+    assert not hasattr(torch.load(path, weights_only=True)["state_dict"], "_metadata") or way == "async"
+    assert torch.equal(logits(cls.load_from_checkpoint(path)), logits(lit))
+    assert torch.equal(logits(load_pruned(cls, path)), logits(lit))
+    tested = cls(width=12)
+    trainer_for(tmp_path, pruning()).test(tested, ckpt_path=path, verbose=False)
+    assert widths(tested.net) == [6, 6, 3]
+    if not weights_only:
+        resumed = cls(width=12)
+        trainer_for(tmp_path, pruning(), max_epochs=3).fit(resumed, ckpt_path=str(tmp_path / "epoch=1.ckpt"))
+        assert widths(resumed.net) == [6, 6, 3]
+
+
+def test_single_entries_of_one_argument_cannot_be_changed(tmp_path) -> None:
+    lit = Hyperparameters({"width": 12, "lr": 0.05, "optimizer": "sgd"})
+    save = ModelCheckpoint(tmp_path, "last")
+    fit(tmp_path, lit, IterativePruning(Constant(1), Ratio(0.5)), save, max_epochs=2)
+    for load in (Hyperparameters.load_from_checkpoint, partial(load_pruned, Hyperparameters)):
+        with pytest.raises(
+            ValueError, match=r"'lr' is an entry of 'hparams', which .* give all of it: hparams=\{...\}"
+        ):
+            load(save.best_model_path, lr=0.7)
+
+
+def test_the_methods_of_the_users_own_io_are_there(tmp_path) -> None:
+    class Flushing(TorchCheckpointIO):
+        def flush(self) -> str:
+            return "flushed"
+
+    pruning = IterativePruning(Constant(1), Ratio(0.5))
+    trainer = fit(tmp_path, Lit(), pruning, max_epochs=2, plugins=[Flushing()])
+    assert trainer.strategy.checkpoint_io.flush() == "flushed"
+    assert copy.copy(trainer.strategy.checkpoint_io).flush() == "flushed"
+    with pytest.raises(AttributeError):
+        trainer.strategy.checkpoint_io.missing()

@@ -109,14 +109,17 @@ def test_recipe_builds_what_it_names(recipe: Path) -> None:
 
 KINDS = {
     "apoz": ("Channels", "APoZ", "Rounds", "Ratio"),
+    "distillation": ("Channels", "Taylor", "Rounds", "MACs"),
     "fisher": ("Weights", "Fisher", "Cubic", "Sparsity"),
     "gate_taylor": ("Channels", "GateTaylor", "Rounds", "MACs"),
     "geometric_median": ("Channels", "GeometricMedian", "Rounds", "Ratio"),
     "gradual_magnitude": ("Weights", "Magnitude", "Cubic", "Sparsity"),
     "grasp": ("Weights", "GraSP", "Constant", "Sparsity"),
+    "group_lasso": ("Channels", "Magnitude", "Constant", "MACs"),
     "hessian": ("Weights", "Hessian", "Cubic", "Sparsity"),
     "iterative_magnitude": ("Weights", "Magnitude", "Exponential", "Sparsity"),
     "lamp": ("Weights", "LAMP", "Cubic", "Sparsity"),
+    "lottery_ticket": ("Weights", "Magnitude", "Exponential", "Sparsity"),
     "mean_activation": ("Channels", "MeanActivation", "Rounds", "MACs"),
     "movement": ("Weights", "Movement", "Cubic", "Sparsity"),
     "network_slimming": ("Channels", "BatchNormScale", "Constant", "Ratio"),

@@ -271,3 +271,24 @@ def test_sparse_gradients_of_an_embedding(momentum: float) -> None:
     weight, mask = trained(sparse=True)
     assert torch.equal(weight == 0, ~mask)
     torch.testing.assert_close(weight, trained(sparse=False)[0])
+
+
+def test_sparse_momentum_from_before_the_masks() -> None:
+    torch.manual_seed(0)
+    embedding = nn.Embedding(6, 4, sparse=True)
+    mask = torch.rand(6, 4) > 0.5
+    optimizer = optim.SGD(embedding.parameters(), lr=0.1, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        embedding(torch.tensor([1, 2, 2, 5])).square().sum().backward()
+        optimizer.step()
+
+    step()
+    keeper = MaskKeeper({"w": embedding.weight}, {"w": mask})
+    keeper.hold([optimizer])
+    step()
+    assert torch.equal(embedding.weight == 0, ~mask)
+    momentum = optimizer.state[embedding.weight]["momentum_buffer"].to_dense()
+    assert not momentum[~mask].any()
+    assert momentum[mask].any()

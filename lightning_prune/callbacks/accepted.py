@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_prune.callbacks.loading import synchronous_io
 from lightning_prune.callbacks.pruning import IterativePruning
 from lightning_prune.callbacks.snapshot import Snapshot
 
@@ -90,8 +91,8 @@ class Accepted:
     def end(self, trainer: pl.Trainer) -> None:
         """No file is needed any longer."""
         self._remove_stray(trainer)
-        if self._folder is not None:
-            trainer.strategy.remove_checkpoint(self._folder)
+        if self._folder is not None and trainer.is_global_zero:
+            self._remove_all(trainer, self._folder)
         self.last = self._folder = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -109,6 +110,13 @@ class Accepted:
         snapshot = state_dict.get("snapshot")
         self.last = None if snapshot is None else Snapshot(**snapshot)
         self._folder, self.events = state_dict.get("folder"), state_dict.get("events", 0)
+
+    def _remove_all(self, trainer: pl.Trainer, folder: str) -> None:
+        files = get_filesystem(folder)
+        if files.exists(folder):
+            for path in files.ls(folder, detail=False):
+                synchronous_io(trainer).remove_checkpoint(files.unstrip_protocol(path) if "://" in folder else path)
+            files.rmdir(folder)
 
     def _remove_stray(self, trainer: pl.Trainer) -> None:
         """Without a folder, each file lay beside the logs."""

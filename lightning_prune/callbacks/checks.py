@@ -12,6 +12,8 @@ from lightning_prune.channel_pruner import ChannelPruner
 from lightning_prune.manifest import is_pruned, params_as_built
 from lightning_prune.pruner import Pruner
 from lightning_prune.schedules import Schedule
+from lightning_prune.sharded import is_sharded
+from lightning_prune.weight_pruner import WeightPruner
 
 
 def check_start(pruner: Pruner, schedule: Schedule) -> None:
@@ -66,6 +68,23 @@ def check_dense(pl_module: pl.LightningModule, state_key: str, came_pruned: bool
         "budgets and sparsities of this IterativePruning refer to the network as it is now. To go on towards the "
         "budget of the pruning before, give the Trainer the same callback again, or resume from a checkpoint."
     )
+
+
+def check_same_network(pruner: Pruner, pl_module: pl.LightningModule) -> None:
+    """A pruner that goes on in another training must have its own network before it."""
+    own = dict(pl_module.named_parameters())
+    if isinstance(pruner, WeightPruner) and is_sharded(pl_module):
+        ours = True  # nobody has all of it
+    elif isinstance(pruner, WeightPruner):
+        masked = ((own[name], mask) for name, mask in pruner.masks.items() if name in own)
+        ours = all(p.shape == mask.shape and not bool(p.detach()[~mask.to(p.device)].any()) for p, mask in masked)
+    else:
+        ours = is_pruned(pl_module)
+    if not ours:
+        raise MisconfigurationException(
+            f"this IterativePruning has pruned another network, in {pruner.event} events; give every network one of "
+            "its own (and an AccuracyGuard of its own), or go on from a checkpoint of that training"
+        )
 
 
 def check_gradients(pruner: Pruner, pl_module: pl.LightningModule, unseen: list[str], certain: bool) -> None:

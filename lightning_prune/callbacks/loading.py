@@ -14,7 +14,9 @@ from torch import nn
 from lightning_prune.averaged import copies_held_by
 from lightning_prune.callbacks.packages import Callback
 from lightning_prune.checkpoint import BUILDERS, trust_builders
-from lightning_prune.manifest import Surroundings, is_pruned, manifest_in, track_shapes
+from lightning_prune.manifest import MANIFEST, Surroundings, is_pruned, manifest_in, manifest_now, track_shapes
+
+_ARGUMENT = "lightning_prune_argument"  # in checkpoints: the one argument that holds all hyperparameters
 
 trust_builders()
 
@@ -74,6 +76,7 @@ class _EnteringBuilders(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         if is_pruned(self.module):
             _enter_builder(checkpoint, self.module)
+            checkpoint[MANIFEST] = manifest_now(self.module)
         self.own.save_checkpoint(checkpoint, path, storage_options)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -85,6 +88,21 @@ class _EnteringBuilders(CheckpointIO):
     def teardown(self) -> None:
         self.own.teardown()
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "own":  # while a copy is made
+            raise AttributeError(name)
+        return getattr(self.own, name)
+
+
+def synchronous_io(trainer: pl.Trainer) -> CheckpointIO:
+    """What writes files of this Trainer at once, below what writes them later or enters something."""
+    found: Any = trainer.strategy.checkpoint_io
+    while True:
+        below = found.own if isinstance(found, _EnteringBuilders) else vars(found).get("_checkpoint_io")
+        if not isinstance(below, CheckpointIO):
+            return found  # type: ignore[no-any-return]
+        found = below
+
 
 def _enter_builder(checkpoint: dict[str, Any], module: pl.LightningModule) -> None:
     arguments = checkpoint.get(module.CHECKPOINT_HYPER_PARAMS_KEY, {})
@@ -93,7 +111,7 @@ def _enter_builder(checkpoint: dict[str, Any], module: pl.LightningModule) -> No
     name = checkpoint.get(module.CHECKPOINT_HYPER_PARAMS_NAME)
     if name not in (None, "kwargs") and name in signature(type(module).__init__).parameters:
         arguments = {name: arguments}  # one argument that holds them all; by its name the builder stands beside it
-        del checkpoint[module.CHECKPOINT_HYPER_PARAMS_NAME]
+        checkpoint[_ARGUMENT] = checkpoint.pop(module.CHECKPOINT_HYPER_PARAMS_NAME)
     builder = BUILDERS[arguments.get("_instantiator")]
     checkpoint[module.CHECKPOINT_HYPER_PARAMS_KEY] = {**arguments, "_instantiator": builder}
 
@@ -115,11 +133,23 @@ def _ready_to_load(module: pl.LightningModule) -> pl.LightningModule:
 
     def notice(checkpoint: dict[str, Any]) -> None:
         del module.on_load_checkpoint  # this one, which is called once
+        _check_overrides(module, checkpoint)
         track_shapes(module, _InFile(manifest_in(checkpoint)))
         own(checkpoint)
 
     module.on_load_checkpoint = notice  # type: ignore[method-assign]
     return module
+
+
+def _check_overrides(module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> None:
+    """Where one argument holds all hyperparameters, keywords have not changed single ones."""
+    name = checkpoint.get(_ARGUMENT)
+    ignored = sorted(checkpoint[module.CHECKPOINT_HYPER_PARAMS_KEY].keys() - {name, "_instantiator"}) if name else []
+    if ignored:
+        raise ValueError(
+            f"{ignored[0]!r} is an entry of {name!r}, which single keywords do not change in a pruned checkpoint; give "
+            f"all of it: {name}={{...}}"
+        )
 
 
 class _InFile(Surroundings):

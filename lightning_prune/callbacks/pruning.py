@@ -12,6 +12,7 @@ from lightning_prune.budgets import Budget
 from lightning_prune.callbacks.checks import (
     check_dense,
     check_groups,
+    check_same_network,
     check_scopes,
     check_start,
 )
@@ -130,8 +131,10 @@ class IterativePruning(Callback):
         """Check what the network alone can tell; it may have been built since ``setup``."""
         track_shapes(pl_module)
         check_optimizers(trainer, self.granularity)
-        if not (self._restored or self.pruner.event):
+        if self.pruner.event == 0 and not self._restored:
             check_dense(pl_module, self.state_key, self._came_pruned)
+        elif not self._restored:
+            check_same_network(self.pruner, pl_module)
         with as_misconfiguration():
             check_scopes(self.pruner, self._others(trainer), pl_module)
         example = declared_example(pl_module)
@@ -230,6 +233,7 @@ class IterativePruning(Callback):
                 "no checkpoint is saved: the training was interrupted in the middle of a pruning event, which leaves "
                 "the network half pruned. Resume from the last checkpoint before."
             )
+        self._events.masks.apply()  # the state dict holds the same memory
         self._events.observing.fill_in(trainer, checkpoint["callbacks"][self.state_key]["pruner"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -45,6 +45,8 @@ def scale_rates(trainer: pl.Trainer, factor: float) -> None:
                 values = getattr(scheduler, name, None)
                 if isinstance(values, list):
                     setattr(scheduler, name, [value * factor for value in values])
+            if hasattr(scheduler, "eta_min"):
+                scheduler.eta_min *= factor
 
 
 def _with_parts(scheduler: Any) -> Iterator[Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_prune.averaged import copies_held_by
-from lightning_prune.callbacks.loading import averaged_copies
+from lightning_prune.callbacks.loading import averaged_copies, synchronous_io
 from lightning_prune.callbacks.packages import MODEL_CHECKPOINTS, Callback, MisconfigurationException
 from lightning_prune.callbacks.pruning import IterativePruning
 from lightning_prune.callbacks.rebuild import forget_compiled, is_sharding, unwrapped
@@ -51,7 +51,8 @@ class Snapshot:
             "counters": [0 if counter is None else int(counter) for counter in _counters(trainer)],
             "metrics": {name: float(v) for name, v in trainer.callback_metrics.items() if v.numel() == 1},
         }
-        trainer.strategy.save_checkpoint(checkpoint, path)
+        if trainer.is_global_zero:
+            synchronous_io(trainer).save_checkpoint(checkpoint, path)
         trainer.strategy.barrier("Snapshot.write")
         return cls(path, epoch, own=True)
 

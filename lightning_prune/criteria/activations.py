@@ -62,11 +62,10 @@ class MeanActivation(Criterion):
 class APoZ(Criterion):
     """One minus the average percentage of zeros: how often a ReLU behind the channel lets something through.
 
-    Hu et al. 2016, 'Network trimming: a data-driven neuron pruning approach towards efficient deep architectures', eq. 1,
-    over the examples, the space and
-    the steps since the last event. Seen at the output of the layer that makes the channels, behind the norm where
-    one follows: what is not above zero there, a ReLU makes zero. Where several layers write to the same channels their
-    shares are averaged, or taken together as ``Channels(aggregate=...)`` says.
+    Hu et al. 2016, 'Network trimming: a data-driven neuron pruning approach towards efficient deep architectures', eq.
+    1, over the examples, the space and the steps since the last event. Seen at the output of the layer that makes the
+    channels, behind the norm where one follows: what is not above zero there, a ReLU makes zero. Where several layers
+    write to the same channels their shares are averaged, or taken together as ``Channels(aggregate=...)`` says.
 
     Args:
         every_n_steps: Look at every n-th training batch only.

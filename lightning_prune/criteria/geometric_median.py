@@ -17,7 +17,8 @@ class GeometricMedian(Criterion):
 
     He et al. 2019, 'Filter pruning via geometric median for deep convolutional neural networks acceleration' (FPGM).
     The filters of a unit in each layer that makes the channels are one vector; where several layers do, their
-    distances are taken together as ``Channels(aggregate=...)`` says. Divided by the mean of the group so that groups compare.
+    distances are taken together as ``Channels(aggregate=...)`` says. Divided by the mean of the group so that groups
+    compare.
     """
 
     scores_channels = True

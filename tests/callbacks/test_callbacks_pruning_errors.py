@@ -303,3 +303,14 @@ def test_strategies_that_are_fine(tmp_path, strategy) -> None:
 def test_the_same_pruner_twice(tmp_path) -> None:
     with pytest.raises(RuntimeError, match="Found more than one stateful callback of type `IterativePruning`"):
         trainer_for(tmp_path, IterativePruning(LATER, HALF), IterativePruning(LATER, HALF))
+
+
+@pytest.mark.parametrize("granularity", [Channels(), Weights()], ids=str)
+def test_a_pruner_of_another_network(tmp_path, granularity) -> None:
+    pruning = IterativePruning(Constant(1), Sparsity(0.5), granularity=granularity)
+    first, second = Lit(), Lit()
+    fit(tmp_path, first, pruning, max_epochs=2)
+    fit(tmp_path, first, pruning, max_epochs=1)  # its own, which goes on
+    with pytest.raises(MisconfigurationException, match="has pruned another network, in 1 events; give every network"):
+        fit(tmp_path, second, pruning, max_epochs=2)
+    assert not second.losses

@@ -267,3 +267,13 @@ def test_a_pruner_that_finds_the_work_of_another_says_so(tmp_path) -> None:
     with pytest.warns(UserWarning, match=message):
         fit(tmp_path, lit, IterativePruning(Constant(1), Ratio(0.5)), max_epochs=2)
     assert widths(lit) == [2, 2, 3]
+
+
+def test_checkpoints_within_an_epoch_are_masked(tmp_path) -> None:
+    save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    fit(tmp_path, Perturbing(), pruning(Constant(1)), save, max_epochs=2)
+    for step in range(STEPS + 1, 2 * STEPS + 1):
+        state = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)["state_dict"]
+        weights = [value for name, value in state.items() if value.dim() > 1]
+        zeros = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+        assert zeros == pytest.approx(0.5), step

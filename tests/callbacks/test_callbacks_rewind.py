@@ -198,6 +198,7 @@ def test_the_beginning_of_a_training_that_is_resumed_without_it(tmp_path) -> Non
 SCHEDULERS = {
     "step": lambda o: lr_scheduler.StepLR(o, 1, 0.9),
     "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 6),
+    "cosine to a floor": lambda o: lr_scheduler.CosineAnnealingLR(o, 6, eta_min=0.01),
     "one cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=8),
     "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 0.8**epoch),
     "sequence": lambda o: lr_scheduler.SequentialLR(

@@ -1,6 +1,7 @@
 """Rollbacks together with checkpoints, averages, the logger and the summary; what is refused; steps by themselves."""
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import pytest
 import torch
 from helpers import same, widths
 from judged import CHANNELS, METHODS, Judged, Sized, guard, run
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from scripted import loader
 from torch.optim.swa_utils import AveragedModel
@@ -251,3 +254,23 @@ def test_state_of_the_steps_is_plain_and_complete(tmp_path: Path) -> None:
     assert not again.is_due(0.5, 0.25)  # what is left waits for the time of the next event
     assert again.is_due(1.0, 0.25)
     assert again.next(2.0, 1.0, 0.25).aim == 0.5
+
+
+class OneByOne(TorchCheckpointIO):
+    """Removes single files only."""
+
+    def remove_checkpoint(self, path: Any) -> None:
+        os.remove(path)
+
+
+@pytest.mark.parametrize("plugin", [OneByOne, AsyncCheckpointIO])
+def test_other_ways_of_writing_files(tmp_path: Path, plugin: Any) -> None:
+    """The file is there when it is needed, and gone in the end."""
+    found = []
+    for name, plugins in (("usual", []), ("other", [plugin()])):
+        torch.manual_seed(0)
+        module, pruning = Sized(16), IterativePruning(Rounds(1, 1, 3), Ratio(12 / 20))
+        run(tmp_path / name, module, pruning, guard(), epochs=9, plugins=plugins)
+        assert not list((tmp_path / name).rglob("accepted-*"))
+        found.append(module.width)
+    assert found == [16, 16]

@@ -9,6 +9,7 @@ import pytest
 import resumable
 from helpers import same, trainer_for
 from judged import Interrupt, PowerFailureError, Sized, guard, run
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from resumable import STEPS, Everywhere, everything, place, train
@@ -137,6 +138,18 @@ def test_a_checkpoint_that_a_listener_saves_is_judged_again(tmp_path: Path, scor
     assert module.width == (16 if score else 20)
 
 
+class Halving(TorchCheckpointIO):
+    """Loses power in the middle of a file while it is ``broken``."""
+
+    broken: Any
+
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        if self.broken():
+            Path(path).write_bytes(b"PK")
+            raise PowerFailureError
+        super().save_checkpoint(checkpoint, path, storage_options)
+
+
 @pytest.mark.parametrize("hook", ["write", "bring_back"])
 def test_an_interrupted_write_or_rollback_leaves_no_wrong_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: str
@@ -144,23 +157,15 @@ def test_an_interrupted_write_or_rollback_leaves_no_wrong_checkpoint(
     """Neither names a file that is not complete, nor holds a network that is half brought back."""
     pruning = lambda: IterativePruning(Rounds(1, 1, 3), Ratio(12 / 20))  # noqa: E731
     judge = guard()
-    trainer = trainer_for(tmp_path, pruning(), judge, max_epochs=9)
-
-    save = trainer.strategy.save_checkpoint
-
-    def write_half(checkpoint: Any, path: str) -> None:
-        if not judge.verdicts[1:]:
-            return save(checkpoint, path)
-        Path(path).write_bytes(b"PK")
-        raise PowerFailureError
+    halving = Halving()
+    halving.broken = lambda: hook == "write" and bool(judge.verdicts[1:])
+    trainer = trainer_for(tmp_path, pruning(), judge, max_epochs=9, plugins=[halving])
 
     def fail(*_: Any) -> None:
         raise PowerFailureError
 
     with monkeypatch.context() as patch:
-        if hook == "write":
-            patch.setattr(trainer.strategy, "save_checkpoint", write_half)
-        else:
+        if hook == "bring_back":
             patch.setattr("lightning_prune.callbacks.snapshot._load_optimizers", fail)
         with pytest.raises(PowerFailureError):
             trainer.fit(Sized(16), loader(), loader())
@@ -168,6 +173,7 @@ def test_an_interrupted_write_or_rollback_leaves_no_wrong_checkpoint(
         with pytest.raises(RuntimeError, match="in the middle of a rollback, which leaves the network half brought"):
             trainer.save_checkpoint(tmp_path / "last.ckpt")
         return
+    halving.broken = lambda: False
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     assert len(list(tmp_path.glob("accepted-*/*.ckpt"))) == 2
     module = Sized(16)
