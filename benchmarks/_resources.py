@@ -26,6 +26,14 @@ def peak(device: str) -> int:
     return torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM")
 
 
+def forget_peak(device: str) -> None:
+    """Let the peak begin anew."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM
+
+
 def _resident(entry: str) -> int:
     """Linux; ``getrusage`` also counts the process that this one was forked from."""
     lines = Path("/proc/self/status").read_text().splitlines()

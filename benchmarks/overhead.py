@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _resources import child, in_use, peak, synchronise
+from _resources import child, forget_peak, in_use, peak, synchronise
 from _trainings import (
     FIRST_EPOCH,
     OBSERVED_EVERY,
@@ -135,24 +135,55 @@ def event(options: argparse.Namespace) -> list[dict[str, Any]]:
     epoch = 100 * statistics.median(found["steps"])
     row = {"what": f"event of {options.event_network}, DDP, {ranks(options)} rank(s)", "unit": "s"}
     row |= {"value": [found["event"]] * 3, "against": f"an epoch: 100 steps, {epoch:.0f} s"}
-    return [row | {"ratio": [found["event"] / epoch] * 3, "limit": None}]
+    extra, network = found["extra_memory"] / MIB, found["network"] / MIB
+    memory = {"what": "memory: the event, beyond what the training holds", "unit": "MiB", "value": [extra] * 3}
+    memory |= {"against": f"the network: {network:.0f} MiB", "ratio": [extra / network] * 3, "limit": None}
+    return [row | {"ratio": [found["event"] / epoch] * 3, "limit": None}, memory]
 
 
 def ranks(options: argparse.Namespace) -> int:
     return 2 if options.device == "cpu" else 1
 
 
+class Before(Watch):
+    """Also notes what is in use just before an event, and lets the peak begin anew."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device, self.in_use = device, 0
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        forget_peak(self.device)
+        self.in_use = in_use(self.device)
+        super().on_train_epoch_start()
+
+
+class After(Watch):
+    """Also notes the peak of an event."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device, self.peak = device, 0
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        super().on_train_epoch_start()
+        self.peak = peak(self.device)
+
+
 def train_for_event(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
-    first, last = Watch(), Watch()
+    first, last = Before(options.device), After(options.device)
     pruning = IterativePruning(Constant(1), Ratio(0.5), Magnitude())
     lit = Classifier(options.event_network, options, (8, 1))
+    network = sum(parameter.nbytes for parameter in lit.parameters())
     trainer = trainer_for(options.device, [first, pruning, last], strategy="ddp", devices=ranks(options))
     trainer.fit(lit)
     assert pruning.sparsity > 0
     if trainer.is_global_zero:
         ends = [b - a for a, b in itertools.pairwise(first.batches)]
+        extra = last.peak - first.in_use
         result = {"event": last.epochs[1] - first.epochs[1], "steps": ends[2:]}
+        result |= {"extra_memory": extra, "network": network}
         options.event_file.write_text(json.dumps(result))
 
 

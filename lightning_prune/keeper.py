@@ -57,9 +57,12 @@ class MaskKeeper:
 
     @torch.no_grad()
     def apply(self, optimizers: Iterable[Optimizer] = ()) -> None:
-        """Zero the masked weights, and the entries of optimizer state (momentum, moments) that belong to them."""
+        """Zero the masked weights, and the entries of optimizer state (momentum, moments) that belong to them.
+
+        It goes by way of ``data``: a backward pass may be waiting for these weights, which are zero already.
+        """
         for parameter, mask in zip(self._parameters, self._masks, strict=True):
-            held = [own_part(parameter)]
+            held = [own_part(parameter.data)]
             for optimizer in optimizers:
                 state = optimizer.state.get(parameter, {})
                 for key, value in state.items():
@@ -68,7 +71,7 @@ class MaskKeeper:
                     elif isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
                         held.append(own_part(value))
             _multiply(held, mask)
-            own_part(parameter).add_(0.0)  # no −0.0, whose bits a compressed file would have to keep
+            held[0].add_(0.0)  # no −0.0, whose bits a compressed file would have to keep
 
     @torch.no_grad()
     def mask_gradients(self, optimizer: Optimizer) -> None:

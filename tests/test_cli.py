@@ -76,6 +76,10 @@ def held(owner: Any, name: str) -> Any:
 
 def assert_is(built: Any, wanted: Any, where: str) -> None:
     """``built`` is what the YAML ``wanted`` says, type by type and value by value."""
+    if isinstance(wanted, list) and wanted and isinstance(wanted[0], dict):
+        for number, (one, named) in enumerate(zip(built, wanted, strict=True)):
+            assert_is(one, named, f"{where}[{number}]")
+        return
     if not isinstance(wanted, dict) or "class_path" not in wanted:
         assert built == wanted, where
         return

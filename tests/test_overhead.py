@@ -33,6 +33,7 @@ def test_every_part_but_memory(tmp_path: Path) -> None:
     assert rows["step: no pruning", "no pruning"]["ratio"] == [1, 1, 1]
     assert rows["step: Weights()", "ModelPruning"]["limit"] == 1
     assert rows["event of resnet18, DDP, 2 rank(s)", "an epoch: 100 steps"]["value"][1] > 0
-    assert len(rows) == 6 + 1 + 3
+    assert rows["memory: the event, beyond what the training holds", "the network: 45 MiB"]["value"][1] > 0
+    assert len(rows) == 6 + 2 + 3
     for row in found["rows"]:
         assert row["what"] in done.stdout
