@@ -74,10 +74,8 @@ class Distillation(Callback):
         self._comparison: Comparison | None = None  # in the batch that runs
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """A new training begins; a checkpoint brings the path of its teacher."""
+        """Nothing can be distilled into parts."""
         check_whole(trainer, self)
-        if stage == "fit":
-            self._taught_by, self._path = None, None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bring the teacher, where it is not the network that is yet to be pruned."""
@@ -89,12 +87,18 @@ class Distillation(Callback):
                 "Distillation teacher='dense' is the network before the first pruning event, but nothing is pruned; "
                 "add IterativePruning(...), or give a checkpoint or a network"
             )
+        if self._given == "dense" and not _is_pruned(trainer):
+            self._path = None  # of another network, before
+            return
         if isinstance(self._given, _Teacher):
             self._teach(pl_module, copy_of(self._given.network))
             return
         path = self._path if self._given == "dense" else self._given
         if path is None:
-            return
+            raise MisconfigurationException(
+                "Distillation teacher='dense' comes too late: the network is pruned already, in a training without "
+                "Distillation; give a checkpoint of the dense one, Distillation(teacher=PATH)"
+            )
         if not get_filesystem(path).exists(path):
             raise MisconfigurationException(
                 f"Distillation: the teacher is not at {path!r}; give its checkpoint, Distillation(teacher=PATH)"
@@ -105,7 +109,7 @@ class Distillation(Callback):
 
     def on_before_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruning: IterativePruning) -> None:
         """Where the first event is due, what there is now is the teacher; anew as long as it is held back."""
-        if self._given != "dense" or any(callback.pruner.event for callback in _pruning(trainer)):
+        if self._given != "dense" or _is_pruned(trainer):
             return
         self._teach(pl_module, copy_of(pl_module))
         if self._path is None:
@@ -191,6 +195,11 @@ def _find(name: str, network: nn.Module, whose: str) -> nn.Module:
         raise MisconfigurationException(
             f"Distillation compares the output of {name!r}, which {whose} does not have; it has {', '.join(names[:6])}"
         ) from error
+
+
+def _is_pruned(trainer: pl.Trainer) -> bool:
+    """Whether there was an event, in this training or before."""
+    return any(pruning.pruner.event for pruning in _pruning(trainer))
 
 
 def _pruning(trainer: pl.Trainer) -> list[IterativePruning]:

@@ -72,7 +72,7 @@ class Rewind(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """A new training begins; a checkpoint brings its point back."""
         check_whole(trainer, self)
-        if stage == "fit":
+        if stage == "fit" and trainer.global_step == 0:  # else the same Trainer goes on
             self._weights, self._rates, self._events = None, None, 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -82,10 +82,11 @@ class Rewind(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The point may be the beginning; a resumed training is past it."""
-        if trainer.global_step > 0 and self._rates is None and not isinstance(self.to, int):
+        point = self.to if isinstance(self.to, int) else 0
+        if self._rates is None and self._now(trainer) > point:
             raise MisconfigurationException(
-                f"Rewind to={self.to!r} goes back to the beginning, but this training is resumed from a checkpoint "
-                "that was written without it; begin anew, or rewind to a later epoch or step"
+                f"Rewind to={self.to!r} goes back to {self.unit} {point}, but this training is resumed from "
+                f"{self.unit} {self._now(trainer)} of one without it; begin anew, or rewind to a later epoch or step"
             )
         self._store_if_due(trainer, pl_module)
 
@@ -139,9 +140,11 @@ class Rewind(Callback):
         self._weights = None if weights is None else StoredWeights(weights)
         self._rates, self._events = state_dict["rates"], state_dict["events"]
 
+    def _now(self, trainer: pl.Trainer) -> int:
+        return trainer.current_epoch if self.unit == "epoch" else trainer.global_step
+
     def _store_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        now = trainer.current_epoch if self.unit == "epoch" else trainer.global_step
-        if self._rates is not None or (isinstance(self.to, int) and now < self.to):
+        if self._rates is not None or (isinstance(self.to, int) and self._now(trainer) < self.to):
             return
         self._rates = rates_of(trainer)
         if self.what != "lr" and self.to != "random":

@@ -10,7 +10,7 @@ from lightning_prune.statistics.activations import (
 )
 from lightning_prune.statistics.base import Statistics
 from lightning_prune.statistics.curvature import Curvature
-from lightning_prune.statistics.gradients import GateGradients, InitialWeights, WeightGradients
+from lightning_prune.statistics.gradients import GateGradients, WeightGradients
 
 __all__ = [
     "COUNT",
@@ -18,7 +18,6 @@ __all__ = [
     "ActivationGradient",
     "Curvature",
     "GateGradients",
-    "InitialWeights",
     "PositiveActivations",
     "SquaredInputs",
     "Statistics",

@@ -165,19 +165,5 @@ class GateGradients(StepGradients):
                 self.add(name, (product + products.get(name.removesuffix("weight") + "bias", 0)).square_())
 
 
-class InitialWeights(OfParameters):
-    """The weights as they were when pruning was prepared, cut with the network."""
-
-    lasting = True
-
-    def attach(self, module: nn.Module, groups: Iterable[Group] = (), parameters: Collection[str] = ()) -> None:
-        """Remember what is not remembered yet."""
-        super().attach(module, groups, parameters)
-        for name, parameter in self._parameters.items():
-            if name not in self.totals:
-                self.totals[name] = parameter.detach().float().clone()
-        self.steps = 1
-
-
 def _is_scale(name: str) -> bool:
     return name.rpartition(".")[2] == "weight"

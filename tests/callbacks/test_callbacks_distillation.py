@@ -182,3 +182,19 @@ def test_a_teacher_that_was_moved(tmp_path: Path) -> None:
     trainer = trainer_for(tmp_path, Distillation(), IterativePruning(Rounds(1, 1, 1), Ratio(0.5)), max_epochs=3)
     with pytest.raises(MisconfigurationException, match=r"the teacher is not at .*give its checkpoint"):
         trainer.fit(Lit(), ckpt_path=str(tmp_path / "epoch=1.ckpt"))
+
+
+def test_a_second_fit_has_the_same_teacher(tmp_path: Path) -> None:
+    lit, distillation = Lit(), Distillation()
+    pruning = IterativePruning(Rounds(1, 1, 2), Ratio(0.5))
+    fit(tmp_path / "a", lit, distillation, pruning, max_epochs=3)
+    logger = CSVLogger(tmp_path)
+    fit(tmp_path / "b", lit, distillation, pruning, max_epochs=1, logger=logger, log_every_n_steps=1)
+    assert "distillation" in (Path(logger.log_dir) / "metrics.csv").read_text()
+
+
+def test_a_teacher_that_comes_too_late(tmp_path: Path) -> None:
+    lit, pruning = Lit(), IterativePruning(Rounds(1, 1, 2), Ratio(0.5))
+    fit(tmp_path, lit, pruning, max_epochs=3)
+    with pytest.raises(MisconfigurationException, match="comes too late: the network is pruned already, in a training"):
+        fit(tmp_path, lit, pruning, Distillation(), max_epochs=1)

@@ -184,12 +184,36 @@ def test_without_pruning(tmp_path, callback) -> None:
         fit(tmp_path, Lit(), callback, max_epochs=1)
 
 
-def test_the_beginning_of_a_training_that_is_resumed_without_it(tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("rewind", "message"),
+    [
+        (
+            Rewind(),
+            "to='init' goes back to epoch 0, but this training is resumed from epoch 2 of one without it; begin",
+        ),
+        (
+            Rewind("random"),
+            "to='random' goes back to epoch 0, but this training is resumed from epoch 2 of one without",
+        ),
+        (Rewind(1), "to=1 goes back to epoch 1, but this training is resumed from epoch 2 of one without it"),
+        (Rewind(7, "step"), "to=7 goes back to step 7, but this training is resumed from step 8 of one without it"),
+    ],
+)
+def test_a_point_that_has_passed_in_a_training_without_it(tmp_path, rewind, message) -> None:
     save = ModelCheckpoint(tmp_path, "{epoch}")
-    fit(tmp_path, Lit(), IterativePruning(Constant(2), HALF), save, max_epochs=1)
-    trainer = trainer_for(tmp_path, IterativePruning(Constant(2), HALF), Rewind(), max_epochs=3)
-    with pytest.raises(MisconfigurationException, match="but this training is resumed from a checkpoint that was wri"):
+    fit(tmp_path, Lit(), IterativePruning(Constant(3), HALF), save, max_epochs=2)
+    trainer = trainer_for(tmp_path, IterativePruning(Constant(3), HALF), rewind, max_epochs=4)
+    with pytest.raises(MisconfigurationException, match=message):
         trainer.fit(Lit(), ckpt_path=save.best_model_path)
+
+
+def test_the_same_trainer_goes_on(tmp_path) -> None:
+    lit, noted = Lit(), Noted()
+    trainer = fit(tmp_path, lit, IterativePruning(Constant(3), HALF), Rewind(), noted, max_epochs=2)
+    initial = noted.weights[0]
+    trainer.fit_loop.max_epochs = 4
+    trainer.fit(lit)
+    assert same(noted.weights[-1], cut(initial, noted.plans[0]))
 
 
 # ---- FinetuneLR

@@ -8,7 +8,7 @@ from gathering import X, by_hand, one_step
 from torch import Tensor, nn
 
 from lightning_prune.plan import Plan
-from lightning_prune.statistics import GateGradients, InitialWeights, WeightGradients
+from lightning_prune.statistics import GateGradients, WeightGradients
 
 NAMES = ["0.weight", "0.bias", "1.weight", "1.bias"]
 
@@ -226,17 +226,3 @@ def test_gates_square_the_sum_of_both_products() -> None:
     assert statistics.totals.keys() == {"1.weight"}
     assert statistics.totals["1.weight"].tolist() == [2 * 7**2, 0]  # 2 + 5 and 3 - 3
     assert statistics.unseen() == []
-
-
-def test_initial_weights_are_those_of_the_first_time() -> None:
-    net = by_hand()
-    statistics = InitialWeights()
-    statistics.attach(net, parameters=NAMES)
-    with torch.no_grad():
-        net[1].weight.zero_()
-    statistics.attach(net, parameters=NAMES)
-    assert statistics.totals["1.weight"].tolist() == [[2, -1]]
-    assert statistics.lasting
-    assert statistics.unseen() == []
-    statistics.follow(Plan(keep={"1.weight": {1: torch.tensor([1])}}))
-    assert statistics.totals["1.weight"].tolist() == [[-1]]
