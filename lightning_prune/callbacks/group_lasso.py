@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.clock import time_of
@@ -14,6 +15,7 @@ from lightning_prune.callbacks.penalty import check_strength
 from lightning_prune.callbacks.rebuild import check_whole
 from lightning_prune.callbacks.support import as_misconfiguration
 from lightning_prune.coupling import Example, Group, analyse, named_tensors
+from lightning_prune.manifest import is_pruned
 from lightning_prune.penalties import add_group_lasso_subgradient
 from lightning_prune.plan import Plan
 from lightning_prune.report import Report
@@ -92,8 +94,15 @@ class GroupLasso(Callback):
     def _find_groups(self, pl_module: pl.LightningModule) -> None:
         assert self._example is not None
         with as_misconfiguration():
-            found, _ = self.scope.groups(pl_module, analyse(pl_module, self._example))
-        self._groups = list(found.values())
+            coupling = analyse(pl_module, self._example)
+        try:
+            self._groups = list(self.scope.groups(pl_module, coupling)[0].values())
+        except ValueError as error:
+            if not is_pruned(pl_module):
+                raise MisconfigurationException(str(error)) from error
+            rank_zero_warn(f"GroupLasso has nothing left to penalise: {error}")
+            self._groups = []
+            return
         trained = {name for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
         if not any(member.tensor in trained for group in self._groups for member in group.members):
             raise MisconfigurationException("GroupLasso has nothing to penalise: all weights in its scope are frozen")

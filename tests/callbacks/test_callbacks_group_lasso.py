@@ -112,3 +112,13 @@ def test_a_frozen_network(tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException, match="nothing to penalise: all weights in its scope are frozen"):
         fit(tmp_path, lit, GroupLasso(scope=Scope(include=["net.0"])), max_epochs=1)
     assert len(lit.losses) < STEPS
+
+
+def test_a_network_with_nothing_left_to_remove_trains_on(tmp_path: Path) -> None:
+    lit = Lit(width=2)
+    with pytest.warns(UserWarning, match="GroupLasso has nothing left to penalise"):
+        fit(tmp_path, lit, GroupLasso(0.01), IterativePruning(Constant(1), Ratio(0.5)), max_epochs=3)
+    assert widths(lit) == [1, 1, 3]
+    assert len(lit.losses) == 3 * STEPS
+    with pytest.warns(UserWarning, match="GroupLasso has nothing left to penalise"):
+        fit(tmp_path, lit, GroupLasso(0.01), max_epochs=1)
