@@ -2,10 +2,12 @@
 
 For each seed one small residual network is trained; each run prunes a copy of it step by step and trains on with the
 same budget of epochs. What prunes before training (``BEFORE``) starts from the initial weights of that network and
-trains as long as dense training and fine-tuning take together. Controls: the dense network trained on, a network built
-with the widths that ``Ratio`` leaves and trained from scratch for both budgets together, and ``Random`` as the floor.
-Figures are accuracies on the validation split after the last epoch, mean and standard deviation over seeds; nothing is
-selected by them.
+trains as long as dense training and fine-tuning take together; so does what learns its masks. ``MagnitudeIncrease``
+compares with these initial weights. What is not a criterion alone stands in ``_variants.py``. Controls: the dense
+network trained on, a network built with the widths that ``Ratio`` leaves and trained from scratch for both budgets
+together, and ``Random`` as the floor. Blocks are removed from a network of its own, with three of them a stage, of
+which seven can go. Figures are accuracies on the validation split after the last epoch, mean and standard deviation over
+seeds; nothing is selected by them.
 
 `python benchmarks/criteria.py --page docs/methods.md` measures nothing: it writes what was measured into the page.
 """
@@ -16,17 +18,17 @@ import argparse
 import copy
 import json
 import logging
-import platform
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from _provenance import provenance
+from _variants import BLOCK_RATIOS, RATIOS, SPARSITIES, VARIANTS, gradually, in_rounds
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from method_page import fill, summary
 from rich.console import Console
@@ -34,14 +36,12 @@ from rich.table import Table
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from lightning_prune import Channels, IterativePruning, Weights
+from lightning_prune import Blocks, Channels, IterativePruning, Weights
 from lightning_prune.budgets import Ratio, Sparsity
-from lightning_prune.criteria import CRITERIA, Criterion
-from lightning_prune.schedules import Constant, Cubic, Rounds
+from lightning_prune.criteria import CRITERIA, Criterion, MagnitudeIncrease
+from lightning_prune.schedules import Constant
 from lightning_prune.tasks import DigitsData, ImageClassifier
 
-SPARSITIES = (0.6, 0.8, 0.9)
-RATIOS = (0.5, 0.7)
 WIDTH = 8
 DENSE_EPOCHS, TUNING_EPOCHS = 12, 4
 BEFORE = ("SNIP", "GraSP", "SynFlow")
@@ -51,8 +51,8 @@ Cell = tuple[str, str, float]  # criterion, granularity, share removed
 class Digits(ImageClassifier):
     """A small residual network whose learning rate rises and falls once in a training."""
 
-    def __init__(self, width: int = WIDTH) -> None:
-        super().__init__("small_resnet", 10, 1, {"width": width})
+    def __init__(self, width: int = WIDTH, blocks: int = 1) -> None:
+        super().__init__("small_resnet", 10, 1, {"width": width, "blocks": blocks})
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
@@ -76,10 +76,25 @@ def pruning(criterion: Criterion, granularity: str, share: float) -> IterativePr
     """Half of the fine-tuning prunes, or the first batch where it is done before training."""
     before = type(criterion).__name__ in BEFORE
     if granularity == "weights":
-        when: Any = Constant(1, "step") if before else Cubic(0.0, 0.5, every=0.05, unit="share")
+        when: Any = Constant(1, "step") if before else gradually()
         return IterativePruning(when, Sparsity(share), criterion, Weights())
-    when = Constant(1, "step") if before else Rounds(0.1, every=0.1, count=4, unit="share")
+    if granularity == "blocks":
+        return IterativePruning(in_rounds(), Ratio(share), criterion, Blocks())
+    when = Constant(1, "step") if before else in_rounds()
     return IterativePruning(when, Ratio(share, per_layer=False), criterion, Channels())
+
+
+def callbacks_of(name: str, granularity: str, share: float, initial: nn.Module) -> list[Any]:
+    """The pruner and what goes with it, or what takes its place."""
+    if name in VARIANTS:
+        return VARIANTS[name].callbacks(share)
+    criterion = {cls.__name__: cls for cls in CRITERIA}[name]()
+    callback = pruning(criterion, granularity, share)
+    if isinstance(criterion, MagnitudeIncrease):
+        assert callback.pruner.statistics is not None
+        totals = {name: parameter.detach().clone() for name, parameter in initial.named_parameters()}
+        callback.pruner.statistics.load_state_dict({"totals": totals, "steps": 1})
+    return [callback]
 
 
 def cells(only: list[str]) -> list[Cell]:
@@ -88,6 +103,10 @@ def cells(only: list[str]) -> list[Cell]:
         if not only or cls.__name__ in only:
             found += [(cls.__name__, "weights", share) for share in SPARSITIES if cls.scores_weights]
             found += [(cls.__name__, "channels", share) for share in RATIOS if cls.scores_channels]
+            found += [(cls.__name__, "blocks", share) for share in BLOCK_RATIOS if cls.scores_blocks]
+    for name, variant in VARIANTS.items():
+        if not only or name in only:
+            found += [(name, variant.granularity, share) for share in variant.shares]
     return found
 
 
@@ -98,18 +117,21 @@ def run(seed: int, chosen: list[Cell]) -> list[dict[str, Any]]:
     dense = copy.deepcopy(initial)
     rows = [row("dense", "", 0.0, seed, partial(train, dense, DENSE_EPOCHS, seed))]
     rows.append(row("dense, trained on", "", 0.0, seed, partial(train, copy.deepcopy(dense), TUNING_EPOCHS, seed)))
+    torch.manual_seed(seed)
+    deep = Digits(blocks=3)
+    if any(granularity == "blocks" for _, granularity, _ in chosen):
+        rows.append(row("dense, nine blocks", "", 0.0, seed, partial(train, deep, DENSE_EPOCHS, seed)))
     for share in RATIOS:
         torch.manual_seed(seed)
         small = Digits(round(WIDTH * (1 - share)))
         rows.append(row("small, from scratch", "channels", share, seed, partial(train, small, both(), seed)))
-    known = {cls.__name__: cls for cls in CRITERIA}
     for name, granularity, share in chosen:
-        before = name in BEFORE
-        module = copy.deepcopy(initial if before else dense)
-        callback = pruning(known[name](), granularity, share)
+        before = name in BEFORE or (name in VARIANTS and VARIANTS[name].before)
+        module = copy.deepcopy(initial if before else deep if granularity == "blocks" else dense)
+        callbacks = callbacks_of(name, granularity, share, initial)
         epochs = both() if before else TUNING_EPOCHS
-        rows.append(row(name, granularity, share, seed, partial(train, module, epochs, seed, callback)))
-        check(module, callback, granularity, share)
+        rows.append(row(name, granularity, share, seed, partial(train, module, epochs, seed, *callbacks)))
+        check(module, callbacks[0], name, granularity, share)
         print(f"seed {seed}: {name}, {granularity} {share}: {rows[-1]['accuracy']:.4f}", file=sys.stderr, flush=True)
     return rows
 
@@ -128,26 +150,26 @@ def row(name: str, granularity: str, share: float, seed: int, training: Callable
     }  # fmt: skip
 
 
-def check(module: nn.Module, callback: IterativePruning, granularity: str, share: float) -> None:
+def check(module: nn.Module, callback: Any, name: str, granularity: str, share: float) -> None:
     """What was asked for has been removed."""
     if granularity == "weights":
         matrices = [p for p in module.parameters() if p.dim() > 1]
         zeros = sum(int((p == 0).sum()) for p in matrices) / sum(p.numel() for p in matrices)
-        assert abs(zeros - share) < 0.01, (callback.pruner.criterion, zeros)
+        assert abs(zeros - share) < 0.03, (name, zeros)  # layers without whole blocks stay
+    elif granularity == "blocks":
+        assert sum(type(m).__name__ == "_Block" for m in module.modules()) == 9 - round(7 * share), name
     else:
         origin = callback.pruner.origin
         assert origin is not None
-        assert callback.pruner.fraction == 1, callback.pruner.criterion
-        assert sum(p.numel() for p in module.parameters()) < origin.params, callback.pruner.criterion
+        assert callback.pruner.fraction == 1, name
+        assert sum(p.numel() for p in module.parameters()) < origin.params, name
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
     """A row for each method, a column for each share."""
-    columns: list[tuple[str, float]] = [
-        ("", 0.0),
-        *(("weights", s) for s in SPARSITIES),
-        *(("channels", r) for r in RATIOS),
-    ]
+    columns = sorted(
+        {cell_of(r)[1:] for r in rows}, key=lambda c: (["", "weights", "channels", "blocks"].index(c[0]), c[1])
+    )
     shown = Table(title="Validation accuracy on the digits, in percent: mean ± standard deviation over seeds")
     shown.add_column("method", no_wrap=True)
     for granularity, share in columns:
@@ -164,7 +186,9 @@ def cell_of(row: dict[str, Any]) -> Cell:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--only", nargs="+", default=[], choices=[cls.__name__ for cls in CRITERIA])
+    parser.add_argument("--only", nargs="+", default=[], choices=[*(cls.__name__ for cls in CRITERIA), *VARIANTS])
+    parser.add_argument("--granularity", choices=["weights", "channels", "blocks"])
+    parser.add_argument("--add", action="store_true", help="keep the rows of the JSON file that are not measured now")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--page", type=Path, help="measure nothing; write the figures of the JSON file into this page")
     options = parser.parse_args()
@@ -175,10 +199,14 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    rows = [found for seed in options.seeds for found in run(seed, cells(options.only))]
+    chosen = [c for c in cells(options.only) if options.granularity in (None, c[1])]
+    rows = [found for seed in options.seeds for found in run(seed, chosen)]
+    if options.add:
+        new = {(*cell_of(r), r["seed"]) for r in rows}
+        old = json.loads(options.json.read_text())["rows"]
+        rows = [r for r in old if (*cell_of(r), r["seed"]) not in new] + rows
     content = {
-        "versions": {package: version(package) for package in ("torch", "lightning", "lightning-prune")},
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
+        **provenance(),
         "epochs": {"dense": DENSE_EPOCHS, "tuning": TUNING_EPOCHS},
         "rows": rows,
     }

@@ -34,7 +34,7 @@ def table(names: list[str], rows: Rows) -> str:
         if name not in known:
             raise ValueError(f"the page has a place for {name!r}, of which nothing was measured: {sorted(known)}")
     columns = list(dict.fromkeys(cell(row) for row in rows if row["method"] in names))
-    columns.sort(key=lambda column: (["", "weights", "channels"].index(column[0]), column[1]))
+    columns.sort(key=lambda column: (["", "weights", "channels", "blocks"].index(column[0]), column[1]))
     lines = ["| validation accuracy, % |" + "".join(f" {heading(*column)} |" for column in columns)]
     lines.append("|---|" + "---|" * len(columns))
     for name in [*names, FLOOR] if FLOOR in known and FLOOR not in names else names:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_prune.checkpoint import load_pruned, trust_builders
 from lightning_prune.functional import prune_once
-from lightning_prune.granularity import Channels, Weights
+from lightning_prune.granularity import NM, Blocks, Channels, Weights
 from lightning_prune.plan import Plan
+from lightning_prune.regrowth import Regrowth
 from lightning_prune.report import Report
 from lightning_prune.scope import Scope
 
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "NM",
     "AccuracyGuard",
+    "Blocks",
     "Channels",
     "IterativePruning",
     "Plan",
+    "Regrowth",
     "Report",
     "Scope",
     "SlimmingPenalty",

@@ -13,7 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_prune.coupling import Coupling, named_tensors
 from lightning_prune.coupling.tensors import named_modules
-from lightning_prune.plan import Plan
+from lightning_prune.manifest import track_plan
+from lightning_prune.plan import Plan, is_inside
 from lightning_prune.surgery import apply_plan
 
 _Entry = TypeVar("_Entry")
@@ -65,6 +66,7 @@ def plan_for_part(plan: Plan, module: nn.Module, path: str) -> Plan:
         masks=_renamed(plan.masks, tensors),
         attributes=_renamed(plan.attributes, modules),
         scales=_renamed(plan.scales, tensors),
+        skipped=tuple(own for own, name in modules.items() if own and name in plan.skipped),
     )
 
 
@@ -83,6 +85,7 @@ def with_averages(plan: Plan, module: nn.Module) -> Plan:
             masks=_with(plan.masks, prefix, own.masks),
             attributes=_with(plan.attributes, prefix, own.attributes),
             scales=_with(plan.scales, prefix, own.scales),
+            skipped=(*plan.skipped, *(f"{prefix}.{name}" for name in own.skipped)),
         )
     return plan
 
@@ -114,6 +117,7 @@ def apply_to_copies(holders: Iterable[object], plan: Plan, module: nn.Module) ->
     for copy in dict.fromkeys([*copies_held_by(holders, module), *averaged]):
         if copy not in inside:
             own = _plan_for_copy(plan, module, copy, "outside the network")
+            track_plan(copy, own)
             apply_plan(copy, own)
             tensors = dict(named_tensors(copy))
             for name, mask in own.masks.items():
@@ -142,11 +146,6 @@ def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The tensors of ``module`` that are in no averaged model inside it."""
     averages = averages_in(module)
     return {name: tensor for name, tensor in named_tensors(module) if not is_inside(name, averages)}
-
-
-def is_inside(name: str, paths: Iterable[str]) -> bool:
-    """Whether ``name`` is one of ``paths``, or below one."""
-    return any(f"{name}.".startswith(f"{path}.") for path in paths)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -19,6 +19,7 @@ from lightning_prune.coupling.trace import UNUSED
 from lightning_prune.criteria import CannotScoreError, Criterion, Scoring
 from lightning_prune.file_size import state_after
 from lightning_prune.granularity import Channels
+from lightning_prune.latency import SHARES, Conditions, Copies, Stopwatch
 from lightning_prune.measure import Size
 from lightning_prune.plan import Plan, plan_removal, rescaled, select
 from lightning_prune.pruner import Pruner, check_finite, nonzero_in
@@ -59,6 +60,7 @@ class ChannelPruner(Pruner):
         self.granularity = granularity
         self.origin: Original | None = None
         self.blocked: dict[str, str] = {}
+        self.stopwatch = Stopwatch()
         self.groups: frozenset[str] = frozenset()  # what is ranked, known from `prepare` on
         self._coupling: Coupling | None = None
         self._scoped: tuple[Coupling, dict[str, Group], dict[str, str]] | None = None
@@ -77,7 +79,8 @@ class ChannelPruner(Pruner):
             classes = isomorphism_classes(model, coupling, scored) if isomorphic else None
             self.origin = Original.of(coupling, scored, classes)
         assert example is not None
-        self._choose(model, example, coupling, scored, 1.0)
+        self._measure_latencies(model, example, coupling, scored)
+        self._choose(model, example, coupling, scored, lambda space: self.budget.keep_units(space, 1.0))
         self.budget.check_units(self._space(model, coupling, scored), None if events is None else events - self.event)
         if self.statistics is not None:
             self.statistics.attach(model, [groups[name] for name in scored if name not in self.blocked])
@@ -107,7 +110,9 @@ class ChannelPruner(Pruner):
         scores = {n: self.criterion.score_units(g, scoring) for n, g in groups.items() if n not in left_out}
         check_finite(self.criterion, scores)
         assert example is not None
-        choice = self._choose(model, example, coupling, scores, fraction)
+        choice = self._choose(
+            model, example, coupling, scores, lambda space: self.budget.keep_units(space, fraction), timing=True
+        )
         trial = choice.trial
         pruned = [name for name, units in choice.removed.items() if units.any()]
         removal = plan_removal(choice.removed, coupling)
@@ -170,17 +175,41 @@ class ChannelPruner(Pruner):
         example: Example,
         coupling: Coupling,
         scores: Mapping[str, Tensor],
-        fraction: float,
+        choose: Callable[[ChannelSpace], Mapping[str, int]],
+        timing: bool = False,
     ) -> _Choice:
-        """Widths and units to remove that meet the budget and run; groups that break the network are blocked."""
+        """Widths that are chosen, and run, and units to remove; groups that break the network are blocked."""
+
+        def timed(removed: Mapping[str, Tensor], conditions: Conditions) -> float:
+            failing = self._tried(model, example, coupling, removed).failing
+            if failing:
+                raise _BreaksError(failing)
+            return self.stopwatch.measured(conditions, Copies(model, example, coupling), removed)
+
         while True:
             space = self._space(model, coupling, scores)
-            kept = {n: min(k, space.now[n]) for n, k in self.budget.keep_units(space, fraction).items()}
-            removed = space.lowest(kept)
-            trial = self._tried(model, example, coupling, removed)
-            if not trial.failing:
-                return _Choice(kept, removed, trial)
-            self.blocked = stay_together(coupling, {**self.blocked, **trial.failing})
+            try:
+                widths = choose(replace(space, timed=timed) if timing else space)
+                kept = {n: min(k, space.now[n]) for n, k in widths.items()}
+                removed = space.lowest(kept)
+                trial = self._tried(model, example, coupling, removed)
+                if not trial.failing:
+                    return _Choice(kept, removed, trial)
+                failing = trial.failing
+            except _BreaksError as error:
+                failing = error.failing
+            self.blocked = stay_together(coupling, {**self.blocked, **failing})
+
+    def _measure_latencies(
+        self, model: nn.Module, example: Example, coupling: Coupling, scored: Mapping[str, Tensor]
+    ) -> None:
+        """Fill the tables that the budget asks for and that are not there yet, at widths that run."""
+        missing = [conditions for conditions in self.budget.conditions if conditions not in self.stopwatch.tables]
+        if missing:
+            widths = [lambda space, share=share: space.keep_share(share) for share in SHARES]
+            removals = [self._choose(model, example, coupling, scored, choose).removed for choose in widths]
+            for conditions in missing:
+                self.stopwatch.add(conditions, Copies(model, example, coupling), removals)
 
     def _tried(self, model: nn.Module, example: Example, coupling: Coupling, removed: Mapping[str, Tensor]) -> Trial:
         """A trial of these widths, made once: it does not matter to the shapes which units go."""
@@ -198,6 +227,7 @@ class ChannelPruner(Pruner):
         return ChannelSpace(
             coupling, candidates, self.origin, settings.round_to, settings.min_width, settings.ranking,
             state=lambda removed: state_after(model, plan_removal(removed, coupling)),
+            tables=self.stopwatch.tables,
         )  # fmt: skip
 
     def scoring(self, model: nn.Module, example: Example | None) -> Scoring:
@@ -218,6 +248,7 @@ class ChannelPruner(Pruner):
             **super().state_dict(),
             "origin": None if origin is None else {name: _plain(value) for name, value in vars(origin).items()},
             "blocked": dict(self.blocked),
+            "latency": self.stopwatch.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -225,6 +256,7 @@ class ChannelPruner(Pruner):
         super().load_state_dict(state)
         self.origin = None if state["origin"] is None else Original(**state["origin"])
         self.blocked = dict(state["blocked"])
+        self.stopwatch.load_state_dict(state.get("latency", ()))
 
 
 @dataclass(frozen=True)
@@ -234,6 +266,14 @@ class _Choice:
     kept: Mapping[str, int]
     removed: Mapping[str, Tensor]
     trial: Trial
+
+
+class _BreaksError(Exception):
+    """Widths that were to be timed break the network."""
+
+    def __init__(self, failing: Mapping[str, str]) -> None:
+        super().__init__(str(failing))
+        self.failing = failing
 
 
 def _sizes(model: nn.Module, coupling: Coupling, plan: Plan, removed: Mapping[str, Tensor]) -> tuple[Size, Size]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,11 +18,12 @@ from lightning_prune.coupling import named_tensors
 from lightning_prune.manifest import (
     manifest_in,
     manifest_of,
+    set_skipped,
     track_plan,
     track_shapes,
     with_manifest,
 )
-from lightning_prune.plan import Plan
+from lightning_prune.plan import Plan, is_inside
 from lightning_prune.restore import set_saved_attributes, set_saved_buffers, set_shapes
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -87,12 +89,13 @@ def load_pruned(model: type[_Module] | _Module, path: str | Path, **kwargs: Any)
             )
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         content = checkpoint.get("state_dict", checkpoint)
-        prefix = _prefix_of(model, content)
-        state_dict = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
         manifest = manifest_of(content) or manifest_in(checkpoint)
+        prefix = _prefix_of(model, content, manifest.get("skipped", {}))
+        state_dict = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
         attributes = _inside(prefix, manifest.get("attributes", {}))
         buffers = {n.removeprefix(prefix): v for n, v in manifest.get("buffers", {}).items() if n.startswith(prefix)}
         track_shapes(model)
+        set_skipped(model, [n.removeprefix(prefix) for n in manifest.get("skipped", {}) if n.startswith(prefix)])
         track_plan(model, Plan({name: {} for name in buffers}, attributes=attributes))
         shrinks = any(state_dict[n].shape != t.shape for n, t in named_tensors(model) if n in state_dict)
         if shrinks and not manifest:
@@ -122,7 +125,7 @@ def load_other_size(module: nn.Module, path: str | Path) -> None:
     """Load a Lightning checkpoint of the same module, pruned more or less than ``module`` is, or not at all."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     track_shapes(module)
-    manifest = manifest_in(checkpoint) or {"dense_shapes": {}, "attributes": {}, "buffers": {}}
+    manifest = manifest_in(checkpoint) or {"dense_shapes": {}, "attributes": {}, "buffers": {}, "skipped": {}}
     module.load_state_dict(with_manifest(checkpoint["state_dict"], manifest))
 
 
@@ -162,16 +165,16 @@ def _replaced(cls: type[nn.Module], name: str, method: Callable[..., Any]) -> It
             setattr(cls, name, own)
 
 
-def _prefix_of(module: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
-    """What the names of ``module`` begin with in ``state_dict``, where it was saved as a child of another module."""
+def _prefix_of(module: nn.Module, state_dict: Mapping[str, Tensor], removed: Collection[str]) -> str:
+    """What the names of ``module`` begin with in ``state_dict``, where it was saved as a child of another module.
+
+    What lies in ``removed`` modules of that one may be missing.
+    """
     names = list(module.state_dict())
-    if not names or names[0] in state_dict:
-        return ""
-    for key in state_dict:
-        if key.endswith("." + names[0]):
-            prefix = key.removesuffix(names[0])
-            if all(prefix + name in state_dict for name in names):
-                return prefix
+    prefixes = (key.removesuffix(name) for name in names for key in state_dict if key.endswith(f".{name}"))
+    for prefix in chain([""], prefixes):
+        if all(prefix + name in state_dict or is_inside(prefix + name, removed) for name in names):
+            return prefix
     return ""
 
 

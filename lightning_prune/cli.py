@@ -55,7 +55,9 @@ class PruneCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            refusal = error.__cause__ or error  # jsonargparse wraps it in pages about types
+            refusal: BaseException = error
+            while refusal.__cause__ is not None:  # jsonargparse wraps it in pages about types, one for each union
+                refusal = refusal.__cause__
             if not isinstance(refusal, (ValueError, MisconfigurationException)):
                 raise
             raise MisconfigurationException(str(refusal)) from error

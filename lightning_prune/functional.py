@@ -5,20 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from lightning_prune.budgets import Budget, Ratio
+from lightning_prune.block_pruner import BlockPruner
+from lightning_prune.budgets import Budget, Ratio, Sparsity
 from lightning_prune.channel_pruner import ChannelPruner
 from lightning_prune.coupling import Example
 from lightning_prune.criteria import Criterion, Magnitude, criterion_named
-from lightning_prune.granularity import Channels, Granularity, Weights
+from lightning_prune.granularity import NM, Blocks, Channels, Granularity, Weights
 from lightning_prune.kinds import check_kinds
 from lightning_prune.manifest import track_plan, track_shapes
+from lightning_prune.measure import evaluating
+from lightning_prune.nm_pruner import NMPruner
 from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report
 from lightning_prune.scope import Scope
 from lightning_prune.statistics import Curvature, Statistics
 from lightning_prune.weight_pruner import WeightPruner
+
+
+def budget_for(granularity: object, budget: Budget | None) -> Budget | None:
+    """The budget that the arguments of a user mean: ``NM`` is its own.
+
+    Raises:
+        ValueError: If ``NM`` is given another.
+    """
+    if not isinstance(granularity, NM):
+        return budget
+    if budget is not None:
+        raise ValueError(f"budget={budget} has nothing to say: {granularity} is how much goes; leave it out")
+    return Sparsity(1 - granularity.n / granularity.m)
 
 
 def make_pruner(granularity: Granularity, criterion: Criterion, budget: Budget, scope: Scope) -> Pruner:
@@ -30,8 +47,12 @@ def make_pruner(granularity: Granularity, criterion: Criterion, budget: Budget, 
     if isinstance(granularity, Channels):
         return ChannelPruner(granularity, criterion, budget, scope)
     if isinstance(granularity, Weights):
-        return WeightPruner(criterion, budget, scope)
-    raise ValueError(f"granularity={granularity!r} is not known; use Channels() or Weights()")
+        return WeightPruner(criterion, budget, scope, granularity.block)
+    if isinstance(granularity, NM):
+        return NMPruner(granularity, criterion, budget, scope)
+    if isinstance(granularity, Blocks):
+        return BlockPruner(criterion, budget, scope)
+    raise ValueError(f"granularity={granularity!r} is not known; use Channels(), Weights(), NM() or Blocks()")
 
 
 def prune_once(
@@ -52,15 +73,16 @@ def prune_once(
             dicts say from now on what was pruned, for ``load_pruned``.
         example_inputs: What its forward receives: a tuple is positional, a dict is keyword, anything else is the one
             argument.
-        granularity: ``Channels()`` removes (the default), ``Weights()`` masks.
+        granularity: ``Channels()`` (the default) and ``Blocks()`` remove, ``Weights()`` and ``NM(2, 4)`` mask.
         criterion: What matters, an object or the name of one without arguments; ``Magnitude()`` by default.
-        budget: Until what; ``Ratio(0.5)`` by default.
+        budget: Until what; ``Ratio(0.5)`` by default, but for ``NM``, which takes none.
         scope: Where; everywhere by default.
         calibrate: Runs passes over some data, for criteria that need to see them. It returns losses to go backward
             from, such as ``lambda model: (loss(model(x), y) for x, y in batches)``, or runs backward passes itself
             (not for ``Hessian`` and ``GraSP``, which differentiate twice), or for criteria that look at activations
             alone, forward passes. Gradients are dropped afterwards; batch-norm
-            statistics move if the model is in train mode.
+            statistics move if the model is in train mode. ``Sensitivity`` runs it in eval mode and without gradients,
+            once for the whole network and once for each block that could go, and compares the mean losses.
         dry_run: Leave the model as it is and only report what would happen.
 
     Returns:
@@ -79,12 +101,14 @@ def prune_once(
     granularity = Channels() if granularity is None else granularity
     named = criterion_named(criterion) if isinstance(criterion, str) else criterion
     criterion = Magnitude() if named is None else named
-    budget = Ratio(0.5) if budget is None else budget
+    budget = budget_for(granularity, budget) or Ratio(0.5)
     scope = Scope() if scope is None else scope
     check_kinds(
         "prune_once",
         model=model, granularity=granularity, criterion=criterion, budget=budget, scope=scope, dry_run=dry_run,
     )  # fmt: skip
+    if isinstance(granularity, Weights) and granularity.regrow is not None:
+        raise ValueError(f"prune_once granularity={granularity!r} regrows weights in a training; use IterativePruning")
     if calibrate is not None:
         check_kinds("prune_once", calibrate=calibrate)
     example = Example.of(example_inputs, model)
@@ -93,12 +117,14 @@ def prune_once(
     try:
         if pruner.statistics is not None:
             _gather(pruner, model, calibrate)
+        if isinstance(pruner, BlockPruner) and criterion.compares_losses:
+            _compare(pruner, model, example, calibrate)
         report = pruner.plan(model, example, 1.0)
     finally:
         if pruner.statistics is not None:
             pruner.statistics.detach()
     if not dry_run:
-        if report.plan.keep:
+        if report.plan.shrinks:
             track_shapes(model)
             track_plan(model, report.plan)
         pruner.apply(model, report, ())
@@ -130,8 +156,31 @@ def _gather(pruner: Pruner, model: nn.Module, calibrate: Callable[[nn.Module], A
         )
 
 
+def _compare(
+    pruner: BlockPruner, model: nn.Module, example: Example, calibrate: Callable[[nn.Module], Any] | None
+) -> None:
+    if calibrate is None:
+        raise ValueError(
+            f"criterion {pruner.criterion} compares losses: pass calibrate=, a function that returns them, such as "
+            "lambda model: (loss(model(x), y) for x, y in batches), or use IterativePruning in a Trainer"
+        )
+
+    def loss() -> Tensor:
+        with torch.random.fork_rng(), torch.no_grad():  # every evaluation draws the same
+            found = [torch.as_tensor(loss).double().cpu() for loss in _losses(calibrate(model))]
+        if not found or any(loss.numel() != 1 for loss in found):
+            raise ValueError(
+                f"criterion {pruner.criterion} compares losses, and calibrate= returns none; let it return scalars, "
+                "before any backward pass"
+            )
+        return torch.stack([loss.reshape(()) for loss in found]).mean()
+
+    with evaluating(model):
+        pruner.compare(model, example, loss)
+
+
 def _losses(returned: Any) -> Iterable[Any]:
-    if isinstance(returned, Tensor):
+    if isinstance(returned, (Tensor, float)):
         return [returned]
     return returned if isinstance(returned, Iterable) else ()
 

@@ -1,10 +1,12 @@
-"""Granularity: what is removed, whole channels or single weights."""
+"""Granularity: what is removed, whole channels, whole blocks or single weights."""
 
 from __future__ import annotations
 
 from abc import ABC
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+from lightning_prune.regrowth import Regrowth
 
 Attention = Literal["head_dims", "heads"]
 Ranking = Literal["global", "isomorphic"]
@@ -66,5 +68,105 @@ class Channels(Granularity):
 
 
 @dataclass(frozen=True)
+class Blocks(Granularity):
+    """Residual blocks, encoder layers and whole layers are physically removed: an identity takes their place.
+
+    A module can go if a forward pass calls it once, with one tensor and nothing else, if it returns one tensor of the
+    same shape and dtype, if it shares nothing with the rest, and if the network runs without it. Of these go the
+    outermost whose class (for a plain ``Sequential`` its content) is there more than once and which have several
+    layers: residual blocks, encoder layers. Where there is no such block around them, single layers go, such as a
+    square ``Linear`` of an MLP; the activation behind it stays. Why others stay is in ``Report.frozen``.
+
+    ``Scope(include=[...])`` restricts that to what its patterns match. A pattern that matches none of these blocks
+    picks the modules which it names, if they can go: ``"encoder.layers.*.mlp"``. Where the shortcut lies outside of
+    the module that is named, what is left adds its input twice; ``Sensitivity`` sees what that costs.
+
+    Where channels are removed as well, either goes on with what the other leaves.
+
+    Example:
+        >>> import torch
+        >>> from lightning_prune import prune_once
+        >>> from lightning_prune.budgets import Count
+        >>> from lightning_prune.criteria import Random
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+        >>> report = prune_once(net, torch.zeros(1, 4), granularity=Blocks(), criterion=Random(), budget=Count(1))
+        >>> report.plan.skipped, net[1], report.before.params, report.after.params
+        (('1',), Identity(), 130, 58)
+    """
+
+
+@dataclass(frozen=True)
 class Weights(Granularity):
-    """Single weights are masked with zeros; the shapes stay."""
+    """Single weights, or blocks of them, are masked with zeros; the shapes stay.
+
+    Args:
+        regrow: Lets masked weights come back in a training, for others that go (RigL, SET); without it what is masked
+            stays masked.
+        block: Outputs and inputs of the blocks that go as one, by the mean of their scores; None for all of them.
+            ``(4, 4)`` are the blocks of block-sparse kernels, ``(None, 1)`` whole columns of linear layers, ``(1,
+            None)`` whole rows, and in convolutions ``(1, 1)`` whole kernels. A layer that has no whole blocks stays
+            dense, with the reason in ``Report.frozen``; budgets are met to within one block of a layer, or of all.
+
+    Raises:
+        ValueError: If ``regrow`` is not a ``Regrowth``, ``block`` not a pair, or both are given.
+    """
+
+    regrow: Regrowth | None = None
+    block: tuple[int | None, int | None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.regrow is not None and not isinstance(self.regrow, Regrowth):
+            raise ValueError(f"Weights regrow={self.regrow!r} must be a Regrowth, such as Regrowth(by='gradient')")
+        if self.block is None:
+            return
+        sides = tuple(self.block) if isinstance(self.block, (tuple, list)) else ()
+        whole = all(side is None or (type(side) is int and side > 0) for side in sides)
+        if len(sides) != 2 or not whole or sides == (None, None):
+            raise ValueError(
+                f"Weights block={self.block!r} must be outputs and inputs, such as (4, 4), or (None, 1) for columns"
+            )
+        if self.regrow is not None:
+            raise ValueError(f"Weights block={self.block!r} does not go with regrow, which exchanges single weights")
+        object.__setattr__(self, "block", sides)
+
+
+@dataclass(frozen=True)
+class NM(Granularity):
+    """``n`` of every ``m`` neighbouring weights survive, for kernels that read such blocks (2:4 on GPUs); shapes stay.
+
+    Blocks lie along the input dimension of a weight, for convolutions at each position of the kernel. NM says itself
+    how much goes, so it takes no budget; a schedule in several events goes from ``m`` to ``n`` one by one. A layer
+    whose inputs are no multiple of ``m`` (in every group of a grouped convolution) stays dense, with the reason in
+    ``Report.frozen``. Mishra et al. 2021, 'Accelerating sparse deep neural networks'; Zhou et al. 2021, 'Learning N:M
+    fine-grained structured sparse neural networks from scratch'.
+
+    With ``Channels()`` in the same Trainer let NM begin after the last channels are gone: blocks move with the inputs.
+
+    Args:
+        n: Weights that survive in a block, at least 1.
+        m: Weights in a block, more than ``n``.
+
+    Raises:
+        ValueError: If they are not whole numbers, or not in this order.
+
+    Example:
+        >>> import torch
+        >>> from lightning_prune import prune_once
+        >>> net = torch.nn.Linear(4, 1, bias=False)
+        >>> net.weight = torch.nn.Parameter(torch.tensor([[4.0, -1.0, 3.0, -5.0]]))
+        >>> prune_once(net, torch.zeros(1, 4), granularity=NM(2, 4)).sparsity
+        0.5
+        >>> net.weight.tolist()
+        [[4.0, 0.0, 0.0, -5.0]]
+    """
+
+    n: int = 2
+    m: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("n", "m"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"NM {name}={value!r} must be a whole number of at least 1")
+        if self.n >= self.m:
+            raise ValueError(f"NM n={self.n} must be less than m={self.m}: n of every m weights survive")

@@ -27,6 +27,7 @@ class Inspection:
         values: Numbers in all tensors of the state dict (when built, now, now without zeros).
         position: ``epoch`` and ``global_step`` of a Lightning checkpoint.
         events: Pruner -> what it remembers of each of its events, as ``callbacks.history`` has it.
+        removed: Module name -> numbers that it held when built, for the modules that were removed as a whole.
     """
 
     shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -34,6 +35,7 @@ class Inspection:
     values: tuple[int, int, int]
     position: Mapping[str, int] = field(default_factory=dict)
     events: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    removed: Mapping[str, int] = field(default_factory=dict)
 
 
 def inspect_file(path: str | Path) -> Inspection:
@@ -51,12 +53,13 @@ def inspect_file(path: str | Path) -> Inspection:
     dense = manifest.get("dense_shapes", {})
     now = {name: tuple(value.shape) for name, value in state_dict.items()}
     built = {name: tuple(dense.get(name, shape)) for name, shape in now.items()}
+    removed = {name: sum(map(prod, shapes.values())) for name, shapes in manifest.get("skipped", {}).items()}
     callbacks = content.get("callbacks", {})
     return Inspection(
         shapes={name: (built[name], now[name]) for name in now if built[name] != now[name]},
         attributes=manifest.get("attributes", {}),
         values=(
-            sum(map(prod, built.values())),
+            sum(map(prod, built.values())) + sum(removed.values()),
             sum(map(prod, now.values())),
             sum(int(torch.count_nonzero(value)) for value in state_dict.values()),
         ),
@@ -66,6 +69,7 @@ def inspect_file(path: str | Path) -> Inspection:
             for key, state in callbacks.items()
             if isinstance(state, Mapping) and state.get("history", {}).get("events")
         },
+        removed=removed,
     )
 
 
@@ -78,6 +82,11 @@ def show(found: Inspection, path: str | Path, console: Console | None = None) ->
     console.print(f"{built:,} numbers when built, {now:,} now, {nonzero:,} of them not 0", highlight=False)
     if found.shapes:
         console.print(_shapes(found.shapes))
+    if found.removed:
+        table = _table("Removed as a whole", "module", "numbers when built", folded="module")
+        for name, count in found.removed.items():
+            table.add_row(name, f"{count:,}")
+        console.print(table)
     if found.attributes:
         table = _table("Numbers that modules keep", "module", "attribute", "value", folded="module")
         for module, values in found.attributes.items():
@@ -86,7 +95,7 @@ def show(found: Inspection, path: str | Path, console: Console | None = None) ->
         console.print(table)
     for events in found.events.values():
         console.print(_history(events))
-    if not (found.shapes or found.events):
+    if not (found.shapes or found.removed or found.events):
         console.print("Nothing in it says that it was pruned.")
 
 

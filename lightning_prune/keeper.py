@@ -38,7 +38,7 @@ class MaskKeeper:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
-        self._parameters = [parameters[name] for name in masks]
+        self._names, self._parameters = list(masks), [parameters[name] for name in masks]
         self._masks = [part_like(mask, p) for p, mask in zip(self._parameters, masks.values(), strict=True)]
         self._handles: list[RemovableHandle] = []
 
@@ -49,11 +49,17 @@ class MaskKeeper:
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
 
+    def replace(self, masks: Mapping[str, Tensor]) -> None:
+        """Keep other masks from here on, also in a step that has begun."""
+        for index, name in enumerate(self._names):
+            if name in masks:
+                self._masks[index] = part_like(masks[name], self._parameters[index])
+
     def release(self) -> None:
         """Let go of network and optimizers; what is zero stays zero until the next step."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._parameters, self._masks = [], [], []
+        self._handles, self._names, self._parameters, self._masks = [], [], [], []
 
     @torch.no_grad()
     def apply(self, optimizers: Iterable[Optimizer] = ()) -> None:

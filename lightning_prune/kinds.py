@@ -33,7 +33,7 @@ _KINDS: Mapping[str, tuple[type, str]] = {
     "schedule": (Schedule, "Rounds(start=5, every=5, count=8)"),
     "budget": (Budget, "Params(keep=0.5)"),
     "criterion": (Criterion, "Taylor() or 'taylor'"),
-    "granularity": (Granularity, "Channels() or Weights()"),
+    "granularity": (Granularity, "Channels(), Weights() or Blocks()"),
     "scope": (Scope, "Scope(exclude=['head'])"),
     "model": (nn.Module, "torch.nn.Linear(4, 2)"),
     "calibrate": (Callable, "lambda model: loss(model(x), y).backward()"),  # type: ignore[dict-item]

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from math import prod
 from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_prune.coupling import named_tensors
-from lightning_prune.coupling.tensors import named_modules
+from lightning_prune.dense import Dense, Surroundings, dense_of
 from lightning_prune.plan import Plan
-from lightning_prune.restore import kept_out, set_saved_attributes, set_saved_buffers, set_shapes
+from lightning_prune.restore import kept_out, set_saved_attributes, set_saved_buffers, set_shapes, submodule
 
 _KEY = "lightning_prune"  # in `state_dict._metadata`, which checkpoints with weights alone keep as well
 MANIFEST = "lightning_prune_manifest"  # in checkpoints
-
-
-class Surroundings:
-    """Where a module lives; by itself it has none."""
-
-    def manifest(self, module: nn.Module) -> Mapping[str, Any]:
-        """The manifest of what is being loaded, for a state dict that has lost it."""
-        return {}
-
-    def copies(self, module: nn.Module) -> Iterable[nn.Module]:
-        """Copies of ``module`` that take over its shapes."""
-        return ()
 
 
 def track_shapes(module: nn.Module, surroundings: Surroundings | None = None) -> None:
@@ -39,7 +26,7 @@ def track_shapes(module: nn.Module, surroundings: Surroundings | None = None) ->
     tensors that the module has been given since.
     """
     writer = _writer(module)
-    dense = _Dense({}, {}, {}) if writer is None else writer.dense
+    dense = Dense() if writer is None else writer.dense
     dense.note_shapes(module)
     if writer is None:
         writer = _ManifestWriter(dense)
@@ -50,27 +37,48 @@ def track_shapes(module: nn.Module, surroundings: Surroundings | None = None) ->
 
 
 def track_plan(module: nn.Module, plan: Plan) -> None:
-    """Let a tracked module also write the attributes that ``plan`` changes, and buffers that no state dict has.
+    """Let a tracked module also write what ``plan`` removes, attributes that it changes, and buffers kept out of files.
 
     To be called before it is carried out.
     """
-    writer = _writer(module)
-    if writer is not None:
-        writer.dense.note_attributes(module, plan.attributes)
-        writer.dense.note_buffers(module, plan.keep)
+    dense = dense_of(module)
+    if dense is not None:
+        dense.note_modules(module, plan.skipped)
+        dense.note_attributes(module, plan.attributes)
+        dense.note_buffers(module, plan.keep)
 
 
 def is_pruned(module: nn.Module) -> bool:
-    """Whether a tracked module has tensors of other shapes than it was built with."""
+    """Whether a tracked module has tensors of other shapes, or fewer modules, than it was built with."""
     writer = _writer(module)
-    return writer is not None and bool(writer.pruned(module))
+    return writer is not None and bool(writer.pruned(module) or writer.dense.skipped_in(module))
+
+
+def skipped_in(module: nn.Module) -> list[str]:
+    """Names of what was removed from a tracked module as a whole."""
+    dense = dense_of(module)
+    return [] if dense is None else dense.skipped_in(module)
+
+
+def names_removed_from(module: nn.Module) -> list[str]:
+    """Names of the tensors in what was removed from a tracked module as a whole."""
+    dense = dense_of(module)
+    return [] if dense is None else [key for name in dense.skipped_in(module) for key in dense.held_by(name)]
+
+
+def set_skipped(module: nn.Module, names: Collection[str]) -> None:
+    """Let just the modules in ``names`` be removed from a tracked module; others that were removed come back."""
+    dense = dense_of(module)
+    if dense is not None:
+        dense.set_skipped(module, names)
 
 
 def params_as_built(module: nn.Module) -> int:
     """How many parameters a tracked module had before it was pruned."""
     writer = _writer(module)
     pruned = {} if writer is None else writer.pruned(module)
-    return sum(prod(pruned.get(name, parameter.shape)) for name, parameter in module.named_parameters())
+    removed = 0 if writer is None else writer.dense.params_removed_from(module)
+    return removed + sum(prod(pruned.get(name, parameter.shape)) for name, parameter in module.named_parameters())
 
 
 def manifest_now(module: nn.Module) -> dict[str, Any]:
@@ -85,7 +93,8 @@ def manifest_now(module: nn.Module) -> dict[str, Any]:
 def manifest_of(state_dict: Any) -> dict[str, Any]:
     """What a state dict says was pruned; empty where it says nothing.
 
-    ``dense_shapes`` by tensor name, changed ``attributes`` by module name, cut ``buffers`` that are not in it.
+    ``dense_shapes`` by tensor name, changed ``attributes`` by module name, cut ``buffers`` that are not in it, and
+    removed modules (``skipped``) with the dense shapes of what they held.
     """
     manifest: dict[str, Any] = getattr(state_dict, "_metadata", {}).get(_KEY, {})
     return manifest
@@ -114,62 +123,28 @@ def _writer(module: nn.Module) -> _ManifestWriter | None:
     return next((hook for hook in module._state_dict_hooks.values() if isinstance(hook, _ManifestWriter)), None)
 
 
-@dataclass
-class _Dense:
-    """What a module was built with.
-
-    Attributes:
-        shapes: Tensor name -> shape.
-        attributes: (module name, attribute) -> value, for the attributes that pruning has changed at some time.
-        buffers: Name -> values, for the buffers that pruning has cut and no state dict has.
-        surroundings: Where the module lives.
-    """
-
-    shapes: dict[str, list[int]]
-    attributes: dict[tuple[str, str], Any]
-    buffers: dict[str, Tensor]
-    surroundings: Surroundings = field(default_factory=Surroundings)
-
-    def note_shapes(self, module: nn.Module) -> None:
-        for path, owner in named_modules(module):  # what was pruned by itself before
-            inner = _writer(owner) if path else None
-            if inner is not None:
-                for name, shape in inner.dense.shapes.items():
-                    self.shapes.setdefault(f"{path}.{name}", shape)
-                for (below, name), value in inner.dense.attributes.items():
-                    self.attributes.setdefault((f"{path}.{below}".rstrip("."), name), value)
-                for name, values in inner.dense.buffers.items():
-                    self.buffers.setdefault(f"{path}.{name}", values)
-        for name, tensor in named_tensors(module):
-            self.shapes.setdefault(name, list(tensor.shape))
-
-    def note_attributes(self, module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
-        for path, values in attributes.items():
-            for name in values:
-                self.attributes.setdefault((path, name), getattr(module.get_submodule(path), name))
-
-    def note_buffers(self, module: nn.Module, names: Collection[str]) -> None:
-        for name, values in kept_out(module).items():
-            if name in names:
-                self.buffers.setdefault(name, values.detach().clone())
-
-
 class _ManifestWriter:
     """State dict hook: which tensors are smaller than they were built, how large they were, and changed attributes."""
 
-    def __init__(self, dense: _Dense) -> None:
+    def __init__(self, dense: Dense) -> None:
         self.dense = dense
 
     def __call__(self, module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
         if not hasattr(state_dict, "_metadata"):
             return
-        empty: dict[str, Any] = {"version": 1, "dense_shapes": {}, "attributes": {}, "buffers": {}}
+        empty: dict[str, Any] = {"version": 1, "dense_shapes": {}, "attributes": {}, "buffers": {}, "skipped": {}}
         manifest = state_dict._metadata.setdefault(_KEY, empty)
         manifest["dense_shapes"].update({prefix + name: shape for name, shape in self.pruned(module).items()})
         manifest["attributes"].update(
             {(prefix + path).rstrip("."): values for path, values in self.changed(module).items()}
         )
 
+        manifest["skipped"].update(
+            {
+                prefix + name: {prefix + key: shape for key, shape in self.dense.held_by(name).items()}
+                for name in self.dense.skipped_in(module)
+            }
+        )
         cut = kept_out(module)
         manifest["buffers"].update({prefix + name: cut[name].detach() for name in self.dense.buffers if name in cut})
 
@@ -185,7 +160,8 @@ class _ManifestWriter:
         """Values of the attributes that have another one now."""
         found: dict[str, dict[str, Any]] = {}
         for (path, name), dense in self.dense.attributes.items():
-            value = getattr(module.get_submodule(path), name)
+            owner = submodule(module, path)
+            value = dense if owner is None else getattr(owner, name, dense)  # it may be removed
             if value != dense:
                 found.setdefault(path, {})[name] = list(value) if isinstance(value, tuple) else value
         return found
@@ -194,7 +170,7 @@ class _ManifestWriter:
 class _ShapeLoader:
     """Load hook: bring the module to the shapes in the file, smaller or larger, before its weights are copied."""
 
-    def __init__(self, dense: _Dense) -> None:
+    def __init__(self, dense: Dense) -> None:
         self.dense = dense
 
     def __call__(self, module: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
@@ -209,6 +185,7 @@ class _ShapeLoader:
 
     def _take(self, module: nn.Module, state_dict: Any, manifest: Mapping[str, Any]) -> None:
         self.dense.note_shapes(module)  # networks built in `setup` or `configure_model` come after `track_shapes`
+        self.dense.set_skipped(module, manifest.get("skipped", {}))
         built = {name: list(shape) for name, shape in manifest["dense_shapes"].items()}
         set_shapes(
             module,
@@ -225,7 +202,8 @@ class _ShapeLoader:
         self.dense.note_attributes(module, saved)
         due: dict[str, dict[str, Any]] = {}
         for (path, name), dense in self.dense.attributes.items():
-            due.setdefault(path, {})[name] = saved.get(path, {}).get(name, dense)
+            if hasattr(submodule(module, path), name):
+                due.setdefault(path, {})[name] = saved.get(path, {}).get(name, dense)
         set_saved_attributes(module, due)
 
     def _restore_buffers(self, module: nn.Module, saved: Mapping[str, Tensor]) -> None:

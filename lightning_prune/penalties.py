@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_prune.coupling import Group, Member
 from lightning_prune.criteria.batchnorm import batch_norm_scales
+from lightning_prune.plan import Plan, is_inside
 
 
 def slimming_gammas(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -89,6 +90,58 @@ def add_group_lasso_subgradient(
                 along[member.index.to(tensor.device)] = scales[:, None]
                 shape = [-1 if dim == member.dim else 1 for dim in range(tensor.dim())]
                 tensor.grad.addcmul_(tensor, along.view(shape).to(tensor.dtype))
+    return penalty
+
+
+def going(plan: Plan, module: nn.Module) -> dict[str, Tensor]:
+    """The weights that ``plan`` removes or masks: parameter name -> bool of its shape, True where the weight goes.
+
+    Example:
+        >>> plan = Plan(keep={"weight": {0: torch.tensor([1]), 1: torch.tensor([0, 2])}})
+        >>> going(plan, nn.Linear(3, 2))["weight"]
+        tensor([[ True,  True,  True],
+                [False,  True, False]])
+    """
+    found = {}
+    for name, parameter in module.named_parameters():
+        if name in plan.masks:
+            found[name] = ~plan.masks[name].cpu()
+        elif is_inside(name, plan.skipped):
+            found[name] = torch.ones(parameter.shape, dtype=torch.bool)
+        elif name in plan.keep:
+            stays = torch.ones(parameter.shape, dtype=torch.bool)
+            for dim, index in plan.keep[name].items():
+                along = torch.zeros(parameter.shape[dim], dtype=torch.bool)
+                along[index] = True
+                stays &= along.view([-1 if d == dim else 1 for d in range(parameter.dim())])
+            found[name] = ~stays
+    return found
+
+
+@torch.no_grad()
+def add_l2_gradient(
+    picked: Mapping[str, Tensor], tensors: Mapping[str, Tensor], strength: float, stepped: Collection[int] | None = None
+) -> float:
+    """Add strength · w to the gradients of picked weights: the gradient of strength / 2 · Σ w² over them.
+
+    Parameters without a gradient are left alone: they are not part of this step.
+
+    Args:
+        picked: Parameter name -> bool of its shape, on its device.
+        tensors: Tensors of the network by name.
+        strength: Weight of the penalty in the loss.
+        stepped: Ids of the parameters whose gradients are meant; all by default.
+
+    Returns:
+        The penalty on what is part of this step, before it.
+    """
+    penalty = 0.0
+    for name, mask in picked.items():
+        gradient = tensors[name].grad
+        if gradient is not None and (stepped is None or id(tensors[name]) in stepped):
+            weights = tensors[name].detach() * mask
+            gradient.add_(weights, alpha=strength)
+            penalty += strength / 2 * float(weights.float().square().sum())
     return penalty
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from lightning_prune.coupling import Coupling
 from lightning_prune.coupling.numbers import evaluate
+
+_Entry = TypeVar("_Entry")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Plan:
         attributes: Module name -> attribute -> value, for integers that modules keep and that have to follow.
         scales: Tensor name -> dimension -> factor for every surviving index, for weights that make up for a scalar
             which forward computes from a width.
+        skipped: Names of the modules that are removed as a whole: an identity takes their place.
 
     Example:
         >>> first = Plan(keep={"fc.weight": {0: torch.tensor([0, 2, 3])}})
@@ -38,10 +41,16 @@ class Plan:
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scales: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether anything is removed or masked at all."""
-        return bool(self.keep) or bool(self.masks)
+        return self.shrinks or bool(self.masks)
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether anything is physically removed."""
+        return bool(self.keep) or bool(self.skipped)
 
     def then(self, later: Plan) -> Plan:
         """One plan that does what this one and then ``later`` do."""
@@ -56,11 +65,18 @@ class Plan:
             for attribute, value in values.items():
                 entries = isinstance(value, Mapping) and isinstance(earlier.get(attribute), Mapping)
                 earlier[attribute] = {**earlier[attribute], **value} if entries else value
-        return Plan(keep, {**self.slice_masks(later), **later.masks}, attributes, _both_scales(self, later))
+        return Plan(
+            keep=_outside(later.skipped, keep),
+            masks=_outside(later.skipped, {**self.slice_masks(later), **later.masks}),
+            attributes=_outside(later.skipped, attributes),
+            scales=_outside(later.skipped, _both_scales(self, later)),
+            skipped=(*(name for name in self.skipped if not is_inside(name, later.skipped)), *later.skipped),
+        )
 
     def slice_masks(self, later: Plan) -> dict[str, Tensor]:
         """The masks of this plan in the shapes that ``later`` leaves."""
-        return {name: select(mask, later.keep.get(name, {})) for name, mask in self.masks.items()}
+        left = _outside(later.skipped, self.masks)
+        return {name: select(mask, later.keep.get(name, {})) for name, mask in left.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and tensors, for a checkpoint."""
@@ -69,12 +85,33 @@ class Plan:
             "masks": dict(self.masks),
             "attributes": {name: dict(values) for name, values in self.attributes.items()},
             "scales": {name: dict(dims) for name, dims in self.scales.items()},
+            "skipped": list(self.skipped),
         }
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Plan:
         """The plan that ``to_dict`` wrote."""
-        return cls(state["keep"], state["masks"], state.get("attributes", {}), state.get("scales", {}))
+        return cls(
+            keep=state["keep"],
+            masks=state["masks"],
+            attributes=state.get("attributes", {}),
+            scales=state.get("scales", {}),
+            skipped=tuple(state.get("skipped", ())),
+        )
+
+
+def is_inside(name: str, paths: Iterable[str]) -> bool:
+    """Whether ``name`` is one of ``paths``, or below one.
+
+    Example:
+        >>> is_inside("layer1.0.conv1.weight", ["layer1.0"]), is_inside("layer1.01", ["layer1.0"])
+        (True, False)
+    """
+    return any(f"{name}.".startswith(f"{path}.") for path in paths)
+
+
+def _outside(paths: Collection[str], entries: Mapping[str, _Entry]) -> dict[str, _Entry]:
+    return {name: entry for name, entry in entries.items() if not is_inside(name, paths)}
 
 
 def _both_scales(first: Plan, later: Plan) -> dict[str, dict[int, Tensor]]:

@@ -66,6 +66,7 @@ class Pruner(ABC):
         """The network was pruned, by this pruner or another."""
         if self.statistics is not None:
             self.statistics.follow(plan)
+            self.statistics.forget(plan.skipped)
 
     @abstractmethod
     def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None: ...

@@ -20,11 +20,11 @@ class Report:
         before: What the network cost before the event.
         after: What it costs after the event.
         sparsity: Fraction of the original that is gone after the event, in [0, 1]: of the network's parameters for
-            channels, of the weights in the scope for masks.
+            channels and blocks, of the weights in the scope for masks.
         fraction: How far the schedule has gone, in [0, 1].
-        widths: Group or parameter name -> (units or weights before, after).
-        scores: Group name -> scores of its units before the event. Empty for masks.
-        frozen: Group or tensor name -> why nothing in it can be removed.
+        widths: Group or parameter name -> (units or weights before, after); for blocks name -> (1, 1 or 0).
+        scores: Group name -> scores of its units before the event, block name -> its score. Empty for masks.
+        frozen: Group, tensor or block name -> why nothing in it can be removed.
         inexact: Group name -> why removing is not equal to masking there.
     """
 
@@ -45,9 +45,10 @@ class Report:
 
     def __str__(self) -> str:
         """One line for a log."""
-        macs = f", MACs {self.before.macs:,} -> {self.after.macs:,}" if self.plan.keep else ""
+        macs = f", MACs {self.before.macs:,} -> {self.after.macs:,}" if self.plan.shrinks else ""
         nonzero = "nonzero " if self.plan.masks else ""
         before, after = (
             (self.before.nonzero, self.after.nonzero) if self.plan.masks else (self.before.params, self.after.params)
         )
-        return f"{nonzero}parameters {before:,} -> {after:,}{macs}, sparsity {self.sparsity:.4f}"
+        removed = f", without {', '.join(self.plan.skipped)}" if self.plan.skipped else ""
+        return f"{nonzero}parameters {before:,} -> {after:,}{macs}, sparsity {self.sparsity:.4f}{removed}"

@@ -1,4 +1,4 @@
-"""Putting a module into the state that a checkpoint describes: shapes, attributes, buffers that no state dict has."""
+"""Putting a module into the state that a checkpoint describes: parts, shapes, attributes, buffers kept out of files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling import named_tensors, sync_attributes, sync_changed
+from lightning_prune.coupling.copies import copy_of
 from lightning_prune.coupling.tensors import named_modules
 from lightning_prune.surgery import replace_data
 
@@ -51,3 +52,51 @@ def kept_out(module: nn.Module) -> dict[str, Tensor]:
             if values is not None:
                 found[f"{path}.{name}" if path else name] = values
     return found
+
+
+def submodule(module: nn.Module, name: str) -> nn.Module | None:
+    """The module called ``name`` inside ``module``; None where there is none."""
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def template_of(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` without the values that a state dict has: these tensors are on the meta device.
+
+    Hooks of this package stay behind: they look at the module that is there, not at one that comes back.
+    """
+    apart = {id(values) for values in kept_out(module).values()}
+    made: dict[int, Any] = {}
+    for _, tensor in named_tensors(module):
+        if id(tensor) not in apart:
+            empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+            made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    template = copy_of(module, made)
+    for _, owner in named_modules(template):
+        for hooks in (owner._forward_hooks, owner._forward_pre_hooks, owner._backward_hooks):
+            for key in [key for key, hook in hooks.items() if type(hook).__module__.startswith("lightning_prune.")]:
+                del hooks[key]
+    return template
+
+
+def put_back(module: nn.Module, name: str, template: nn.Module) -> None:
+    """Put a module like ``template`` in the place ``name``, on the device of ``module``, filled with zeros."""
+    device = next((tensor.device for _, tensor in named_tensors(module)), torch.device("cpu"))
+    block = copy_of(template)
+    filled: dict[int, Tensor] = {}
+    for _, owner in named_modules(block):
+        for tensors in (owner._parameters, owner._buffers):
+            for key, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[key] = filled.setdefault(id(tensor), _filled(tensor, device))  # type: ignore[assignment]
+    path, _, key = name.rpartition(".")
+    children = module.get_submodule(path)._modules
+    identity = children[key]
+    children[key] = block.train(identity is None or identity.training)
+
+
+def _filled(tensor: Tensor, device: torch.device) -> Tensor:
+    values = torch.zeros_like(tensor, device=device) if tensor.is_meta else tensor.detach().to(device, copy=True)
+    return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling import named_tensors
-from lightning_prune.plan import Plan, select
+from lightning_prune.plan import Plan, is_inside, select
 
 
 class StoredWeights:
@@ -27,7 +27,7 @@ class StoredWeights:
         return cls({name: tensor.detach().to("cpu", copy=True) for name, tensor in named_tensors(module)})
 
     def follow(self, plan: Plan) -> None:
-        """Cut what ``plan`` has cut, and make up for changed scalars as it did."""
+        """Cut what ``plan`` has cut, drop what it has removed, and make up for changed scalars as it did."""
         for name, dims in plan.keep.items():
             if name in self.tensors:
                 self.tensors[name] = select(self.tensors[name], dims)
@@ -35,6 +35,7 @@ class StoredWeights:
             for dim, factors in scales.items():
                 shape = [-1 if d == dim else 1 for d in range(self.tensors[name].dim())]
                 self.tensors[name] = self.tensors[name] * factors.to(self.tensors[name]).view(shape)
+        self.tensors = {name: tensor for name, tensor in self.tensors.items() if not is_inside(name, plan.skipped)}
 
     @torch.no_grad()
     def put_back(self, module: nn.Module) -> None:

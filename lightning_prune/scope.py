@@ -12,10 +12,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from lightning_prune.averaged import averages_in, is_inside
 from lightning_prune.bundles import stay_together
 from lightning_prune.coupling import Coupling, Group
+from lightning_prune.manifest import names_removed_from
 
 Owners = dict[str, nn.Module]  # every name of one parameter -> the module that holds it under this name
 
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Scope:
         Raises:
             ValueError: If nothing matches, or a pattern of ``include`` or ``exclude`` matches no part of ``module``.
         """
-        self._check_patterns(module)
+        self.check_patterns(module)
         owners, averages = _owners(module), averages_in(module)
         found = {
             name: parameter
@@ -105,7 +106,7 @@ class Scope:
 
     def _sorted(self, module: nn.Module, coupling: Coupling) -> tuple[dict[str, Group], dict[str, str]]:
         """The groups that the patterns and types pick, and why each other one is not."""
-        self._check_patterns(module)
+        self.check_patterns(module)
         owners = _owners(module)
         inside: dict[str, Group] = {}
         outside: dict[str, str] = {}
@@ -128,8 +129,13 @@ class Scope:
             and (not self.types or not classes.isdisjoint(self.types))
         )
 
-    def _check_patterns(self, module: nn.Module) -> None:
-        names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    def check_patterns(self, module: nn.Module) -> None:
+        """Every pattern must match a part of ``module``, or of what was removed from it.
+
+        Raises:
+            ValueError: Names the pattern.
+        """
+        names = [name for name, _ in module.named_parameters(remove_duplicate=False)] + names_removed_from(module)
         for field in ("include", "exclude"):
             for pattern in getattr(self, field):
                 if not any_match(names, [pattern]):
@@ -147,7 +153,7 @@ def _owners(module: nn.Module) -> dict[str, Owners]:
 
 
 def _in_a_norm(owners: Owners) -> bool:
-    return any(isinstance(owner, _NORMS) for owner in owners.values())
+    return any(isinstance(owner, NORMS) for owner in owners.values())
 
 
 def any_match(names: Iterable[str], patterns: Iterable[str]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from lightning_prune.budgets import Budget
 
 _STEPS = 4096  # resolution of a share in a search
+_TRIES = 6  # real measurements of one event at most, once one of them is within the target
+
+_Choice = TypeVar("_Choice")
 
 
 class BudgetError(ValueError):
@@ -53,6 +56,45 @@ def fewest(
         else:
             low = middle + 1
     return widths(low)
+
+
+def settled(
+    choose: Callable[[float], _Choice], measure: Callable[[_Choice], float], target: float, tolerance: float
+) -> _Choice:
+    """The choice that is measured to cost the most within ``target``.
+
+    Args:
+        choose: What to take for a cost that is foreseen.
+        measure: What it really costs.
+        target: What it may cost.
+        tolerance: The share that it may cost less.
+
+    Raises:
+        BudgetError: If ``choose`` raises it before anything is within the target.
+    """
+    aim, best, most = target, None, -1.0
+    tried: list[_Choice] = []
+    while best is None or len(tried) < _TRIES:
+        try:
+            choice = choose(aim)
+        except BudgetError:
+            if best is None:
+                raise
+            break
+        if choice in tried:  # there is nothing between two that were tried
+            if best is not None:
+                break
+            aim *= 1 - tolerance
+            continue
+        tried.append(choice)
+        cost = measure(choice)
+        if most < cost <= target:
+            best, most = choice, cost
+        if target * (1 - tolerance) <= cost <= target:
+            break
+        aim *= target / cost * (1 if cost <= target else 1 - tolerance / 4)
+    assert best is not None
+    return best
 
 
 def masked(budget: Budget, space: WeightSpace, share: float) -> Mapping[str, int] | int:

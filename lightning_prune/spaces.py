@@ -16,9 +16,11 @@ from lightning_prune.bundles import shrinking_together
 from lightning_prune.candidates import Candidate
 from lightning_prune.coupling import Coupling
 from lightning_prune.granularity import Ranking
+from lightning_prune.latency import Conditions, LatencyTable
 from lightning_prune.ranking import rank_steps
 
 State = Callable[[Mapping[str, Tensor]], Mapping[str, Any]]
+Timed = Callable[[Mapping[str, Tensor], Conditions], float]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class ChannelSpace:
             every class gives the same share of its original units.
         state: What the state dict of the network would be without some units (group name -> bool tensor, as of
             ``lowest``), for budgets that look at values.
+        tables: What each layer takes, for budgets that look at latency.
+        timed: Milliseconds of a pass of the network without some units; None where a table has to do.
     """
 
     coupling: Coupling
@@ -75,6 +79,8 @@ class ChannelSpace:
     min_width: int = 1
     ranking: Ranking = "global"
     state: State = dict
+    tables: Mapping[Conditions, LatencyTable] = field(default_factory=dict)
+    timed: Timed | None = None
 
     @cached_property
     def now(self) -> dict[str, int]:
@@ -191,6 +197,16 @@ class ChannelSpace:
     def macs(self, kept: Mapping[str, int]) -> float:
         """Multiply-accumulates of one example with so many units kept in each group."""
         return self.coupling.macs_after(self._removed(kept))
+
+    def foreseen_ms(self, kept: Mapping[str, int], conditions: Conditions) -> float:
+        """Milliseconds of a pass with so many units kept in each group, by the table."""
+        return self.tables[conditions].ms(self.coupling, self._removed(kept))
+
+    def measured_ms(self, kept: Mapping[str, int], conditions: Conditions) -> float:
+        """The same measured, where that is possible."""
+        if self.timed is None:
+            return self.foreseen_ms(kept, conditions)
+        return self.timed(self.lowest(kept), conditions)
 
     def lowest(self, kept: Mapping[str, int]) -> dict[str, Tensor]:
         """Group name -> bool tensor (units,), True for the lowest-scored units beyond those kept."""

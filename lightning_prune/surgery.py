@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,19 +18,21 @@ from lightning_prune.plan import Plan, select
 def apply_plan(module: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) -> None:
     """Remove what ``plan`` does not keep from ``module``, from pending gradients and from optimizer state.
 
-    Every parameter stays the same object, so optimizers, tied weights and parameter order are as before.
+    Every parameter that is left stays the same object, so optimizers, tied weights and parameter order are as before.
 
     Args:
         module: The network that the plan was made for.
         plan: What to keep; its masks are not applied here.
         optimizers: State tensors are sliced along the dimensions they share with their parameter (factored moments
-            share some of them, step counts none). State that cannot be sliced begins anew, with a warning.
+            share some of them, step counts none). State that cannot be sliced begins anew, with a warning. Parameters
+            of modules that are removed leave their group, which stays even if it is empty.
 
     Raises:
         ValueError: If the plan does not fit the module.
     """
-    tensors = dict(named_tensors(module))
+    tensors, optimizers = dict(named_tensors(module)), list(optimizers)
     _check(plan, tensors)
+    _check_modules(plan, module)
     for optimizer in optimizers:
         _slice_state(optimizer, {tensors[name]: dims for name, dims in plan.keep.items()})
     for name, dims in plan.keep.items():
@@ -42,6 +44,22 @@ def apply_plan(module: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = 
     set_attributes(module, plan.attributes)
     changed = {id(tensors[name]) for name in plan.keep}
     sync_changed(module, changed)
+    if plan.skipped:
+        before = list(module.parameters())
+        skip_modules(module, plan.skipped)
+        left = set(module.parameters())
+        gone = {parameter for parameter in before if parameter not in left}
+        for optimizer in optimizers:
+            _forget(optimizer, gone)
+
+
+def skip_modules(module: nn.Module, names: Iterable[str]) -> None:
+    """Put an identity in the place of every module in ``names``; all others keep their names."""
+    for name in names:
+        path, _, key = name.rpartition(".")
+        children = module.get_submodule(path)._modules
+        removed, identity = children[key], nn.Identity()
+        children[key] = identity.train(removed is None or removed.training)
 
 
 def set_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
@@ -71,6 +89,26 @@ def _check(plan: Plan, tensors: Mapping[str, Tensor]) -> None:
                     f"the plan keeps {len(index)} indices up to {max(last[id(index)], 0)} of dimension "
                     f"{dim} of {name!r}, which has {size}; was it already applied?"
                 )
+
+
+def _check_modules(plan: Plan, module: nn.Module) -> None:
+    modules = dict(module.named_modules()) if plan.skipped else {}
+    for name in plan.skipped:
+        if not name or name not in modules:
+            raise ValueError(f"the plan removes {name!r}, which the module does not have; was it made for another?")
+        if type(modules[name]) is nn.Identity:
+            raise ValueError(f"the plan removes {name!r}, which is an identity already; was it already applied?")
+
+
+def _forget(optimizer: Optimizer, gone: Collection[Tensor]) -> None:
+    """Let ``optimizer`` train and remember the parameters in ``gone`` no more."""
+    for group in optimizer.param_groups:
+        left = [index for index, parameter in enumerate(group["params"]) if parameter not in gone]
+        for key in ("params", "param_names"):
+            if key in group:
+                group[key] = [group[key][index] for index in left]
+    for parameter in gone:
+        optimizer.state.pop(parameter, None)
 
 
 def _slice_tensor(tensor: Tensor, dims: Mapping[int, Tensor]) -> None:

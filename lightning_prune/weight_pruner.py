@@ -1,139 +1,77 @@
-"""Masking weights."""
+"""Masking single weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from lightning_prune.averaged import with_averages
+from lightning_prune.block_patterns import Block, expanded, lowest_blocks, means, misfit
 from lightning_prune.budgets import Budget
-from lightning_prune.coupling import Example
-from lightning_prune.criteria import CannotScoreError, Criterion, Scoring
-from lightning_prune.file_size import state_after
-from lightning_prune.keeper import MaskKeeper
-from lightning_prune.masks import lowest_masks, pack, unpack
-from lightning_prune.measure import measure
-from lightning_prune.plan import Plan
-from lightning_prune.pruner import Pruner, check_finite, nonzero_in
-from lightning_prune.report import Report
+from lightning_prune.criteria import Criterion, Scoring
+from lightning_prune.mask_pruner import MaskPruner, ScoresOnDemand
+from lightning_prune.masks import lowest_masks
 from lightning_prune.scope import Scope
-from lightning_prune.sharded import reshard, whole
 from lightning_prune.weight_space import WeightSpace
 
 
-class WeightPruner(Pruner):
-    """Ranks the weights of a network and masks the lowest.
+class WeightPruner(MaskPruner):
+    """Masks as many weights as a budget says, wherever they are.
 
     Args:
         criterion: What matters.
         budget: Until what.
         scope: Where.
+        block: Outputs and inputs that go together, None for single weights.
     """
 
-    def __init__(self, criterion: Criterion, budget: Budget, scope: Scope) -> None:
+    def __init__(self, criterion: Criterion, budget: Budget, scope: Scope, block: Block | None = None) -> None:
         super().__init__(criterion, budget, scope)
-        if not criterion.scores_weights:
-            raise ValueError(f"criterion {criterion} does not score weights; use Channels(), or another criterion")
+        self._block = block
         if not budget.masks:
             raise ValueError(f"budget {budget} counts what is physically removed; with Weights() use Sparsity or Count")
-        self.masks: dict[str, Tensor] = {}
 
-    def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
-        """Check that the scope and the budget fit the network."""
-        space = self._space(model, self.scope.parameters(model))
-        self.budget.check_weights(space, None if events is None else events - self.event)
-        scoring = self.scoring(model, example)
-        for name in space.sizes:
-            try:
-                self.criterion.check_weights(name, scoring)
-            except CannotScoreError as error:
-                raise ValueError(f"criterion {self.criterion} cannot score {name!r}: {error}") from error
-        if self.statistics is not None:
-            self.statistics.attach(model, parameters=space.sizes.keys())
+    def _covered(self, model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
+        covered, frozen = super()._covered(model)
+        if self._block is not None:
+            reasons = {name: misfit(tuple(p.shape), self._block) for name, p in covered.items()}
+            frozen = {name: reason for name, reason in reasons.items() if reason is not None}
+            covered = {name: p for name, p in covered.items() if name not in frozen}
+            if not covered:
+                raise ValueError(
+                    f"Weights block={self._block} fits no layer: {dict(list(frozen.items())[:5])}. Use a smaller block"
+                )
+        return covered, frozen
 
-    def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
-        """Score, choose, and measure."""
-        parameters = self.scope.parameters(model)
-        scoring = self.scoring(model, example)
-        space = self._space(model, parameters, _Scores(self.criterion, scoring, list(parameters)))
-        masks = self.masks
+    def _check(self, space: WeightSpace, events: int | None) -> None:
+        self.budget.check_weights(space, events)
+
+    def _choose(self, model: nn.Module, space: WeightSpace, scoring: Scoring, fraction: float) -> Mapping[str, Tensor]:
+        masks: Mapping[str, Tensor] = self.masks
         for counts in _parts(space, self.budget.mask_weights(space, fraction), self.criterion.rounds):
             seen = scoring if masks is self.masks else _masked(scoring, masks)
-            scores = _Scores(self.criterion, seen, list(parameters))
-            masks = lowest_masks(scores, masks, counts)
-        masked = {name: _hidden(mask) for name, mask in masks.items()}
-        plan, before = with_averages(Plan(masks=masks), model), measure(model, example)
-        return Report(
-            plan=plan,
-            before=before,
-            after=replace(before, nonzero=_nonzero_under(plan.masks, model)),
-            sparsity=sum(masked.values()) / sum(space.sizes.values()),
-            fraction=fraction,
-            widths={n: (s - space.masked[n], s - masked[n]) for n, s in space.sizes.items()},
-        )
+            scores = ScoresOnDemand(self.criterion, seen, list(space.sizes))
+            masks = lowest_masks(scores, masks, counts) if self._block is None else self._blocks(scores, masks, counts)
+        return masks
 
-    def _space(
-        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], scores: Mapping[str, Tensor] | None = None
-    ) -> WeightSpace:
-        return WeightSpace(
-            sizes={name: p.numel() for name, p in parameters.items()},
-            masked={n: _hidden(self.masks[n]) if n in self.masks else 0 for n in parameters},
-            shapes={name: tuple(p.shape) for name, p in parameters.items()},
-            scores={} if scores is None else scores,
-            masks=self.masks,
-            state=lambda masks: state_after(model, Plan(masks=dict(masks))),
-        )
-
-    def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
-        self.masks = {name: mask.cpu() for name, mask in report.plan.masks.items()}
-        self.keeper(model).apply(optimizers)
-
-    def keeper(self, model: nn.Module) -> MaskKeeper:
-        """What holds the masks on ``model``."""
-        reshard(model)
-        return MaskKeeper(dict(model.named_parameters()), self.masks)
-
-    def follow(self, plan: Plan) -> None:
-        """Slice the masks after channels were removed by ``plan``; the sparsity is that of the weights left."""
-        super().follow(plan)
-        if not plan.keep:
-            return
-        self.masks = Plan(masks=self.masks).slice_masks(plan)
-        if self.masks:
-            kept, left = nonzero_in(self.masks.values()), sum(mask.numel() for mask in self.masks.values())
-            self.sparsity = 1 - kept / left
-
-    def state_dict(self) -> dict[str, Any]:
-        """The common state and the masks."""
-        return {**super().state_dict(), "masks": pack(self.masks)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what ``state_dict`` returned."""
-        super().load_state_dict(state)
-        self.masks = unpack(state["masks"])
-
-
-class _Scores(Mapping[str, Tensor]):
-    """Scores that are made whenever they are asked for, so that those of one parameter at a time are in memory."""
-
-    def __init__(self, criterion: Criterion, scoring: Scoring, names: Sequence[str]) -> None:
-        self._criterion, self._scoring, self._names = criterion, scoring, names
-
-    def __getitem__(self, name: str) -> Tensor:
-        values = self._criterion.score_weights(name, self._scoring)
-        check_finite(self._criterion, {name: values})
-        return values
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+    def _blocks(
+        self, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], counts: Mapping[str, int] | int
+    ) -> dict[str, Tensor]:
+        """Masks of whole blocks, by the mean score of each."""
+        assert self._block is not None
+        shapes: dict[str, torch.Size] = {}
+        pooled: dict[str, Tensor] = {}
+        alive: dict[str, Tensor] = {}
+        for name in scores:
+            values = scores[name]
+            shapes[name], pooled[name] = values.shape, means(values, self._block).cpu()
+            before = masks.get(name, torch.ones(values.shape, dtype=torch.bool))
+            alive[name] = means(before.cpu().float(), self._block) > 0
+        weights = {name: shapes[name].numel() // pooled[name].numel() for name in pooled}
+        kept = lowest_blocks(pooled, alive, weights, counts)
+        return {name: expanded(blocks, shapes[name], self._block) for name, blocks in kept.items()}
 
 
 def _parts(space: WeightSpace, counts: Mapping[str, int] | int, rounds: int) -> Iterator[Mapping[str, int] | int]:
@@ -159,13 +97,3 @@ def _masked(scoring: Scoring, masks: Mapping[str, Tensor]) -> Scoring:
     """What a criterion may look at once ``masks`` are applied."""
     tensors = {name: t * masks[name].to(t.device) if name in masks else t for name, t in scoring.tensors.items()}
     return replace(scoring, tensors=tensors, memo={})
-
-
-def _hidden(mask: Tensor) -> int:
-    return mask.numel() - int(torch.count_nonzero(mask))
-
-
-def _nonzero_under(masks: Mapping[str, Tensor], model: nn.Module) -> int:
-    """How many parameters are not zero once the masks are applied; one tensor at a time, and in bools."""
-    parameters = ((name, whole(parameter.detach())) for name, parameter in model.named_parameters())
-    return nonzero_in(p.logical_and(masks[name].to(p.device)) if name in masks else p for name, p in parameters)

@@ -236,7 +236,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an unknown granularity": (
         {"granularity": Unknown()},
-        r"^granularity=Unknown\(\) is not known; use Channels\(\) or Weights\(\)$",
+        r"^granularity=Unknown\(\) is not known; use Channels\(\), Weights\(\), NM\(\) or Blocks\(\)$",
     ),
     "Taylor without calibration": (
         {"criterion": Taylor()},
@@ -274,7 +274,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a name for a granularity": (
         {"granularity": "channels"},
-        r"^prune_once granularity='channels' is not a Granularity; it takes an object such as Channels\(\) or We",
+        r"^prune_once granularity='channels' is not a Granularity; it takes an object such as Channels\(\), We",
     ),
     "a list for a scope": (
         {"scope": ["3"]},

@@ -4,10 +4,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_prune.coupling import Example, analyse
-from lightning_prune.measure import compare_latency, count_macs, measure
+from lightning_prune.measure import compare_latency, count_macs, latency, measure
 from lightning_prune.plan import plan_removal
 from lightning_prune.spaces import ChannelSpace, Original
 from lightning_prune.surgery import apply_plan
+from lightning_prune.timing import Clock
 
 
 class Products(nn.Module):
@@ -144,3 +145,50 @@ def test_latency_is_measured_in_turns_in_eval_mode(inputs) -> None:
     assert not models["b"].training
     assert seconds.keys() == {"a", "b"}
     assert all(value > 0 for value in seconds.values())
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [torch.zeros(3), (torch.zeros(3), 2.0), {"x": torch.zeros(3), "scale": 2.0}],
+    ids=["tensor", "tuple", "dict"],
+)
+def test_median_and_percentile_by_hand(inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes that take 1, 2, ... 105 ms, of which the first five are warm-up: 6 to 105."""
+    calls: list[tuple[str, bool]] = []
+    model = nn.Sequential(Sleeper("a", calls)) if isinstance(inputs, Tensor) else Sleeper("a", calls)
+    monkeypatch.setattr(Clock, "mark", lambda self: len(calls) * (len(calls) + 1) / 2 / 1000)  # 1 + 2 + ... seconds
+    model.train()
+    timing = latency(model, inputs, repeats=100, warmup=5)
+    assert timing.median_ms == pytest.approx(55.5)
+    assert timing.p99_ms == pytest.approx(104.01)  # 99 % of the way from the lowest to the highest rank
+    assert calls == [("a", False)] * 105
+    assert all(module.training for module in model.modules())
+
+
+def test_latency_runs_the_whole_batch_without_gradients() -> None:
+    seen: list[tuple[int, bool]] = []
+
+    class Seeing(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append((len(x), torch.is_inference_mode_enabled()))
+            return super().forward(x)
+
+    model = Seeing(4, 2)
+    timing = latency(model, torch.zeros(7, 4), repeats=3, warmup=0)
+    assert seen == [(7, True)] * 3
+    assert 0 < timing.median_ms <= timing.p99_ms
+    model(torch.zeros(7, 4)).sum().backward()
+
+
+def test_modes_are_restored_where_a_pass_fails() -> None:
+    model = nn.Sequential(nn.Linear(4, 2), nn.Dropout()).train()
+    model[1].eval()
+    with pytest.raises(RuntimeError):
+        latency(model, torch.zeros(7, 5))
+    assert [module.training for module in model.modules()] == [True, True, False]
+
+
+@pytest.mark.parametrize("asked", [{"repeats": 0}, {"warmup": -1}], ids=str)
+def test_there_is_something_to_time(asked: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"must be at least 1 and warmup=.* at least 0"):
+        latency(nn.Linear(4, 2), torch.zeros(7, 4), **asked)

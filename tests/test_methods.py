@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from _variants import VARIANTS
 from criteria import BEFORE
 from method_page import PLACE, fill
 
@@ -19,12 +20,15 @@ from lightning_prune.methods import METHODS, Method
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 MEASURED = ROOT / "benchmarks" / "criteria.json"
-CONTROLS = ["dense", "dense, trained on", "small, from scratch"]
-NAMES = [cls.__name__ for cls in CRITERIA]
+CONTROLS = ["dense", "dense, trained on", "dense, nine blocks", "small, from scratch"]
+NAMES = [*(cls.__name__ for cls in CRITERIA), *VARIANTS]
+KINDS = {"Channels": "channels", "Weights": "weights", "NM": "weights", "Blocks": "blocks"}
 
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.short)
-each_recipe = pytest.mark.parametrize(
-    "method", [m for m in METHODS if m.file.endswith(".yaml")], ids=lambda method: method.short
+RECIPES = [m for m in METHODS if m.file.endswith(".yaml")]
+each_recipe = pytest.mark.parametrize("method", RECIPES, ids=lambda method: method.short)
+each_pruner = pytest.mark.parametrize(
+    "method", [m for m in RECIPES if m.short != "supermask"], ids=lambda method: method.short
 )
 
 
@@ -60,9 +64,9 @@ def test_what_it_runs_is_there(method: Method) -> None:
     assert start == (["python"] if file.endswith(".py") else ["lightning-prune", "fit", "--config"])
 
 
-@each_recipe
+@each_pruner
 def test_what_goes_is_what_the_recipe_prunes(method: Method) -> None:
-    assert pruner_in(method)["granularity"]["class_path"].lower() == method.removes
+    assert KINDS[pruner_in(method)["granularity"]["class_path"]] == method.removes
 
 
 def listed(monkeypatch: pytest.MonkeyPatch, columns: int) -> str:
@@ -78,10 +82,11 @@ def test_the_command_has_a_line_for_each_in_80_columns(monkeypatch: pytest.Monke
     rows = [re.split(r" {2,}", line.strip()) for line in lines]
     for method in METHODS:
         assert rows.count([method.name, method.line, method.short]) == 1, method
-    masked, removed = lines.index("Weights, which are masked"), lines.index("Channels, which are removed")
+    titles = ("Weights, which are masked", "Channels, which are removed", "Blocks, which are removed")
+    starts = [*map(lines.index, titles), len(lines)]
     for method in METHODS:
-        at = rows.index([method.name, method.line, method.short])
-        assert at > removed if method.removes == "channels" else masked < at < removed
+        at, kind = rows.index([method.name, method.line, method.short]), ["weights", "channels", "blocks"]
+        assert starts[kind.index(method.removes)] < at < starts[kind.index(method.removes) + 1]
     text = "\n".join(lines)
     assert "lightning-prune fit --config recipes/NAME.yaml" in text
     assert "python examples/wanda_one_shot.py" in text
@@ -111,8 +116,9 @@ def test_the_list_takes_no_arguments() -> None:
 
 
 def test_the_page_has_the_sections_of_the_list() -> None:
-    weights, channels = PAGE.split("\n## Channels\n")
-    for text, removes in ((weights, "weights"), (channels, "channels")):
+    weights, others = PAGE.split("\n## Channels\n")
+    channels, blocks = others.split("\n## Blocks\n")
+    for text, removes in ((weights, "weights"), (channels, "channels"), (blocks, "blocks")):
         titles = re.findall(r"^### (.+)$", text, re.MULTILINE)
         assert titles == [method.name for method in METHODS if method.removes == removes]
 
@@ -137,12 +143,13 @@ def test_a_section_cites_what_its_recipe_cites(method: Method) -> None:
         assert re.search(rf"{re.escape(authors)} \*{re.escape(title)}\*, [^*]*?{year}", text), title
 
 
-@each_recipe
+@each_pruner
 def test_a_section_names_the_criterion_and_shows_its_figures_or_where_they_are(method: Method) -> None:
     text, criterion = section(method.name), pruner_in(method)["criterion"]["class_path"]
-    assert f"`{criterion}`" in text
-    own = f"<!-- criteria:{criterion} -->" in text
-    assert own != ("Figures: as for" in text)
+    assert f"`{criterion}" in text
+    own = set(re.findall("<!-- criteria:(.+) -->", text))
+    assert own <= {criterion, *VARIANTS}
+    assert bool(own) != ("Figures: as for" in text)
 
 
 def test_every_criterion_has_its_place_once() -> None:

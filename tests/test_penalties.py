@@ -2,13 +2,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.budgets import Ratio, Sparsity
 from lightning_prune.coupling import Example, Group, analyse
+from lightning_prune.functional import prune_once
+from lightning_prune.granularity import Weights
 from lightning_prune.penalties import (
     add_group_lasso_subgradient,
     add_l1_subgradient,
+    add_l2_gradient,
+    going,
     slimming_gammas,
     unit_norms,
 )
+from lightning_prune.plan import Plan
 
 
 def network() -> nn.Sequential:
@@ -155,3 +161,73 @@ def test_group_lasso_of_one_of_two_optimizers() -> None:
     norm = unit_norms(next(g for g in groups if g.name == "stem.weight"), dict(net.named_parameters()))
     wanted = 17**0.5 * net.stem.weight.detach() / norm[:, None]  # the norm is that of all layers
     torch.testing.assert_close(net.stem.weight.grad, wanted)
+
+
+# ---- growing on what is picked
+
+
+def test_what_goes_with_units_is_every_weight_of_them() -> None:
+    net, groups = lasso()
+    plan = prune_once(net, torch.zeros(2, 3).double(), budget=Ratio(0.5), dry_run=True).plan
+    units = {}
+    for group in groups:
+        member = next(member for member in group.members if member.tensor == group.name)
+        units[group.name] = sorted(set(range(group.size)) - set(plan.keep[group.name][member.dim].tolist()))
+    stream, inner = units["stem.weight"], units["first.weight"]
+    assert (len(stream), len(inner)) == (2, 2)
+    expected = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in net.named_parameters()}
+    for name in ("stem.weight", "stem.bias", "second.weight", "second.bias"):
+        expected[name][stream] = True
+    for name in ("first.weight", "first.bias", "norm.weight", "norm.bias"):
+        expected[name][inner] = True
+    expected["first.weight"][:, stream] = expected["head.weight"][:, stream] = True
+    expected["second.weight"][:, inner] = True
+    found = going(plan, net)
+    assert {name: mask.tolist() for name, mask in found.items()} == {
+        name: mask.tolist() for name, mask in expected.items() if mask.any()
+    }
+
+
+def test_what_goes_may_be_single_weights_or_whole_modules() -> None:
+    net, _ = lasso()
+    x = torch.zeros(2, 3).double()
+    masks = prune_once(net, x, granularity=Weights(), budget=Sparsity(0.5), dry_run=True).plan
+    found = going(masks, net)
+    assert found.keys() == masks.masks.keys()
+    assert all(torch.equal(~mask, masks.masks[name]) for name, mask in found.items())
+    whole = going(Plan(skipped=("norm", "first")), net)
+    assert whole.keys() == {"norm.weight", "norm.bias", "first.weight", "first.bias"}
+    assert all(mask.all() for mask in whole.values())
+
+
+def picked() -> tuple[Residual, dict[str, Tensor]]:
+    net, _ = lasso()
+    return net, going(prune_once(net, torch.zeros(2, 3).double(), budget=Ratio(0.5), dry_run=True).plan, net)
+
+
+def test_the_l2_gradient_is_that_of_autograd() -> None:
+    net, masks = picked()
+    loss = net(torch.randn(6, 3).double()).square().mean()
+    squares = sum(net.get_parameter(name)[mask].square().sum() for name, mask in masks.items())
+    wanted = torch.autograd.grad(loss + 0.7 / 2 * squares, list(net.parameters()), retain_graph=True)
+    plain = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True)
+    loss.backward()
+    penalty = add_l2_gradient(masks, dict(net.named_parameters()), 0.7)
+    assert penalty == pytest.approx(0.35 * float(squares.detach()))
+    for (name, parameter), gradient, bare in zip(net.named_parameters(), wanted, plain, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-12, atol=1e-14, msg=name)
+        assert torch.equal(parameter.grad[~masks[name]], bare[~masks[name]]) if name in masks else True
+
+
+def test_the_l2_gradient_of_one_of_two_optimizers() -> None:
+    net, masks = picked()
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    net.head.weight.grad = None
+    stepped = {id(net.stem.weight), id(net.head.weight)}
+    penalty = add_l2_gradient(masks, dict(net.named_parameters()), 2.0, stepped)
+    own = net.stem.weight.detach() * masks["stem.weight"]
+    assert torch.equal(net.stem.weight.grad, 2 * own)
+    assert penalty == pytest.approx(float(own.square().sum()))
+    assert net.head.weight.grad is None
+    assert not any(p.grad.any() for p in net.parameters() if p.grad is not None and p is not net.stem.weight)

@@ -6,6 +6,7 @@ from lightning_prune.budgets.cost import MACs, Params
 from lightning_prune.budgets.count import Count
 from lightning_prune.budgets.erk import ERK
 from lightning_prune.budgets.file_size import FileSize
+from lightning_prune.budgets.latency import Latency
 from lightning_prune.budgets.ratios import Ratios
 from lightning_prune.budgets.shares import Ratio, Sparsity
 from lightning_prune.budgets.threshold import Threshold
@@ -18,6 +19,7 @@ __all__ = [
     "BudgetError",
     "Count",
     "FileSize",
+    "Latency",
     "MACs",
     "Params",
     "Ratio",

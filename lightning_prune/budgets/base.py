@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 
+from lightning_prune.latency import Conditions
 from lightning_prune.search import BudgetError
 from lightning_prune.spaces import ChannelSpace
 from lightning_prune.weight_space import WeightSpace
@@ -17,11 +18,13 @@ class Budget(ABC):
         per_layer: Whether every group or parameter is looked at by itself, instead of all being ranked together.
         units: Whether the budget counts channels.
         masks: Whether the budget counts single weights.
+        conditions: Under which latency is measured before ``keep_units`` is asked.
     """
 
     per_layer: bool
     units = True
     masks = False
+    conditions: tuple[Conditions, ...] = ()
 
     @abstractmethod
     def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:

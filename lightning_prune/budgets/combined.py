@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from lightning_prune.budgets.base import Budget
+from lightning_prune.latency import Conditions
 from lightning_prune.masks import lowest_masks
 from lightning_prune.spaces import ChannelSpace
 from lightning_prune.weight_space import WeightSpace
@@ -54,6 +55,11 @@ class All(Budget):
     def masks(self) -> bool:  # type: ignore[override]
         """Whether all of them count single weights."""
         return all(part.masks for part in self.budgets)
+
+    @property
+    def conditions(self) -> tuple[Conditions, ...]:  # type: ignore[override]
+        """Those of all of them."""
+        return tuple(dict.fromkeys(conditions for part in self.budgets for conditions in part.conditions))
 
     def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
         """The fewest units that any of them keeps."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,18 +14,15 @@ from torch import Tensor
 from lightning_prune.budgets.base import Budget, check_flag
 from lightning_prune.file_size import compressed_size, deflated, estimated_size, hidden, overhead
 from lightning_prune.masks import lowest_masks
-from lightning_prune.search import BudgetError, fewest, masked
+from lightning_prune.search import BudgetError, fewest, masked, settled
 from lightning_prune.sharded import whole
 from lightning_prune.spaces import ChannelSpace
 from lightning_prune.weight_space import WeightSpace
 
 _BYTES_PER_MB = 10**6
 _TOLERANCE = 0.005  # what an event may stay below its size, where channels or weights are fine enough
-_TRIES = 6  # real measurements of one event at most
 _SAMPLE = 2**18  # weights that are compressed at every share masked
 _SHARES = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 1)
-
-_Choice = TypeVar("_Choice")
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class FileSize(Budget):
             self._check_reachable(cost(space.params(space.floor)), aim, "channels")
             return fewest(self.per_layer, space, lambda kept: cost(space.params(kept)), aim)
 
-        return _settled(widths, lambda kept: compressed_size(space.state(space.lowest(kept))), target)
+        return settled(widths, lambda kept: compressed_size(space.state(space.lowest(kept))), target, _TOLERANCE)
 
     def check_units(self, space: ChannelSpace, events: int | None) -> None:
         """Also refuse a size that the network has already."""
@@ -88,7 +85,7 @@ class FileSize(Budget):
         def measured(counts: Mapping[str, int] | int) -> int:
             return compressed_size(space.state(lowest_masks(space.scores, space.masks, counts)))
 
-        return _settled(counts, measured, target)
+        return settled(counts, measured, target, _TOLERANCE)
 
     def check_weights(self, space: WeightSpace, events: int | None) -> None:
         """Scores are not known yet, so the estimate has to do."""
@@ -118,33 +115,6 @@ class FileSize(Budget):
     def _check_needed(self, dense: float) -> None:
         if dense <= self.mb * _BYTES_PER_MB:
             raise BudgetError(f"{self} is met already: the dense network is a file of {dense / _BYTES_PER_MB:.4g} MB")
-
-
-def _settled(choose: Callable[[float], _Choice], measure: Callable[[_Choice], int], target: float) -> _Choice:
-    """The choice that is measured to be the largest within ``target``; ``choose`` goes by an estimate of the size."""
-    aim, best, largest = target, None, -1
-    tried: list[_Choice] = []
-    while best is None or len(tried) < _TRIES:
-        try:
-            choice = choose(aim)
-        except BudgetError:
-            if best is None:
-                raise
-            break
-        if choice in tried:  # there is nothing between two that were tried
-            if best is not None:
-                break
-            aim *= 1 - _TOLERANCE
-            continue
-        tried.append(choice)
-        size = measure(choice)
-        if largest < size <= target:
-            best, largest = choice, size
-        if target * (1 - _TOLERANCE) <= size <= target:
-            break
-        aim *= target / size * (1 if size <= target else 1 - _TOLERANCE / 4)
-    assert best is not None
-    return best
 
 
 def _cost_of_channels(space: ChannelSpace) -> Callable[[float], float]:

@@ -7,13 +7,16 @@ from collections.abc import Iterable
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_prune.block_pruner import BlockPruner
 from lightning_prune.callbacks.packages import MisconfigurationException
+from lightning_prune.callbacks.rebuild import is_sharding
 from lightning_prune.channel_pruner import ChannelPruner
+from lightning_prune.granularity import Granularity, Weights
 from lightning_prune.manifest import is_pruned, params_as_built
+from lightning_prune.mask_pruner import MaskPruner
 from lightning_prune.pruner import Pruner
 from lightning_prune.schedules import Schedule
 from lightning_prune.sharded import is_sharded
-from lightning_prune.weight_pruner import WeightPruner
 
 
 def check_start(pruner: Pruner, schedule: Schedule) -> None:
@@ -25,8 +28,26 @@ def check_start(pruner: Pruner, schedule: Schedule) -> None:
         )
 
 
+def check_regrowth(trainer: pl.Trainer, granularity: Granularity) -> None:
+    """Weights come back by whole gradients, until a share of the training is over."""
+    if not isinstance(granularity, Weights) or granularity.regrow is None:
+        return
+    if is_sharding(trainer):
+        raise MisconfigurationException(
+            f"{granularity.regrow} looks at whole gradients, of which {type(trainer.strategy).__name__} gives every "
+            "rank a part; use Weights() without regrow, or strategy='ddp'"
+        )
+    if trainer.max_epochs in (None, -1) and trainer.max_steps < 0:
+        raise MisconfigurationException(
+            f"{granularity.regrow} ends at a share of the training, which has no end: set max_epochs or max_steps on "
+            "the Trainer"
+        )
+
+
 def check_scopes(pruner: Pruner, others: Iterable[Pruner], pl_module: pl.LightningModule) -> None:
-    """Two pruners of one kind must not share parameters."""
+    """Two pruners of one kind must not share parameters; for blocks, of which some may be gone, `check_groups` asks."""
+    if isinstance(pruner, BlockPruner):
+        return
     own = pruner.scope.parameters(pl_module)
     for other in others:
         shared = sorted(own.keys() & other.scope.parameters(pl_module).keys())
@@ -44,6 +65,11 @@ def check_groups(pruner: Pruner, others: Iterable[Pruner]) -> None:
             raise MisconfigurationException(
                 f"two IterativePruning callbacks both prune the channels of {min(pruner.groups & other.groups)!r}; "
                 "give them disjoint scopes"
+            )
+        if isinstance(pruner, BlockPruner) and isinstance(other, BlockPruner) and pruner.names & other.names:
+            raise MisconfigurationException(
+                f"two IterativePruning callbacks both prune the block {min(pruner.names & other.names)!r}; give them "
+                "disjoint scopes"
             )
 
 
@@ -73,9 +99,9 @@ def check_dense(pl_module: pl.LightningModule, state_key: str, came_pruned: bool
 def check_same_network(pruner: Pruner, pl_module: pl.LightningModule) -> None:
     """A pruner that goes on in another training must have its own network before it."""
     own = dict(pl_module.named_parameters())
-    if isinstance(pruner, WeightPruner) and is_sharded(pl_module):
+    if isinstance(pruner, MaskPruner) and is_sharded(pl_module):
         ours = True  # nobody has all of it
-    elif isinstance(pruner, WeightPruner):
+    elif isinstance(pruner, MaskPruner):
         masked = ((own[name], mask) for name, mask in pruner.masks.items() if name in own)
         ours = all(p.shape == mask.shape and not bool(p.detach()[~mask.to(p.device)].any()) for p, mask in masked)
     else:

@@ -17,6 +17,15 @@ def time_of(trainer: pl.Trainer, schedule: Schedule, batch_idx: int = 0) -> floa
         return trainer.current_epoch
     if schedule.unit == "step":
         return trainer.global_step
+    return _share(trainer, batch_idx)
+
+
+def share_done(trainer: pl.Trainer) -> float:
+    """The share of the training that is done, in [0, 1], where an optimizer is about to step."""
+    return _share(trainer, trainer.fit_loop.epoch_loop.batch_idx)
+
+
+def _share(trainer: pl.Trainer, batch_idx: int) -> float:
     epochs = trainer.current_epoch + batch_idx / trainer.num_training_batches
     return max(epochs / _limit(trainer.max_epochs), trainer.global_step / _limit(trainer.max_steps))
 

@@ -11,6 +11,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, distributed, nn
 
+from lightning_prune.block_pruner import BlockPruner
+from lightning_prune.callbacks.skipping import compare
 from lightning_prune.callbacks.steps import Step
 from lightning_prune.coupling import Example
 from lightning_prune.plan import Plan
@@ -27,6 +29,8 @@ def decide(
     Or why there can be none: for good (``BudgetError``), or now (any other ``ValueError``).
     """
     decision: Report | ValueError | None = None
+    if isinstance(pruner, BlockPruner) and pruner.criterion.compares_losses:
+        compare(trainer, pl_module, pruner, example, step.aim)
     with _statistics_of_all_ranks(trainer, pruner):
         if is_sharded(pl_module) or trainer.is_global_zero:
             budget = pruner.budget
@@ -106,6 +110,19 @@ def check_ranks_agree(trainer: pl.Trainer, network: nn.Module, plan: Plan) -> No
             )
 
 
+def check_masks_agree(trainer: pl.Trainer, masks: Mapping[str, Tensor]) -> None:
+    """Every rank must have found the same masks.
+
+    Raises:
+        RuntimeError: On every rank, if they differ.
+    """
+    first, *others = gathered(trainer, {name: _checksum(mask) for name, mask in masks.items()})
+    if any(own != first for own in others):
+        raise RuntimeError(
+            "ranks have exchanged different weights. Does something change parameters or gradients on single ranks?"
+        )
+
+
 def of_plan(plan: Plan, network: nn.Module) -> dict[str, Any]:
     """Checksums of what ``plan`` keeps and masks, and the attributes of ``network`` that it sets, as they are now."""
     kept = {
@@ -117,7 +134,7 @@ def of_plan(plan: Plan, network: nn.Module) -> dict[str, Any]:
         for path, values in plan.attributes.items()
         for name in values
     }
-    return {**kept, **masked, **set_}
+    return {"removed modules": list(plan.skipped), **kept, **masked, **set_}
 
 
 def fingerprints(network: nn.Module, without: Collection[str] = ()) -> dict[str, tuple[list[int], int]]:

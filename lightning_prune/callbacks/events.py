@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.optim import Optimizer
 
 from lightning_prune.budgets import BudgetError
 from lightning_prune.callbacks.agenda import Agenda
@@ -15,13 +17,15 @@ from lightning_prune.callbacks.decision import decide
 from lightning_prune.callbacks.history import History
 from lightning_prune.callbacks.observing import Observing
 from lightning_prune.callbacks.rebuild import carry_out
+from lightning_prune.callbacks.regrowing import Regrowing
 from lightning_prune.callbacks.support import forget_best, tell
 from lightning_prune.coupling import Example
 from lightning_prune.keeper import MaskKeeper
+from lightning_prune.mask_pruner import MaskPruner
 from lightning_prune.pruner import Pruner
+from lightning_prune.regrowth import Regrowth
 from lightning_prune.report import Report
 from lightning_prune.schedules import Schedule
-from lightning_prune.weight_pruner import WeightPruner
 
 
 class Events:
@@ -37,10 +41,10 @@ class Events:
         held_back: Why the event that is due must not happen now, once a listener has said so.
     """
 
-    def __init__(self, pruner: Pruner, schedule: Schedule) -> None:
+    def __init__(self, pruner: Pruner, schedule: Schedule, regrowth: Regrowth | None = None) -> None:
         self.pruner, self._schedule = pruner, schedule
         self.observing, self.history, self.masks = Observing(pruner), History(), MaskKeeper({}, {})
-        self._agenda = Agenda(schedule)
+        self._agenda, self._regrowing = Agenda(schedule), Regrowing(regrowth)
         self.finished = self.operating = False
         self.held_back: str | None = None
 
@@ -97,7 +101,7 @@ class Events:
         """This pruner or another has changed the network."""
         self.pruner.resized(report.after)
         self.pruner.follow(report.plan)
-        if report.plan.keep:
+        if report.plan.shrinks:
             self.hold_masks(trainer, pl_module)
 
     def take_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule, state: Mapping[str, Any]) -> None:
@@ -112,9 +116,21 @@ class Events:
     def hold_masks(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the masks in force as they are now."""
         self.masks.release()
-        if isinstance(self.pruner, WeightPruner):
+        if isinstance(self.pruner, MaskPruner):
             self.masks = self.pruner.keeper(pl_module)
             self.masks.hold(trainer.strategy.optimizers)
+
+    def regrow(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
+        """Exchange masked weights for others if it is time, and tell listeners ``on_regrow`` how many."""
+        if not isinstance(self.pruner, MaskPruner):
+            return
+        before = self.pruner.masks
+        changed = self._regrowing.act(trainer, pl_module, optimizer, before)
+        if changed:
+            self.pruner.masks = {**before, **changed}
+            self.masks.replace(changed)
+            count = sum(int(torch.count_nonzero(mask & ~before[name])) for name, mask in changed.items())
+            tell(trainer, "on_regrow", pl_module, count)
 
     def _finish(self) -> None:
         """Observing any longer would cost memory and time."""
@@ -128,6 +144,7 @@ class Events:
             **self._agenda.state_dict(),
             "finished": self.finished,
             "observed": self.observing.complete,
+            "regrown": self._regrowing.state_dict(),
             "history": self.history.state_dict(),
         }
 
@@ -136,5 +153,6 @@ class Events:
         self.pruner.load_state_dict(state["pruner"])
         self._agenda.load_state_dict(state)
         self.finished, self.observing.complete = state["finished"], state.get("observed", False)
+        self._regrowing.load_state_dict(state.get("regrown", {}))
         if "history" in state:
             self.history.load_state_dict(state["history"])

@@ -71,7 +71,7 @@ class GroupLasso(Callback):
 
     def on_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan, report: Report) -> None:
         """Units are others now."""
-        if plan.keep:
+        if plan.shrinks:
             self._groups = None
 
     def on_rollback(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -19,7 +19,7 @@ from lightning_prune.callbacks.pruning import IterativePruning
 from lightning_prune.callbacks.rebuild import check_whole
 from lightning_prune.callbacks.scatter import Point, scatter
 from lightning_prune.callbacks.tensorboard import add_histograms, layout
-from lightning_prune.granularity import Channels
+from lightning_prune.granularity import Blocks, Channels
 from lightning_prune.measure import count_macs
 from lightning_prune.plan import Plan
 from lightning_prune.pruner import nonzero_in
@@ -107,6 +107,11 @@ class SparsityLogger(Callback):
         if self.points and self.points[-1].event == _events(trainer) - 1:
             self._draw(trainer)
 
+    def on_regrow(self, trainer: pl.Trainer, pl_module: pl.LightningModule, count: int) -> None:
+        """Log how many masked weights have come back, for as many others."""
+        for logger in trainer.loggers:
+            logger.log_metrics({"pruning/regrown": count}, step=_step(trainer))
+
     def on_rollback(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the network that is back; the figure forgets the ones that are gone."""
         self.points = [point for point in self.points if point.event <= _events(trainer)]
@@ -186,7 +191,7 @@ class SparsityLogger(Callback):
     def _draw(self, trainer: pl.Trainer) -> None:
         if not self.points or self._metric is None:
             return
-        masks = any(not isinstance(pruning.granularity, Channels) for pruning in _pruners(trainer).values())
+        masks = any(not isinstance(pruning.granularity, (Channels, Blocks)) for pruning in _pruners(trainer).values())
         for logger in _tensorboards(trainer):
             figure = scatter(self.points, self._metric, nonzero=masks)
             logger.experiment.add_figure("pruning/metric_against_size", figure, _step(trainer), close=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -12,6 +13,7 @@ from lightning_prune.budgets import Budget
 from lightning_prune.callbacks.checks import (
     check_dense,
     check_groups,
+    check_regrowth,
     check_same_network,
     check_scopes,
     check_start,
@@ -20,15 +22,15 @@ from lightning_prune.callbacks.clock import warn_if_cut_short, window_is_open
 from lightning_prune.callbacks.events import Events
 from lightning_prune.callbacks.example import declared_example, example_from_batch
 from lightning_prune.callbacks.loading import let_load_from_checkpoint, prepare_loading
-from lightning_prune.callbacks.packages import Callback, overrides
+from lightning_prune.callbacks.packages import Callback, MisconfigurationException, overrides
 from lightning_prune.callbacks.rebuild import check_optimizers, check_trainer
 from lightning_prune.callbacks.support import as_misconfiguration
 from lightning_prune.coupling import Example
 from lightning_prune.criteria import Criterion, Magnitude, criterion_named
-from lightning_prune.functional import make_pruner
-from lightning_prune.granularity import Channels, Granularity
+from lightning_prune.functional import budget_for, make_pruner
+from lightning_prune.granularity import Blocks, Channels, Granularity
 from lightning_prune.kinds import check_kinds
-from lightning_prune.manifest import is_pruned, track_shapes
+from lightning_prune.manifest import is_pruned, skipped_in, track_shapes
 from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report
 from lightning_prune.schedules import Schedule
@@ -46,9 +48,10 @@ class IterativePruning(Callback):
 
     Args:
         schedule: When, and how far each time.
-        budget: Until what; the schedule arrives there.
+        budget: Until what; the schedule arrives there. ``NM`` takes none.
         criterion: What matters, an object or the name of one without arguments; ``Magnitude()`` by default.
-        granularity: ``Channels()`` removes channels (the default), ``Weights()`` masks single weights.
+        granularity: ``Channels()`` removes channels (the default), ``Weights()`` masks single weights,
+            ``NM(2, 4)`` all but two of every four.
         scope: Where; everywhere by default.
 
     Raises:
@@ -63,7 +66,7 @@ class IterativePruning(Callback):
     def __init__(
         self,
         schedule: Schedule,
-        budget: Budget,
+        budget: Budget | None = None,
         criterion: Criterion | str | None = None,
         granularity: Granularity | None = None,
         scope: Scope | None = None,
@@ -71,18 +74,21 @@ class IterativePruning(Callback):
         self.granularity = Channels() if granularity is None else granularity
         scope = Scope() if scope is None else scope
         with as_misconfiguration():
+            budget = budget_for(self.granularity, budget)
             named = criterion_named(criterion) if isinstance(criterion, str) else criterion
             criterion = Magnitude() if named is None else named
             check_kinds(
                 "IterativePruning",
                 schedule=schedule, budget=budget, criterion=criterion, granularity=self.granularity, scope=scope,
             )  # fmt: skip
+            assert budget is not None
             self.pruner = make_pruner(self.granularity, criterion, budget, scope)
         check_start(self.pruner, schedule)
         self.schedule = schedule
-        self._events = Events(self.pruner, schedule)
+        self._events = Events(self.pruner, schedule, getattr(self.granularity, "regrow", None))
         self._example: Example | None = None
         self._prepared = self._restored = self._came_pruned = False
+        self._skipped: list[str] = []  # what was removed as a whole when the network was looked at last
 
     @property
     def state_key(self) -> str:
@@ -112,6 +118,7 @@ class IterativePruning(Callback):
         self._events.take_back(trainer, pl_module, state)
         if ended and not self._events.finished and self._prepared:  # else there is nothing left to train
             self._prepare(pl_module, self._example)
+        self._look_again(pl_module)
 
     def apply_masks(self) -> None:
         """Zero what is masked, whoever has changed it."""
@@ -123,6 +130,7 @@ class IterativePruning(Callback):
         let_load_from_checkpoint(trainer, pl_module)
         if stage == "fit":
             check_trainer(trainer, self.granularity)
+            check_regrowth(trainer, self.granularity)
             self._came_pruned = is_pruned(pl_module)
             self._example, self._prepared, self._restored = None, False, False
             self._events.begin_training()
@@ -157,8 +165,8 @@ class IterativePruning(Callback):
         if not self._prepared:
             late = [c for c in trainer.callbacks if isinstance(c, IterativePruning) and not c._prepared]  # type: ignore[attr-defined]
             for pruning in late:
-                channels = isinstance(pruning.granularity, Channels)
-                pruning._prepare(pl_module, example_from_batch(pl_module, batch, channels))
+                removes = isinstance(pruning.granularity, (Channels, Blocks))
+                pruning._prepare(pl_module, example_from_batch(pl_module, batch, removes))
             for pruning in late if batch_idx == 0 else ():  # what they could not do when the epoch began
                 pruning._act(trainer, pl_module, 0)
         if not window_is_open(trainer, batch_idx):
@@ -176,6 +184,7 @@ class IterativePruning(Callback):
     def follow_pruning(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: Report) -> None:
         """This pruner or another has changed the network."""
         self._events.follow(trainer, pl_module, report)
+        self._look_again(pl_module)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Let the statistics differentiate the loss themselves."""
@@ -190,6 +199,7 @@ class IterativePruning(Callback):
     ) -> None:
         """Let the statistics look at all gradients; those of masked weights then have no part in the norm to clip."""
         self._events.observing.begin_optimizer_step(trainer, optimizer)
+        self._events.regrow(trainer, pl_module, optimizer)
         if trainer.gradient_clip_val or overrides(pl_module, "configure_gradient_clipping"):
             self._events.masks.mask_gradients(optimizer)
 
@@ -246,7 +256,16 @@ class IterativePruning(Callback):
             with as_misconfiguration():
                 self.pruner.prepare(pl_module, example, self.schedule.events)
             check_groups(self.pruner, self._others(pl_module.trainer))
-        self._example, self._prepared = example, True
+        self._example, self._prepared, self._skipped = example, True, skipped_in(pl_module)
+
+    def _look_again(self, pl_module: pl.LightningModule) -> None:
+        """Where whole modules have gone or come back, others have to be observed."""
+        if not self._prepared or skipped_in(pl_module) == self._skipped:
+            return
+        try:
+            self._prepare(pl_module, self._example)
+        except MisconfigurationException as error:  # the next event, if it cannot be, says so and ends pruning
+            rank_zero_warn(str(error))
 
     def _act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int) -> None:
         if self._prepared:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS
 
-from lightning_prune.averaged import apply_to_copies
+from lightning_prune.averaged import apply_to_copies, with_averages
 from lightning_prune.callbacks.decision import check_ranks_agree
 from lightning_prune.callbacks.packages import DDP_STRATEGIES, MisconfigurationException
-from lightning_prune.granularity import Channels, Granularity
+from lightning_prune.granularity import Blocks, Channels, Granularity
 from lightning_prune.manifest import track_plan
+from lightning_prune.plan import Plan
 from lightning_prune.pruner import Pruner
 from lightning_prune.report import Report
 
@@ -30,10 +32,10 @@ def check_trainer(trainer: pl.Trainer, granularity: Granularity) -> None:
         MisconfigurationException: Names the strategy, and what to use instead.
     """
     names = {cls.__name__ for cls in type(trainer.strategy).__mro__}
-    if isinstance(granularity, Channels) and is_sharding(trainer):
+    if isinstance(granularity, (Channels, Blocks)) and is_sharding(trainer):
         raise MisconfigurationException(
-            f"Channels() cannot change shapes under {type(trainer.strategy).__name__}, which shards the parameters; "
-            "use strategy='ddp', or Weights() with ModelParallelStrategy"
+            f"{type(granularity).__name__}() cannot change shapes under {type(trainer.strategy).__name__}, which "
+            "shards the parameters; use strategy='ddp', or Weights() with ModelParallelStrategy"
         )
     if names & set(_FLAT):
         raise MisconfigurationException(
@@ -72,10 +74,10 @@ def check_optimizers(trainer: pl.Trainer, granularity: Granularity) -> None:
     Raises:
         MisconfigurationException: Names the optimizer and what to use instead.
     """
-    if isinstance(granularity, Channels) and any(isinstance(o, LBFGS) for o in trainer.strategy.optimizers):
+    if isinstance(granularity, (Channels, Blocks)) and any(isinstance(o, LBFGS) for o in trainer.strategy.optimizers):
         raise MisconfigurationException(
-            "LBFGS keeps one flat history of all parameters, which channels cannot be cut from; use another optimizer, "
-            "or Weights()"
+            f"LBFGS keeps one flat history of all parameters, which {type(granularity).__name__.lower()} cannot be cut "
+            "from; use another optimizer, or Weights()"
         )
 
 
@@ -108,6 +110,15 @@ def forget_compiled() -> None:
     """Let what ``torch.compile`` has made be compiled anew: after eight changes of shapes it would run eagerly."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
+
+
+def mask_averages(trainer: pl.Trainer, pl_module: pl.LightningModule, masks: Mapping[str, Tensor]) -> None:
+    """Zero in averaged copies, inside the network and outside, what new ``masks`` of its parameters hide."""
+    plan = with_averages(Plan(masks=masks), pl_module)
+    own = dict(pl_module.named_parameters())
+    for name in plan.masks.keys() - masks.keys():
+        own[name].data.mul_(plan.masks[name].to(own[name].device))
+    apply_to_copies([*trainer.callbacks, *pl_module.modules()], plan, pl_module)  # type: ignore[attr-defined]
 
 
 def _take_averages_along(trainer: pl.Trainer, pl_module: pl.LightningModule, report: Report) -> None:

@@ -47,6 +47,7 @@ class Snapshot:
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         checkpoint[_KEY] = {
             "network": pl_module.state_dict(),  # averaging callbacks may have put another one in its place
+            "trained": _trained(trainer, pl_module),
             "copies": [copy.state_dict() for copy in averaged_copies(pl_module)],
             "counters": [0 if counter is None else int(counter) for counter in _counters(trainer)],
             "metrics": {name: float(v) for name, v in trainer.callback_metrics.items() if v.numel() == 1},
@@ -76,6 +77,7 @@ class Snapshot:
             for counter, count in zip(_counters(trainer), chain(saved["counters"], repeat(0)), strict=False):
                 if counter is not None:
                     counter.fill_(count)
+            _give_back_parameters(trainer, pl_module, saved.get("trained", []))
             _load_optimizers(trainer, checkpoint)
         forget_compiled()
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -153,6 +155,28 @@ def _load(module: nn.Module, state: dict[str, Tensor], strict: bool = True) -> N
     for name, tensor in named_tensors(module):
         if name in state and tensor.stride() != state[name].stride():
             tensor.data = torch.empty_like(state[name], dtype=tensor.dtype, device=tensor.device).copy_(tensor.data)
+
+
+def _trained(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[list[list[str | None]]]:
+    """For each group of each optimizer the names of its parameters; None for one that is not in the network."""
+    names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
+    groups = ([group["params"] for group in optimizer.param_groups] for optimizer in trainer.strategy.optimizers)
+    return [[[names.get(id(parameter)) for parameter in params] for params in own] for own in groups]
+
+
+def _give_back_parameters(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, trained: list[list[list[str | None]]]
+) -> None:
+    """Let the optimizers have the parameters again that have gone with their modules and come back, in their places."""
+    own = dict(pl_module.named_parameters())
+    for now, optimizer, then in zip(_trained(trainer, pl_module), trainer.strategy.optimizers, trained, strict=False):
+        for present, group, names in zip(now, optimizer.param_groups, then, strict=False):
+            if set(names) <= set(present):
+                continue
+            others = iter([p for p, name in zip(group["params"], present, strict=True) if name is None])
+            group["params"] = [next(others) if name is None else own[name] for name in names]
+            if "param_names" in group:
+                group["param_names"] = [name or "" for name in names]
 
 
 def _load_optimizers(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:

@@ -5,19 +5,22 @@ from difflib import get_close_matches
 from lightning_prune.criteria.activations import APoZ, MeanActivation
 from lightning_prune.criteria.base import CannotScoreError, Criterion, Scoring
 from lightning_prune.criteria.batchnorm import BatchNormScale
+from lightning_prune.criteria.block_influence import BlockInfluence
 from lightning_prune.criteria.curvature import Fisher, GraSP, Hessian
 from lightning_prune.criteria.geometric_median import GeometricMedian
 from lightning_prune.criteria.gradients import SNIP, GateTaylor, Movement, WeightTaylor
+from lightning_prune.criteria.initial import MagnitudeIncrease
 from lightning_prune.criteria.lamp import LAMP
 from lightning_prune.criteria.magnitude import Magnitude
 from lightning_prune.criteria.random import Random
+from lightning_prune.criteria.sensitivity import Sensitivity
 from lightning_prune.criteria.synflow import SynFlow
 from lightning_prune.criteria.taylor import Taylor
 from lightning_prune.criteria.wanda import Wanda
 
 CRITERIA: tuple[type[Criterion], ...] = (
-    APoZ, BatchNormScale, Fisher, GateTaylor, GeometricMedian, GraSP, Hessian, LAMP, Magnitude, MeanActivation,
-    Movement, Random, SNIP, SynFlow, Taylor, Wanda, WeightTaylor,
+    APoZ, BatchNormScale, BlockInfluence, Fisher, GateTaylor, GeometricMedian, GraSP, Hessian, LAMP, Magnitude,
+    MagnitudeIncrease, MeanActivation, Movement, Random, SNIP, Sensitivity, SynFlow, Taylor, Wanda, WeightTaylor,
 )  # fmt: skip
 
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
     "SNIP",
     "APoZ",
     "BatchNormScale",
+    "BlockInfluence",
     "CannotScoreError",
     "Criterion",
     "Fisher",
@@ -34,10 +38,12 @@ __all__ = [
     "GraSP",
     "Hessian",
     "Magnitude",
+    "MagnitudeIncrease",
     "MeanActivation",
     "Movement",
     "Random",
     "Scoring",
+    "Sensitivity",
     "SynFlow",
     "Taylor",
     "Wanda",

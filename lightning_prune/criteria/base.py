@@ -28,6 +28,7 @@ class Scoring:
         module: The network.
         tensors: Its parameters and buffers by name.
         statistics: What the criterion's statistics have gathered since the last event, by module or parameter name.
+            Where a criterion compares losses, the loss without each block by its name, and ``""`` -> that with all.
         event: Number of events before this one.
         example: What its forward receives, where that is known.
         aggregate: How the scores that a unit has in each of the coupled tensors become one: what a criterion that
@@ -45,11 +46,21 @@ class Scoring:
 
 
 class Criterion(ABC):  # noqa: B024  (a criterion overrides what it scores)
-    """Base of all criteria. A criterion scores channels, weights, or both."""
+    """Base of all criteria. A criterion scores channels, weights or blocks, or several of these.
+
+    Attributes:
+        scores_channels: Whether it scores channels.
+        scores_weights: Whether it scores weights.
+        scores_blocks: Whether it scores whole blocks.
+        compares_losses: Whether it scores blocks by what the network loses when one is skipped.
+        rounds: In how many rounds the weights of one event are masked, with scores made anew in each.
+    """
 
     scores_channels = False
     scores_weights = False
-    rounds = 1  # in which the weights of one event are masked, with scores made anew in each
+    scores_blocks = False
+    compares_losses = False
+    rounds = 1
 
     def statistics(self) -> Statistics | None:
         """A fresh collector of what has to be gathered during training; None where nothing is needed."""
@@ -76,6 +87,10 @@ class Criterion(ABC):  # noqa: B024  (a criterion overrides what it scores)
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:
         """Scores of the weights of parameter ``name``: float32, of its shape, comparable between parameters."""
         raise TypeError(f"{type(self).__name__} does not score weights")
+
+    def score_blocks(self, names: Sequence[str], scoring: Scoring) -> Tensor:
+        """Scores of the modules ``names``: float32, shape (blocks,)."""
+        raise TypeError(f"{type(self).__name__} does not score blocks")
 
 
 def check_every(criterion: Criterion, every_n_steps: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from lightning_prune.criteria.base import (
     sums_of_units,
 )
 from lightning_prune.criteria.batchnorm import batch_norm_scales
-from lightning_prune.statistics import GateGradients, Statistics, WeightGradients
+from lightning_prune.statistics import GateGradients, MovementScores, Statistics, WeightGradients
 
 
 @dataclass(frozen=True)
@@ -142,17 +143,32 @@ class Movement(Criterion):
     Sanh et al. 2020, 'Movement pruning: adaptive sparsity by fine-tuning', eq. 4 with a learning rate of 1: the score
     that straight-through training would give. The sum goes on through events. Meant for fine-tuning of pretrained
     networks. Here what is masked stays masked, while their masks are made anew at every step. ``Sparsity`` and
-    ``Ratio`` budgets give the hard version (a share of the best), ``Threshold`` the soft one (all above a value). With
-    ``Channels`` a unit, which may be an attention head, has the sum over its weights (one score for a block, Lagunas et
-    al. 2021, 'Block pruning for faster transformers'), divided by their number so that groups compare.
+    ``Ratio`` budgets give the hard version (a share of the best), ``Threshold`` the soft one (all above a value). The
+    penalty of the soft one, λ Σ σ(score) (section 4), lowers every score by λ · σ(score) · (1 − σ(score)) in each
+    step, so that only what moves faster stays above the threshold. With ``Channels`` a unit, which may be an attention
+    head, has the sum over its weights (one score for a block, Lagunas et al. 2021, 'Block pruning for faster
+    transformers'), divided by their number so that groups compare.
+
+    Args:
+        penalty: λ, 0 or more. A score of 0 loses a quarter of it in a step.
+
+    Raises:
+        ValueError: If ``penalty`` is negative or not finite.
     """
+
+    penalty: float = 0.0
 
     scores_channels = True
     scores_weights = True
 
+    def __post_init__(self) -> None:
+        value = self.penalty
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or not isfinite(value):
+            raise ValueError(f"Movement penalty={value!r} must be a finite number, 0 or more")
+
     def statistics(self) -> Statistics:
-        """−w · g of every weight."""
-        return WeightGradients(_negative_product, lasting=True)
+        """−w · g of every weight, less what the penalty takes."""
+        return MovementScores(self.penalty)
 
     def check(self, group: Group, scoring: Scoring) -> None:
         """Gradients must reach some of the weights."""
@@ -172,10 +188,6 @@ class Movement(Criterion):
 
 def _squared_product(weight: Tensor, gradient: Tensor) -> Tensor:
     return (weight * gradient).square_()
-
-
-def _negative_product(weight: Tensor, gradient: Tensor) -> Tensor:
-    return (weight * gradient).neg_()
 
 
 def check_trained(group: Group, scoring: Scoring) -> None:

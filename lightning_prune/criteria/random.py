@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ class Random(Criterion):
     One scale for all groups by definition; there is nothing in the coupled tensors to aggregate.
 
     Args:
-        seed: Draws depend on it, on the event and on the name of the group or parameter, and on nothing else.
+        seed: Draws depend on it, on the event and on the name of the group, parameter or block, and on nothing else.
 
     Raises:
         ValueError: If ``seed`` is not a whole number.
@@ -29,6 +30,7 @@ class Random(Criterion):
 
     scores_channels = True
     scores_weights = True
+    scores_blocks = True
 
     def __post_init__(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
@@ -41,6 +43,10 @@ class Random(Criterion):
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:
         """One draw for each weight."""
         return self._draw(name, tuple(scoring.tensors[name].shape), scoring.event)
+
+    def score_blocks(self, names: Sequence[str], scoring: Scoring) -> Tensor:
+        """One draw for each block."""
+        return torch.cat([self._draw(name, (1,), scoring.event) for name in names])
 
     def _draw(self, name: str, shape: tuple[int, ...], event: int) -> Tensor:
         seed = zlib.crc32(f"{self.seed}/{event}/{name}".encode())

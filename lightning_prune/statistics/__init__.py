@@ -9,15 +9,20 @@ from lightning_prune.statistics.activations import (
     input_dim,
 )
 from lightning_prune.statistics.base import Statistics
+from lightning_prune.statistics.blocks import BlockChanges
 from lightning_prune.statistics.curvature import Curvature
-from lightning_prune.statistics.gradients import GateGradients, WeightGradients
+from lightning_prune.statistics.gradients import GateGradients, MovementScores, WeightGradients
+from lightning_prune.statistics.initial import InitialWeights
 
 __all__ = [
     "COUNT",
     "AbsoluteActivations",
     "ActivationGradient",
+    "BlockChanges",
     "Curvature",
     "GateGradients",
+    "InitialWeights",
+    "MovementScores",
     "PositiveActivations",
     "SquaredInputs",
     "Statistics",

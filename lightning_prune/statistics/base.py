@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling import Group
-from lightning_prune.plan import Plan
+from lightning_prune.plan import Plan, is_inside
 
 
 class Statistics(ABC):
@@ -75,6 +75,10 @@ class Statistics(ABC):
 
     def follow(self, plan: Plan) -> None:  # noqa: B027  (no other pruner can cut what makes the channels of this one)
         """The network has been pruned, by whomever."""
+
+    def forget(self, modules: Collection[str]) -> None:
+        """These modules were removed as a whole, by whomever."""
+        self.totals = {key: total for key, total in self.totals.items() if not is_inside(key.split(" ")[-1], modules)}
 
     def reset(self) -> None:
         """Forget everything gathered so far."""

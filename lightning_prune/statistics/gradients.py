@@ -13,7 +13,7 @@ from torch.autograd.graph import register_multi_grad_hook
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_prune.coupling import Group
-from lightning_prune.plan import Plan, select
+from lightning_prune.plan import Plan, is_inside, select
 from lightning_prune.sharded import is_sharded
 from lightning_prune.statistics.base import Statistics, all_finite
 
@@ -35,7 +35,7 @@ class OfParameters(Statistics):
         """
         if is_sharded(module):
             raise ValueError(
-                "a criterion that looks at gradients needs whole parameters, of which every rank has a part here; use "
+                "a criterion that gathers for every weight needs whole parameters, of which every rank has a part; use "
                 "Magnitude() or Random(), or strategy='ddp'"
             )
         names = {*parameters, *(member.tensor for group in groups for member in group.members)}
@@ -50,8 +50,9 @@ class OfParameters(Statistics):
         return [name for name, p in self._parameters.items() if p.dim() > 1 and name not in self.totals]
 
     def follow(self, plan: Plan) -> None:
-        """Cut the totals as the parameters were cut."""
-        self.totals = {name: select(total, plan.keep.get(name, {})) for name, total in self.totals.items()}
+        """Cut the totals as the parameters were cut; what was removed as a whole has none any more."""
+        left = {name: total for name, total in self.totals.items() if not is_inside(name, plan.skipped)}
+        self.totals = {name: select(total, plan.keep.get(name, {})) for name, total in left.items()}
 
     def add(self, name: str, values: Tensor) -> None:
         """Add ``values`` to the total of a parameter."""
@@ -132,17 +133,37 @@ class WeightGradients(StepGradients):
     Args:
         term: (weights, gradients) -> values, float32 and of one shape; returns a new tensor.
         every_n_steps: Take in every n-th optimizer step of each parameter.
-        lasting: Whether the sums go on through events.
     """
 
-    def __init__(self, term: Callable[[Tensor, Tensor], Tensor], every_n_steps: int = 1, lasting: bool = False) -> None:
+    def __init__(self, term: Callable[[Tensor, Tensor], Tensor], every_n_steps: int = 1) -> None:
         super().__init__(every_n_steps)
         self._term = term
-        self.lasting = lasting
 
     def _add_terms(self, gradients: Mapping[str, Tensor]) -> None:
         for name, gradient in gradients.items():
             self.add(name, self._term(self._parameters[name].detach().float(), gradient))
+
+
+class MovementScores(StepGradients):
+    """Scores that each step moves by −w · g − penalty · σ(score) · (1 − σ(score)), from 0 on and through all events.
+
+    Args:
+        penalty: Weight of Σ σ(score) in the loss.
+    """
+
+    lasting = True
+
+    def __init__(self, penalty: float = 0.0) -> None:
+        super().__init__()
+        self.penalty = penalty
+
+    def _add_terms(self, gradients: Mapping[str, Tensor]) -> None:
+        for name, gradient in gradients.items():
+            change = (self._parameters[name].detach().float() * gradient).neg_()
+            if self.penalty:
+                share = self.totals.get(name, torch.zeros(())).to(change.device).sigmoid()
+                change -= self.penalty * share * (1 - share)
+            self.add(name, change)
 
 
 class GateGradients(StepGradients):

@@ -1,14 +1,17 @@
-"""From a name to a classification network: `small_resnet` or any that torchvision has."""
+"""From a name to a classification network: our own or any that torchvision has."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torchvision import models
 
+from lightning_prune.tasks.cifar_resnet import CifarResNet
 from lightning_prune.tasks.networks import SmallResNet
+
+_OWN: Mapping[str, Callable[..., nn.Module]] = {"small_resnet": SmallResNet, "cifar_resnet": CifarResNet}
 
 
 def build_network(
@@ -23,7 +26,8 @@ def build_network(
     pretrained; its classifier is drawn anew where the weights were made for another number of classes.
 
     Args:
-        name: `"small_resnet"`, or a name from `torchvision.models.list_models(module=torchvision.models)`.
+        name: `"small_resnet"`, `"cifar_resnet"`, or a name from
+            `torchvision.models.list_models(module=torchvision.models)`.
         num_classes: Number of outputs, at least 1.
         in_channels: Channels of the images, at least 1.
         arguments: Keyword arguments of that network's own constructor.
@@ -42,18 +46,18 @@ def build_network(
             f"num_classes and in_channels must be at least 1, got num_classes={num_classes} and "
             f"in_channels={in_channels}."
         )
-    known = ["small_resnet", *models.list_models(module=models)]
+    known = [*_OWN, *models.list_models(module=models)]
     if name not in known:
         closest = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
         raise ValueError(
             f"model={name!r} is no known network. "
             + (f"Did you mean {', '.join(map(repr, closest))}? " if closest else "")
-            + "Known are 'small_resnet' and the names in "
+            + f"Known are {', '.join(map(repr, _OWN))} and the names in "
             "torchvision.models.list_models(module=torchvision.models)."
         )
     try:
-        if name == "small_resnet":
-            return SmallResNet(num_classes, in_channels, **(arguments or {}))
+        if name in _OWN:
+            return _OWN[name](num_classes=num_classes, in_channels=in_channels, **(arguments or {}))
         return _torchvision_network(name, num_classes, in_channels, dict(arguments or {}))
     except TypeError as error:
         raise TypeError(f"model={name!r} does not take model_args={arguments!r}: {error}") from error

@@ -13,9 +13,9 @@ from torch import nn
 
 from lightning_prune import Channels, IterativePruning, Weights, prune_once
 from lightning_prune.budgets import All, BudgetError, FileSize, Ratio
-from lightning_prune.budgets.file_size import _settled
 from lightning_prune.file_size import compressed_size, state_after
 from lightning_prune.schedules import Rounds
+from lightning_prune.search import settled
 
 INPUT = torch.zeros(1, 40)
 
@@ -139,7 +139,7 @@ def test_a_wrong_estimate_is_corrected(target: int, error: float, finest: int) -
         measured.append(size)
         return size
 
-    result = _settled(lambda aim: min(finest, max(1, math.floor(aim * error))), measure, target)
+    result = settled(lambda aim: min(finest, max(1, math.floor(aim * error))), measure, target, 0.005)
     assert result <= target
     assert result in measured
     assert result >= min(finest, target * 0.99 - 2)

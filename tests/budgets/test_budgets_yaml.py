@@ -7,7 +7,20 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_prune import budgets
-from lightning_prune.budgets import ERK, All, Budget, Count, FileSize, MACs, Params, Ratio, Ratios, Sparsity, Threshold
+from lightning_prune.budgets import (
+    ERK,
+    All,
+    Budget,
+    Count,
+    FileSize,
+    Latency,
+    MACs,
+    Params,
+    Ratio,
+    Ratios,
+    Sparsity,
+    Threshold,
+)
 
 PATH = "lightning_prune.budgets."
 BUILT: dict[str, tuple[Budget, dict[str, Any]]] = {
@@ -19,6 +32,7 @@ BUILT: dict[str, tuple[Budget, dict[str, Any]]] = {
     "Threshold": (Threshold(0.05), {"value": 0.05}),
     "ERK": (ERK(0.9), {"sparsity": 0.9}),
     "FileSize": (FileSize(25.0), {"mb": 25.0}),
+    "Latency": (Latency(2.5, batch=8, device="cpu"), {"ms": 2.5, "batch": 8, "device": "cpu"}),
     "Ratios": (
         Ratios({"layer1.*": 0.2, "layer4.0.conv2": 0.7}, default=0.5),
         {"shares": {"layer1.*": 0.2, "layer4.0.conv2": 0.7}, "default": 0.5},
@@ -86,6 +100,8 @@ def test_parts_by_short_names(tmp_path) -> None:
         ("Ratios", {"shares": {"a": 2}}, r"Ratios shares\['a'\]=2"),
         ("Ratios", {"shares": {}}, "picks nothing"),
         ("All", {"budgets": []}, "must be a list of budgets"),
+        ("Latency", {"ms": 5.0, "keep": 0.5}, "give one of them"),
+        ("Latency", {"ms": -5.0}, "must be a positive number of milliseconds"),
         ("Threshold", {"value": float("nan")}, "must be a finite number"),
     ],
 )

@@ -17,12 +17,33 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from test_callbacks_ddp import launch
 
 import lightning_prune.callbacks
-from lightning_prune import AccuracyGuard, IterativePruning, SlimmingPenalty, SparsityLogger, Weights
-from lightning_prune.budgets import Ratio, Sparsity
-from lightning_prune.callbacks import Distillation, FinetuneLR, GroupLasso, PrunedCheckpoints, PruningSummary, Rewind
-from lightning_prune.schedules import Cubic, Rounds
+from lightning_prune import (
+    NM,
+    AccuracyGuard,
+    Blocks,
+    IterativePruning,
+    Regrowth,
+    SlimmingPenalty,
+    SparsityLogger,
+    Weights,
+)
+from lightning_prune.budgets import Count, Ratio, Sparsity
+from lightning_prune.callbacks import (
+    Distillation,
+    FinetuneLR,
+    GroupLasso,
+    GrowingPenalty,
+    PrunedCheckpoints,
+    PruningSummary,
+    RecalibrateBatchNorm,
+    Rewind,
+    Supermask,
+)
+from lightning_prune.criteria import BlockInfluence, MagnitudeIncrease, Random
+from lightning_prune.schedules import Constant, Cubic, Linear, Rounds
 
 EPOCHS = 4
+LAYERS = ("net.0.weight", "net.3.weight", "net.8.weight")
 
 
 def channels() -> IterativePruning:
@@ -32,6 +53,14 @@ def channels() -> IterativePruning:
 ROWS: dict[str, Callable[[], list[Callback]]] = {  # the callback that is meant first, then what it needs
     "IterativePruning": lambda: [channels()],
     "IterativePruning of weights": lambda: [IterativePruning(Cubic(1, 3), Sparsity(0.6), granularity=Weights())],
+    "IterativePruning of blocks": lambda: [IterativePruning(Constant(2), Count(1), BlockInfluence(), Blocks())],
+    "IterativePruning by MagnitudeIncrease": lambda: [
+        IterativePruning(Rounds(1, 1, 2), Ratio(0.5), MagnitudeIncrease())
+    ],
+    "IterativePruning that regrows weights": lambda: [
+        IterativePruning(Constant(0), Sparsity(0.6), Random(), Weights(regrow=Regrowth(every=3, end=1.0)))
+    ],
+    "IterativePruning by blocks of weights": lambda: [IterativePruning(Cubic(1, 3), granularity=NM(1, 4))],
     "AccuracyGuard": lambda: [AccuracyGuard("val_loss", 5.0, mode="min"), channels()],
     "AccuracyGuard with rollback": lambda: [
         AccuracyGuard("val_loss", 5.0, mode="min", on_drop="rollback", retry=1),
@@ -39,10 +68,13 @@ ROWS: dict[str, Callable[[], list[Callback]]] = {  # the callback that is meant 
     ],
     "SlimmingPenalty": lambda: [SlimmingPenalty(1e-3), channels()],
     "GroupLasso": lambda: [GroupLasso(1e-3), channels()],
+    "GrowingPenalty": lambda: [GrowingPenalty(Linear(0, 6, unit="step"), Ratio(0.5)), channels()],
+    "Supermask": lambda: [Supermask(0.6, lr=1.0)],
     "SparsityLogger": lambda: [SparsityLogger(), channels()],
     "PruningSummary": lambda: [PruningSummary(), channels()],
     "Rewind": lambda: [Rewind(), channels()],
     "Distillation": lambda: [Distillation(), channels()],
+    "RecalibrateBatchNorm": lambda: [RecalibrateBatchNorm(6), channels()],
     "FinetuneLR": lambda: [FinetuneLR(), channels()],
     "PrunedCheckpoints": lambda: [PrunedCheckpoints(), channels()],
 }
@@ -63,10 +95,18 @@ def model() -> Lit:
     return Lit()
 
 
+def masks(row: str) -> bool:
+    return row.endswith("weights") or row == "Supermask"
+
+
+def expected(row: str) -> list[int]:
+    return [8, 3] if row.endswith("of blocks") else [8, 8, 3] if masks(row) else [4, 4, 3]
+
+
 def check(lit: LightningModule, row: str) -> None:
     """The network is as small as its row says, and nothing is left on it."""
-    assert widths(lit.net) == ([8, 8, 3] if row.endswith("weights") else [4, 4, 3])
-    if row.endswith("weights"):
+    assert widths(lit.net) == expected(row)
+    if masks(row):
         assert zero_share(lit) == pytest.approx(0.6, abs=0.01)
     for module in lit.modules():
         assert not module._forward_hooks
@@ -114,15 +154,20 @@ def test_bf16(tmp_path, row, precision) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ["IterativePruning", "IterativePruning of weights"])
+@pytest.mark.parametrize("row", ["IterativePruning", "IterativePruning of weights", "Supermask"])
 def test_compile(tmp_path, row) -> None:
-    """The other callbacks all at once: compiling takes long."""
+    """The other callbacks all at once, where there is pruning: compiling takes long."""
     lit = model()
     torch._dynamo.reset()
     first = {type(make()[0]): make()[0] for make in reversed(ROWS.values())}
-    others = [callback for cls, callback in first.items() if cls is not IterativePruning]
+    others = [callback for cls, callback in first.items() if cls not in (IterativePruning, Supermask)]
     others.sort(key=lambda callback: not isinstance(callback, AccuracyGuard))
-    fit(tmp_path, torch.compile(lit, backend="eager"), [*ROWS[row](), *others], limit_train_batches=2)
+    fit(
+        tmp_path,
+        torch.compile(lit, backend="eager"),
+        [*ROWS[row](), *(others if row != "Supermask" else [])],
+        limit_train_batches=2,
+    )
     check(lit, row)
 
 
@@ -197,4 +242,4 @@ def test_two_ranks(tmp_path) -> None:
     for row, (first, second) in launch(tmp_path, 2, SCRIPT, tuple(ROWS)).items():
         assert (first.pop("rank"), second.pop("rank")) == (0, 1)
         assert same(first, second), row
-        assert first["net.3.weight"].shape[0] == (8 if row.endswith("weights") else 4)
+        assert [len(first[name]) for name in first if name in LAYERS] == expected(row)

@@ -16,6 +16,7 @@ from lightning_prune.criteria import (
     SNIP,
     APoZ,
     BatchNormScale,
+    BlockInfluence,
     CannotScoreError,
     Criterion,
     Fisher,
@@ -24,22 +25,27 @@ from lightning_prune.criteria import (
     GraSP,
     Hessian,
     Magnitude,
+    MagnitudeIncrease,
     MeanActivation,
     Movement,
     Random,
     Scoring,
+    Sensitivity,
     SynFlow,
     Taylor,
     Wanda,
     WeightTaylor,
 )
 from lightning_prune.criteria.base import combine
+from lightning_prune.statistics import BlockChanges
 
 ROWS = [
     Magnitude(), Magnitude(p=1), BatchNormScale(), Random(), Random(seed=7), Taylor(), Taylor(every_n_steps=2), APoZ(),
     Fisher(), GateTaylor(), GeometricMedian(), GraSP(), Hessian(), Hessian(seed=3), LAMP(), MeanActivation(),
-    Movement(), SNIP(), SynFlow(), SynFlow(rounds=2), Wanda(), Wanda(by_output=False), WeightTaylor(every_n_steps=2),
+    MagnitudeIncrease(), MagnitudeIncrease(distance=True), Movement(), Movement(penalty=0.1), SNIP(), SynFlow(),
+    SynFlow(rounds=2), Wanda(), Wanda(by_output=False), WeightTaylor(every_n_steps=2), BlockInfluence(), Sensitivity(),
 ]  # fmt: skip
+BLOCKS = ("bn1", "bn2", "bn4")  # of the network below: what they return has the shape of what they receive
 CHANNELS = [row for row in ROWS if row.scores_channels]
 WEIGHTS = [row for row in ROWS if row.scores_weights]
 DRAWN = (Random, Hessian)  # by place
@@ -81,8 +87,12 @@ def make(dtype: torch.dtype = torch.float32) -> tuple[Net, Coupling, Tensor]:
 def scoring_of(criterion: Criterion, net: nn.Module, coupling: Coupling, batch: Tensor, event: int = 0) -> Scoring:
     statistics, example = criterion.statistics(), Example.of(batch)
     if statistics is None:
-        return Scoring(net, dict(named_tensors(net)), event=event, example=example)
-    statistics.attach(net, coupling.groups.values(), [name for name, _ in net.named_parameters()])
+        losses = {name: torch.tensor(1.5**n) for n, name in enumerate(["", *BLOCKS])}
+        return Scoring(net, dict(named_tensors(net)), losses, event, example)
+    if isinstance(statistics, BlockChanges):
+        statistics.attach(net, blocks=BLOCKS)
+    else:
+        statistics.attach(net, coupling.groups.values(), [name for name, _ in net.named_parameters()])
     statistics.begin_step(0)
     loss = net(batch).square().sum()
     statistics.before_backward(loss)
@@ -91,6 +101,8 @@ def scoring_of(criterion: Criterion, net: nn.Module, coupling: Coupling, batch: 
     statistics.before_optimizer_step({id(parameter) for parameter in net.parameters()})
     statistics.end_step()
     statistics.detach()
+    if isinstance(criterion, MagnitudeIncrease):  # which has nothing to say of a network that was never trained
+        torch.optim.SGD(net.parameters(), 1e-3).step()
     net.zero_grad(set_to_none=True)
     return Scoring(net, dict(named_tensors(net)), statistics.totals, event, example)
 
@@ -106,6 +118,8 @@ def all_scores(criterion: Criterion, net: nn.Module, coupling: Coupling, scoring
             with suppress(CannotScoreError):
                 criterion.check_weights(name, scoring)
                 scores[f"weights of {name}"] = criterion.score_weights(name, scoring)
+    if criterion.scores_blocks:
+        scores["blocks of the network"] = criterion.score_blocks(BLOCKS, scoring)
     return scores
 
 
@@ -131,21 +145,27 @@ def test_scores_are_finite_float32_of_the_right_shape(criterion: Criterion, dtyp
         assert not values.requires_grad, name
         assert values.unique().numel() > 1 or name.endswith("bias") or "bn" in name, name  # says something
         kind, _, tensor = name.partition(" of ")
-        size = (coupling.groups[tensor].size,) if kind == "units" else parameters[tensor].shape
-        assert tuple(values.shape) == tuple(size), name
+        if kind == "blocks":
+            size = (len(BLOCKS),)
+        else:
+            size = (coupling.groups[tensor].size,) if kind == "units" else tuple(parameters[tensor].shape)
+        assert tuple(values.shape) == size, name
 
 
 @pytest.mark.parametrize("criterion", ROWS, ids=repr)
 def test_flags_say_what_can_be_scored(criterion: Criterion) -> None:
     net, coupling, batch = make()
     scoring = scoring_of(criterion, net, coupling, batch)
-    assert criterion.scores_channels or criterion.scores_weights
+    assert criterion.scores_channels or criterion.scores_weights or criterion.scores_blocks
     if not criterion.scores_channels:
         with pytest.raises(TypeError, match=f"^{type(criterion).__name__} does not score channels$"):
             criterion.score_units(coupling.groups["stem.weight"], scoring)
     if not criterion.scores_weights:
         with pytest.raises(TypeError, match=f"^{type(criterion).__name__} does not score weights$"):
             criterion.score_weights("stem.weight", scoring)
+    if not criterion.scores_blocks:
+        with pytest.raises(TypeError, match=f"^{type(criterion).__name__} does not score blocks$"):
+            criterion.score_blocks(BLOCKS, scoring)
 
 
 @pytest.mark.parametrize("training", [True, False])

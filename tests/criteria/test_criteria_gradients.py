@@ -2,6 +2,7 @@
 
 import pickle
 from dataclasses import replace
+from math import exp
 
 import pytest
 import torch
@@ -60,6 +61,41 @@ def test_two_steps_of_different_sign(criterion: Criterion, expected: float) -> N
     nn.init.ones_(net[0].weight)
     scoring, _ = gather(criterion, nn.Sequential(net, nn.Identity()), [torch.tensor([[1.0]]), torch.tensor([[-2.0]])])
     assert criterion.score_weights("0.0.weight", scoring) == expected
+
+
+def test_a_penalty_lowers_the_scores_of_movement() -> None:
+    """Steps of a weight of 1 with the gradients 1 and -2, each less λ · σ(s) · (1 − σ(s))."""
+    net = nn.Sequential(nn.Linear(1, 1, bias=False))
+    nn.init.ones_(net[0].weight)
+    batches = [torch.tensor([[1.0]]), torch.tensor([[-2.0]])]
+    first = -1.0 - 0.4 * 0.5 * 0.5
+    share = 1 / (1 + exp(-first))
+    for count, expected in ((1, first), (2, first + 2.0 - 0.4 * share * (1 - share))):
+        scoring, _ = gather(Movement(penalty=0.4), nn.Sequential(net, nn.Identity()), batches[:count])
+        assert Movement(0.4).score_weights("0.0.weight", scoring).item() == pytest.approx(expected)
+
+
+def test_the_penalty_of_movement_is_that_of_autograd() -> None:
+    torch.manual_seed(0)
+    net, batches = nn.Linear(3, 2).double(), torch.randn(4, 5, 3).double()
+    scores = {name: torch.zeros_like(p, requires_grad=True) for name, p in net.named_parameters()}
+    descent = torch.optim.SGD(scores.values(), lr=1.0)
+    for batch in batches:  # the scores are differentiated straight through the mask, which is all ones
+        weights = {name: p.detach() * (1 + scores[name] - scores[name].detach()) for name, p in net.named_parameters()}
+        loss = torch.func.functional_call(net, weights, batch).sum()
+        (loss + 0.3 * sum(score.sigmoid().sum() for score in scores.values())).backward()
+        descent.step()
+        descent.zero_grad()
+    scoring, _ = gather(Movement(penalty=0.3), nn.Sequential(net, nn.Identity()), batches)
+    for name, score in scores.items():
+        found = scoring.statistics[f"0.{name}"]
+        torch.testing.assert_close(found.double(), score.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("penalty", [-1, float("nan"), float("inf"), True, "much"])
+def test_the_penalty_of_movement_is_checked(penalty: object) -> None:
+    with pytest.raises(ValueError, match=r"^Movement penalty=.* must be a finite number, 0 or more$"):
+        Movement(penalty)
 
 
 class Residual(nn.Module):

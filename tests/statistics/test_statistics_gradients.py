@@ -8,7 +8,7 @@ from gathering import X, by_hand, one_step
 from torch import Tensor, nn
 
 from lightning_prune.plan import Plan
-from lightning_prune.statistics import GateGradients, WeightGradients
+from lightning_prune.statistics import GateGradients, MovementScores, WeightGradients
 
 NAMES = ["0.weight", "0.bias", "1.weight", "1.bias"]
 
@@ -177,7 +177,7 @@ def test_calibrating_with_everything_frozen() -> None:
 @pytest.mark.parametrize("lasting", [False, True])
 def test_other_pruners_cut_the_totals(lasting: bool) -> None:
     net = by_hand()
-    statistics = WeightGradients(product, lasting=lasting)
+    statistics = MovementScores() if lasting else WeightGradients(lambda weight, gradient: -weight * gradient)
     statistics.attach(net, parameters=NAMES)
     assert statistics.lasting is lasting
     net(X).sum().backward()
@@ -185,8 +185,10 @@ def test_other_pruners_cut_the_totals(lasting: bool) -> None:
     kept = torch.tensor([1])
     statistics.follow(Plan(keep={"0.weight": {0: kept}, "0.bias": {0: kept}, "1.weight": {1: kept}}))
     assert {name: total.tolist() for name, total in statistics.totals.items()} == {
-        "0.weight": [[-3, 2]], "0.bias": [0], "1.weight": [[-1]], "1.bias": [0],
+        "0.weight": [[3, -2]], "0.bias": [0], "1.weight": [[1]], "1.bias": [0],
     }  # fmt: skip
+    statistics.follow(Plan(skipped=("0",)))
+    assert statistics.totals.keys() == {"1.weight", "1.bias"}
 
 
 def test_a_state_goes_through_a_file_and_does_not_change() -> None:

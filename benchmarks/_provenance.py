@@ -1,0 +1,57 @@
+"""Where figures come from: date, versions, hardware and commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def provenance(*packages: str) -> dict[str, Any]:
+    """What JSON files of benchmarks say about the run, with the versions of torch, Lightning and ``packages``."""
+    return {
+        "date": date.today().isoformat(),
+        "commit": commit(),
+        "versions": {name: version(name) for name in ("torch", "lightning", "lightning-prune", *packages)},
+        "hardware": hardware(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def commit() -> str:
+    """The commit that ran, with a plus where files of the package or the benchmarks differ from it."""
+    named = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--", "lightning_prune", "benchmarks/*.py")
+    return f"{named}+" if changed else named
+
+
+def hardware() -> str:
+    """The GPU, or the processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def in_words(content: dict[str, Any]) -> str:
+    """The same as one line under a table."""
+    versions = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
+    threads = f"{content['threads']} thread{'s' * (content['threads'] != 1)}"
+    return f"{content['date']}, commit {content['commit']}; {content['hardware']}, {threads}; {versions}."
+
+
+def _git(*arguments: str) -> str:
+    try:
+        found = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.stdout.strip()

@@ -1,0 +1,45 @@
+"""How much a block changes what passes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_prune.criteria.base import Criterion, Scoring, check_every, gathered
+from lightning_prune.statistics import COUNT, BlockChanges
+
+
+@dataclass(frozen=True)
+class BlockInfluence(Criterion):
+    """One minus the cosine similarity between what a block receives and what it returns, averaged over the data.
+
+    Men et al. 2024, 'ShortGPT: layers in large language models are more redundant than you expect', eq. 1, over the
+    steps since the last event; in [0, 2]. Tensors of three dimensions are sequences, (batch, token, feature), with a
+    cosine for each token, as in the paper; of any others each example is one vector.
+
+    Args:
+        every_n_steps: Look at every n-th training batch only.
+
+    Raises:
+        ValueError: If ``every_n_steps`` is not a whole number of at least 1.
+    """
+
+    every_n_steps: int = 1
+
+    scores_blocks = True
+
+    def __post_init__(self) -> None:
+        check_every(self, self.every_n_steps)
+
+    def statistics(self) -> BlockChanges:
+        """Sums of one minus the cosine."""
+        return BlockChanges(self.every_n_steps)
+
+    def score_blocks(self, names: Sequence[str], scoring: Scoring) -> Tensor:
+        """The means, which compare between blocks as they are."""
+        pairs = ((name, COUNT + name) for name in names)
+        sums = [[gathered(self, key, scoring, "activations") for key in pair] for pair in pairs]
+        return torch.stack([total / count for total, count in sums])

@@ -1,0 +1,157 @@
+"""Masking weights: what all ways to choose them share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_prune.averaged import with_averages
+from lightning_prune.budgets import Budget
+from lightning_prune.coupling import Example
+from lightning_prune.criteria import CannotScoreError, Criterion, Scoring
+from lightning_prune.file_size import state_after
+from lightning_prune.keeper import MaskKeeper
+from lightning_prune.masks import pack, unpack
+from lightning_prune.measure import measure
+from lightning_prune.plan import Plan
+from lightning_prune.pruner import Pruner, check_finite, nonzero_in
+from lightning_prune.report import Report
+from lightning_prune.scope import Scope
+from lightning_prune.sharded import reshard, whole
+from lightning_prune.weight_space import WeightSpace
+
+
+class MaskPruner(Pruner):
+    """Ranks the weights of a network and masks the lowest.
+
+    Args:
+        criterion: What matters.
+        budget: Until what.
+        scope: Where.
+
+    Attributes:
+        masks: Parameter name -> bool mask of its shape on the CPU, True where the weight survives.
+    """
+
+    def __init__(self, criterion: Criterion, budget: Budget, scope: Scope) -> None:
+        super().__init__(criterion, budget, scope)
+        if not criterion.scores_weights:
+            raise ValueError(f"criterion {criterion} does not score weights; use Channels(), or another criterion")
+        self.masks: dict[str, Tensor] = {}
+
+    def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
+        """Check that the scope and the budget fit the network."""
+        parameters, _ = self._covered(model)
+        self._check(self._space(model, parameters), None if events is None else events - self.event)
+        scoring = self.scoring(model, example)
+        for name in parameters:
+            try:
+                self.criterion.check_weights(name, scoring)
+            except CannotScoreError as error:
+                raise ValueError(f"criterion {self.criterion} cannot score {name!r}: {error}") from error
+        if self.statistics is not None:
+            self.statistics.attach(model, parameters=parameters.keys())
+
+    def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
+        """Score, choose, and measure."""
+        parameters, frozen = self._covered(model)
+        scoring = self.scoring(model, example)
+        space = self._space(model, parameters, ScoresOnDemand(self.criterion, scoring, list(parameters)))
+        masks = self._choose(model, space, scoring, fraction)
+        masked = {name: _hidden(mask) for name, mask in masks.items()}
+        plan, before = with_averages(Plan(masks=masks), model), measure(model, example)
+        return Report(
+            plan=plan,
+            before=before,
+            after=replace(before, nonzero=_nonzero_under(plan.masks, model)),
+            sparsity=sum(masked.values()) / sum(space.sizes.values()),
+            fraction=fraction,
+            widths={n: (s - space.masked[n], s - masked[n]) for n, s in space.sizes.items()},
+            frozen=frozen,
+        )
+
+    def _covered(self, model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
+        """The parameters that masks cover, and why others in the scope stay as they are."""
+        return self.scope.parameters(model), {}
+
+    @abstractmethod
+    def _check(self, space: WeightSpace, events: int | None) -> None:
+        """Raise ``BudgetError`` if the end of the schedule, ``events`` events from here, cannot be met."""
+
+    @abstractmethod
+    def _choose(self, model: nn.Module, space: WeightSpace, scoring: Scoring, fraction: float) -> Mapping[str, Tensor]:
+        """The masks of everything in ``space``; what is masked stays masked."""
+
+    def _space(
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], scores: Mapping[str, Tensor] | None = None
+    ) -> WeightSpace:
+        return WeightSpace(
+            sizes={name: p.numel() for name, p in parameters.items()},
+            masked={n: _hidden(self.masks[n]) if n in self.masks else 0 for n in parameters},
+            shapes={name: tuple(p.shape) for name, p in parameters.items()},
+            scores={} if scores is None else scores,
+            masks=self.masks,
+            state=lambda masks: state_after(model, Plan(masks=dict(masks))),
+        )
+
+    def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
+        self.masks = {name: mask.cpu() for name, mask in report.plan.masks.items()}
+        self.keeper(model).apply(optimizers)
+
+    def keeper(self, model: nn.Module) -> MaskKeeper:
+        """What holds the masks on ``model``."""
+        reshard(model)
+        return MaskKeeper(dict(model.named_parameters()), self.masks)
+
+    def follow(self, plan: Plan) -> None:
+        """Slice the masks after channels were removed by ``plan``; the sparsity is that of the weights left."""
+        super().follow(plan)
+        if not plan.shrinks:
+            return
+        self.masks = Plan(masks=self.masks).slice_masks(plan)
+        if self.masks:
+            kept, left = nonzero_in(self.masks.values()), sum(mask.numel() for mask in self.masks.values())
+            self.sparsity = 1 - kept / left
+
+    def state_dict(self) -> dict[str, Any]:
+        """The common state and the masks."""
+        return {**super().state_dict(), "masks": pack(self.masks)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``state_dict`` returned."""
+        super().load_state_dict(state)
+        self.masks = unpack(state["masks"])
+
+
+class ScoresOnDemand(Mapping[str, Tensor]):
+    """Scores that are made whenever they are asked for, so that those of one parameter at a time are in memory."""
+
+    def __init__(self, criterion: Criterion, scoring: Scoring, names: Sequence[str]) -> None:
+        self._criterion, self._scoring, self._names = criterion, scoring, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        values = self._criterion.score_weights(name, self._scoring)
+        check_finite(self._criterion, {name: values})
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _hidden(mask: Tensor) -> int:
+    return mask.numel() - int(torch.count_nonzero(mask))
+
+
+def _nonzero_under(masks: Mapping[str, Tensor], model: nn.Module) -> int:
+    """How many parameters are not zero once the masks are applied; one tensor at a time, and in bools."""
+    parameters = ((name, whole(parameter.detach())) for name, parameter in model.named_parameters())
+    return nonzero_in(p.logical_and(masks[name].to(p.device)) if name in masks else p for name, p in parameters)
