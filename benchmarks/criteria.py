@@ -6,8 +6,8 @@ trains as long as dense training and fine-tuning take together; so does what lea
 compares with these initial weights. What is not a criterion alone stands in ``_variants.py``. Controls: the dense
 network trained on, a network built with the widths that ``Ratio`` leaves and trained from scratch for both budgets
 together, and ``Random`` as the floor. Blocks are removed from a network of its own, with three of them a stage, of
-which seven can go. Figures are accuracies on the validation split after the last epoch, mean and standard deviation over
-seeds; nothing is selected by them.
+which seven can go. Figures are accuracies on the validation split after the last epoch, mean and standard deviation
+over seeds; nothing is selected by them.
 
 `python benchmarks/criteria.py --page docs/methods.md` measures nothing: it writes what was measured into the page.
 """
