@@ -38,7 +38,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from lightning_prune import Blocks, Channels, IterativePruning, Weights
 from lightning_prune.budgets import Ratio, Sparsity
-from lightning_prune.criteria import CRITERIA, Criterion, MagnitudeIncrease
+from lightning_prune.criteria import CRITERIA, Criterion, MagnitudeIncrease, Sensitivity
 from lightning_prune.schedules import Constant
 from lightning_prune.tasks import DigitsData, ImageClassifier
 
@@ -88,7 +88,8 @@ def callbacks_of(name: str, granularity: str, share: float, initial: nn.Module) 
     """The pruner and what goes with it, or what takes its place."""
     if name in VARIANTS:
         return VARIANTS[name].callbacks(share)
-    criterion = {cls.__name__: cls for cls in CRITERIA}[name]()
+    known = {cls.__name__: cls for cls in CRITERIA}
+    criterion = Sensitivity("val_acc") if name == "Sensitivity" else known[name]()
     callback = pruning(criterion, granularity, share)
     if isinstance(criterion, MagnitudeIncrease):
         assert callback.pruner.statistics is not None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,14 +20,15 @@ from lightning_prune.file_size import state_after
 from lightning_prune.granularity import Channels
 from lightning_prune.latency import SHARES, Conditions, Copies, Stopwatch
 from lightning_prune.measure import Size
-from lightning_prune.plan import Plan, plan_removal, rescaled, select
-from lightning_prune.pruner import Pruner, check_finite, nonzero_in
+from lightning_prune.plan import plan_removal, rescaled
+from lightning_prune.pruner import Pruner, check_finite
 from lightning_prune.ranking import isomorphism_classes
 from lightning_prune.report import Report
 from lightning_prune.scope import Scope
 from lightning_prune.spaces import ChannelSpace, Original
 from lightning_prune.surgery import apply_plan
-from lightning_prune.verify import ANOTHER_WAY, Trial, try_widths
+from lightning_prune.trials import BreaksError, Choice, Trials, sizes
+from lightning_prune.verify import ANOTHER_WAY
 
 
 class ChannelPruner(Pruner):
@@ -64,7 +64,7 @@ class ChannelPruner(Pruner):
         self.groups: frozenset[str] = frozenset()  # what is ranked, known from `prepare` on
         self._coupling: Coupling | None = None
         self._scoped: tuple[Coupling, dict[str, Group], dict[str, str]] | None = None
-        self._trial: tuple[Coupling, tuple[tuple[str, int], ...], Trial] | None = None
+        self._trials = Trials()
 
     @collecting_later()
     def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
@@ -120,7 +120,7 @@ class ChannelPruner(Pruner):
         if trial.apart:
             inexact = {**dict.fromkeys(pruned, ANOTHER_WAY), **inexact}
         plan = with_averages(plan, model)
-        before, after = _sizes(model, coupling, plan, choice.removed)
+        before, after = sizes(model, coupling, plan, choice.removed)
         return Report(
             plan=plan,
             before=before,
@@ -177,13 +177,13 @@ class ChannelPruner(Pruner):
         scores: Mapping[str, Tensor],
         choose: Callable[[ChannelSpace], Mapping[str, int]],
         timing: bool = False,
-    ) -> _Choice:
+    ) -> Choice:
         """Widths that are chosen, and run, and units to remove; groups that break the network are blocked."""
 
         def timed(removed: Mapping[str, Tensor], conditions: Conditions) -> float:
-            failing = self._tried(model, example, coupling, removed).failing
+            failing = self._trials.of(model, example, coupling, removed).failing
             if failing:
-                raise _BreaksError(failing)
+                raise BreaksError(failing)
             return self.stopwatch.measured(conditions, Copies(model, example, coupling), removed)
 
         while True:
@@ -192,11 +192,11 @@ class ChannelPruner(Pruner):
                 widths = choose(replace(space, timed=timed) if timing else space)
                 kept = {n: min(k, space.now[n]) for n, k in widths.items()}
                 removed = space.lowest(kept)
-                trial = self._tried(model, example, coupling, removed)
+                trial = self._trials.of(model, example, coupling, removed)
                 if not trial.failing:
-                    return _Choice(kept, removed, trial)
+                    return Choice(kept, removed, trial)
                 failing = trial.failing
-            except _BreaksError as error:
+            except BreaksError as error:
                 failing = error.failing
             self.blocked = stay_together(coupling, {**self.blocked, **failing})
 
@@ -210,13 +210,6 @@ class ChannelPruner(Pruner):
             removals = [self._choose(model, example, coupling, scored, choose).removed for choose in widths]
             for conditions in missing:
                 self.stopwatch.add(conditions, Copies(model, example, coupling), removals)
-
-    def _tried(self, model: nn.Module, example: Example, coupling: Coupling, removed: Mapping[str, Tensor]) -> Trial:
-        """A trial of these widths, made once: it does not matter to the shapes which units go."""
-        widths = tuple((name, int(units.sum())) for name, units in removed.items())
-        if self._trial is None or self._trial[0] is not coupling or self._trial[1] != widths:
-            self._trial = coupling, widths, try_widths(model, example, coupling, removed)
-        return self._trial[2]
 
     def _space(self, model: nn.Module, coupling: Coupling, scores: Mapping[str, Tensor]) -> ChannelSpace:
         assert self.origin is not None
@@ -239,7 +232,7 @@ class ChannelPruner(Pruner):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what can be found out again: the analysis refers to operations of PyTorch, which have no pickle."""
-        return {**vars(self), "_coupling": None, "_scoped": None, "_trial": None}
+        return {**vars(self), "_coupling": None, "_scoped": None, "_trials": Trials()}
 
     def state_dict(self) -> dict[str, Any]:
         """The common state, the size of the original and what was found not to be removable."""
@@ -257,39 +250,6 @@ class ChannelPruner(Pruner):
         self.origin = None if state["origin"] is None else Original(**state["origin"])
         self.blocked = dict(state["blocked"])
         self.stopwatch.load_state_dict(state.get("latency", ()))
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """Units kept in every group, the ones that go, and the trial of these widths."""
-
-    kept: Mapping[str, int]
-    removed: Mapping[str, Tensor]
-    trial: Trial
-
-
-class _BreaksError(Exception):
-    """Widths that were to be timed break the network."""
-
-    def __init__(self, failing: Mapping[str, str]) -> None:
-        super().__init__(str(failing))
-        self.failing = failing
-
-
-def _sizes(model: nn.Module, coupling: Coupling, plan: Plan, removed: Mapping[str, Tensor]) -> tuple[Size, Size]:
-    """What the network costs now, and with the choice carried out."""
-    before = after = nonzero_before = nonzero_after = 0
-    for name, parameter in model.named_parameters():
-        tensor, dims = parameter.detach(), plan.keep.get(name, {})
-        left = prod(dims[dim].numel() if dim in dims else size for dim, size in enumerate(tensor.shape))
-        nonzero = nonzero_in([tensor])
-        before, after, nonzero_before = before + tensor.numel(), after + left, nonzero_before + nonzero
-        nonzero_after += left if nonzero == tensor.numel() else nonzero_in([select(tensor, dims)])
-    gone = {name: int(units.sum()) for name, units in removed.items()}
-    return (
-        Size(before, nonzero_before, round(coupling.macs_after({}))),
-        Size(after, nonzero_after, round(coupling.macs_after(gone))),
-    )
 
 
 def _plain(value: Any) -> Any:

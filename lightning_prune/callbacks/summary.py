@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 
+from lightning_prune.budgets import All, FileSize
 from lightning_prune.callbacks.guard import AccuracyGuard, Verdict
 from lightning_prune.callbacks.hyperparameters import in_words
 from lightning_prune.callbacks.packages import (
@@ -26,33 +24,14 @@ from lightning_prune.callbacks.packages import (
 )
 from lightning_prune.callbacks.pruning import IterativePruning
 from lightning_prune.callbacks.rebuild import check_whole
+from lightning_prune.callbacks.rounds import Round, rounds_table
 from lightning_prune.coupling import copy_of
+from lightning_prune.file_size import compressed_size
 from lightning_prune.measure import Size, compare_latency, measure
 from lightning_prune.plan import Plan
 from lightning_prune.report import Report
 
 LATENCY_BATCH = 64  # examples a pass
-
-
-@dataclass
-class Round:
-    """One row: a network between two events.
-
-    Attributes:
-        epoch: Epoch in which the network got this size; 0 for the dense one.
-        size: What it costs.
-        sparsity: Fraction of the original that is gone.
-        metric: The monitored metric at its last validation, None before one.
-        verdict: What the guard said of it, empty without a guard.
-        gone: Whether a rollback has undone it.
-    """
-
-    epoch: int
-    size: Size
-    sparsity: float
-    metric: float | None = None
-    verdict: str = ""
-    gone: bool = False
 
 
 class PruningSummary(Callback):
@@ -153,7 +132,8 @@ class PruningSummary(Callback):
                 model.load_state_dict(torch.load(path, map_location=model.device, weights_only=True)["state_dict"])
             networks[name] = copy_of(model)
         self.rounds, self.dense_path = rounds, dense
-        self._print(trainer, {name: str(files[name]) for name in networks}, tested, _speeds(trainer, networks))
+        shown = {name: str(files[name]) for name in networks}
+        self._print(trainer, shown, tested, _speeds(trainer, networks), _compressed(trainer, networks))
 
     @rank_zero_only
     def _print(
@@ -162,6 +142,7 @@ class PruningSummary(Callback):
         files: dict[str, str],
         tested: dict[str, dict[str, float]],
         speeds: dict[str, float],
+        compressed: dict[str, int],
     ) -> None:
         console = Console(highlight=False, soft_wrap=True)
         if self.rounds:
@@ -184,33 +165,14 @@ class PruningSummary(Callback):
                 f"speed-up: {dense / pruned:.2f} x on this machine "
                 f"(batch of {LATENCY_BATCH}: {dense:.2f} ms -> {pruned:.2f} ms)"
             )
+        if compressed:
+            sizes = ", ".join(f"{name} {size / 1e6:.3f} MB" for name, size in compressed.items())
+            console.print(f"compressed state dict: {sizes}")
         for name, path in reversed(files.items()):
             console.print(f"{'checkpoint' if name == 'final' else 'dense network'}: {_shown(path)}")
         for logger in trainer.loggers:
             if isinstance(logger, TENSORBOARD_LOGGERS):
                 console.print(f"logs: tensorboard --logdir {_shown(logger.log_dir)}")
-
-
-def rounds_table(rounds: list[Round], monitor: str | None) -> Table:
-    """The rows as a table for a terminal of 80 columns; names and verdicts are folded before numbers are cut."""
-    table = Table(title="Pruning, round by round", box=box.SIMPLE_HEAD, pad_edge=False)
-    masked = any(row.size.nonzero < 0.99 * row.size.params for row in rounds)
-    for column in ("round", "epoch", "nonzero" if masked else "parameters", "MACs", "sparsity"):
-        table.add_column(column, justify="right", no_wrap=True)
-    metrics = ["" if row.metric is None else f"{row.metric:.4f}" for row in rounds]
-    table.add_column(monitor or "metric", justify="right", overflow="fold", min_width=max(map(len, metrics), default=0))
-    table.add_column("guard", overflow="fold", min_width=9)
-    for number, row in enumerate(rounds):
-        table.add_row(
-            "dense" if number == 0 else str(number),
-            "" if number == 0 else str(row.epoch),
-            f"{row.size.nonzero if masked else row.size.params:,}",
-            "" if row.size.macs is None else f"{row.size.macs:,}",
-            f"{row.sparsity:.3f}",
-            metrics[number],
-            row.verdict,
-        )
-    return table
 
 
 def _speeds(trainer: pl.Trainer, networks: dict[str, nn.Module]) -> dict[str, float]:
@@ -220,6 +182,15 @@ def _speeds(trainer: pl.Trainer, networks: dict[str, nn.Module]) -> dict[str, fl
     device = next(networks["final"].parameters()).device
     example = example.repeated(LATENCY_BATCH).to(device)
     return compare_latency({name: net.to(device) for name, net in networks.items()}, example)
+
+
+def _compressed(trainer: pl.Trainer, networks: dict[str, nn.Module]) -> dict[str, int]:
+    """Bytes of the compressed state dicts, where a budget counts them."""
+    budgets = [pruning.pruner.budget for pruning in _pruners(trainer)]
+    parts = [part for budget in budgets for part in (budget.budgets if isinstance(budget, All) else (budget,))]
+    if not any(isinstance(part, FileSize) for part in parts):
+        return {}
+    return {name: compressed_size(network.state_dict()) for name, network in networks.items()}
 
 
 def _pruners(trainer: pl.Trainer) -> list[IterativePruning]:

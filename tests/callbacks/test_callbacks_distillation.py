@@ -10,6 +10,7 @@ from helpers import STEPS, Lit, fit, same, small_net, trainer_for, widths
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from test_callbacks_amp import scaled
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -57,6 +58,17 @@ def test_training_is_that_with_the_loss_in_the_step(tmp_path: Path, options: Any
     fit(tmp_path, theirs, max_epochs=2, **options)
     for (name, mine), other in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_under_a_loss_scale(tmp_path: Path, features: bool) -> None:
+    ours, theirs = Lit(), InTheLoss(features)
+    theirs.load_state_dict(ours.state_dict())
+    losses = [SOFT, Features("net.2", weight=0.5)] if features else [SOFT]
+    fit(tmp_path, ours, Distillation(teacher(), losses), max_epochs=2, **scaled())
+    fit(tmp_path, theirs, max_epochs=2, **scaled())
+    for (name, mine), other in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-2, atol=1e-3, msg=name)
 
 
 def test_the_dense_network_teaches_from_the_first_event_on(tmp_path: Path) -> None:

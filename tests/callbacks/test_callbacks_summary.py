@@ -1,6 +1,7 @@
 import contextlib
 import io
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from scripted import WIDTH, Scripted, loader, pruning
 from torch.utils.data import DataLoader
 
 from lightning_prune import AccuracyGuard, IterativePruning, load_pruned
-from lightning_prune.budgets import Params, Sparsity
+from lightning_prune.budgets import All, FileSize, Params, Sparsity
 from lightning_prune.callbacks import PruningSummary
-from lightning_prune.callbacks.summary import Round, rounds_table
+from lightning_prune.callbacks.rounds import Round, rounds_table
+from lightning_prune.file_size import compressed_size
 from lightning_prune.granularity import Weights
 from lightning_prune.measure import Size
 from lightning_prune.schedules import Constant, Rounds
@@ -305,6 +307,28 @@ def test_without_test_data_a_finished_training_is_not_lost(tmp_path: Path) -> No
     file = torch.load(tmp_path / "best.ckpt", weights_only=True)
     assert file["epoch"] == 2
     assert torch.equal(module.net[0].weight, file["state_dict"]["net.0.weight"])
+
+
+def test_a_budget_of_bytes_shows_what_was_reached(tmp_path: Path) -> None:
+    module, summary = Scripted([0.9] * 4), PruningSummary("score")
+    budget = All([Sparsity(0.5), FileSize(mb=0.00165)])
+    masks = IterativePruning(Constant(1), budget, granularity=Weights())
+    trainer = make_trainer(tmp_path, [masks, summary], epochs=3)
+    trainer.fit(module, loader(), loader())
+    text = shown(summary, trainer, module, NoTestData())
+    dense = torch.load(summary.dense_path, weights_only=True)["state_dict"]
+    sizes = [compressed_size(dict(state)) / 1e6 for state in (dense, module.state_dict())]
+    found = re.fullmatch(r"dense (\S+) MB, final (\S+) MB", lines_of(text)["compressed state dict"])
+    assert found is not None
+    assert [float(size) for size in found.groups()] == pytest.approx(sizes, abs=6e-4)
+    assert "compressed" not in shown_without_bytes(tmp_path)
+
+
+def shown_without_bytes(root: Path) -> str:
+    module, summary = Scripted([0.9] * 4), PruningSummary("score")
+    trainer = make_trainer(root, [pruning(), summary], epochs=3)
+    trainer.fit(module, loader(), loader())
+    return shown(summary, trainer, module, NoTestData())
 
 
 class TwoTestSets(NoTestData):
