@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_prune import NM, Channels, IterativePruning, Regrowth, Weights
 from lightning_prune.budgets import ERK, Ratio, Sparsity
-from lightning_prune.callbacks import GrowingPenalty, Supermask
+from lightning_prune.callbacks import GrowingPenalty, RecalibrateBatchNorm, Supermask
 from lightning_prune.criteria import Magnitude, Random
 from lightning_prune.schedules import Constant, Cubic, Linear, Rounds
 
@@ -63,6 +63,11 @@ def _blocks(share: float) -> list[Any]:
     return [IterativePruning(gradually(), Sparsity(share), granularity=Weights(block=(4, 4)))]
 
 
+def _recalibrated(share: float) -> list[Any]:
+    budget = Ratio(share, per_layer=False)
+    return [IterativePruning(in_rounds(), budget, Magnitude(), Channels()), RecalibrateBatchNorm(18)]
+
+
 def _erk(share: float) -> list[Any]:
     return [IterativePruning(gradually(), ERK(share), granularity=Weights())]
 
@@ -75,5 +80,6 @@ VARIANTS = {
     "2:4": Variant("weights", lambda share: [IterativePruning(gradually(), granularity=NM(2, 4))], (0.5,)),
     "4 x 4 blocks": Variant("weights", _blocks, SPARSITIES),
     "GrowingPenalty": Variant("channels", _growing, RATIOS),
+    "RecalibrateBatchNorm": Variant("channels", _recalibrated, RATIOS),
     "isomorphic": Variant("channels", _isomorphic, RATIOS),
 }  # fmt: skip
