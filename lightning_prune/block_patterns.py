@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 import torch
 from torch import Tensor
 
-Block = tuple[int | None, int | None]  # outputs and inputs; None for all of them
+from lightning_prune.n_of_m import Layout
+
+Block = tuple[int | None, int | None]  # along the first two dimensions of a weight; None for all of one
 
 
-def misfit(shape: tuple[int, ...], block: Block) -> str | None:
-    """Why a weight of this shape, (outputs, inputs, ...), has no whole blocks; None if it has."""
-    if len(shape) < 2:
+def misfit(layout: Layout | None, block: Block) -> str | None:
+    """Why a weight with this layout has no whole blocks; None if it has."""
+    if layout is None:
         return "a vector has no blocks"
-    for size, side, what in zip(shape, block, ("outputs", "inputs"), strict=False):
+    for size, side, what in zip((layout.outputs, layout.inputs), block, ("outputs", "inputs"), strict=True):
         if side is not None and size % side:
             return f"its {size} {what} are no multiple of {side}"
     return None
+
+
+def weights_in(shape: tuple[int, ...], block: Block) -> int:
+    """How many weights a block of a tensor of this shape has, kernels included."""
+    rows, columns = _sides(shape, block)
+    return rows * columns * prod(shape[2:])
 
 
 def means(values: Tensor, block: Block) -> Tensor:
@@ -75,5 +84,5 @@ def lowest_blocks(
     return {name: part.view(scores[name].shape) for name, part in zip(names, parts, strict=True)}
 
 
-def _sides(shape: torch.Size, block: Block) -> tuple[int, int]:
+def _sides(shape: tuple[int, ...], block: Block) -> tuple[int, int]:
     return shape[0] if block[0] is None else block[0], shape[1] if block[1] is None else block[1]

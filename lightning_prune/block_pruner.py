@@ -82,6 +82,11 @@ class BlockPruner(Pruner):
             )
         self.names = frozenset(names)
         if self.origin is None:
+            if isinstance(self.budget, Ratio) and self.budget.share > 0 and not round(self.budget.share * len(names)):
+                raise BudgetError(
+                    f"{self.budget} removes nothing here: of {len(names)} blocks that rounds to none. Ask for "
+                    f"share={1 / len(names):.4f} or more, or use Count(1)."
+                )
             self.origin = Origin(removable.whole.params, removable.whole.macs, tuple(names))
         left = None if events is None else events - self.event
         if isinstance(self.budget, Count) and left is not None and self.budget.count * left > len(names):

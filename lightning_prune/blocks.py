@@ -160,7 +160,10 @@ def _watch(copy: nn.Module, inputs: Example, names: Collection[str]) -> tuple[di
 
 def _misfit(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> str | None:
     if kwargs or len(args) != 1:
-        return "it is called with more than its input"
+        return (
+            "it is called with more than its input; call it with one tensor, or name modules inside it with "
+            "Scope(include=[...])"
+        )
     if not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
         return "what it receives or returns is not one tensor"
     if args[0].shape != output.shape:

@@ -75,7 +75,9 @@ class Blocks(Granularity):
     same shape and dtype, if it shares nothing with the rest, and if the network runs without it. Of these go the
     outermost whose class (for a plain ``Sequential`` its content) is there more than once and which have several
     layers: residual blocks, encoder layers. Where there is no such block around them, single layers go, such as a
-    square ``Linear`` of an MLP; the activation behind it stays. Why others stay is in ``Report.frozen``.
+    square ``Linear`` of an MLP; the activation behind it stays. Why others stay is in ``Report.frozen``. So do the
+    layers of ``nn.TransformerEncoder``, which it calls with masks as well; where there are none, call them in a loop:
+    ``for layer in encoder.layers: x = layer(x)``.
 
     ``Scope(include=[...])`` restricts that to what its patterns match. A pattern that matches none of these blocks
     picks the modules which it names, if they can go: ``"encoder.layers.*.mlp"``. Where the shortcut lies outside of
@@ -140,7 +142,8 @@ class NM(Granularity):
     ``Report.frozen``. Mishra et al. 2021, 'Accelerating sparse deep neural networks'; Zhou et al. 2021, 'Learning N:M
     fine-grained structured sparse neural networks from scratch'.
 
-    With ``Channels()`` in the same Trainer let NM begin after the last channels are gone: blocks move with the inputs.
+    With ``Channels()`` in the same Trainer let NM begin after the last channels are gone, as blocks move with the
+    inputs, and use ``Channels(round_to=4)``, so that these make whole blocks.
 
     Args:
         n: Weights that survive in a block, at least 1.

@@ -71,8 +71,9 @@ class Curve:
         return cls(tuple(parameters), tuple(sizes), tuple(s / n for s, n, width in blocks for _ in range(width)))
 
     def at(self, sizes: Mapping[str, float]) -> float:
-        """Milliseconds where the parameters have these sizes, interpolated."""
-        return float(np.interp(sum(sizes[name] for name in self.parameters), self.sizes, self.ms))
+        """Milliseconds where the parameters have these sizes, interpolated; none where all of them are gone."""
+        left = [sizes[name] for name in self.parameters if name in sizes]
+        return float(np.interp(sum(left), self.sizes, self.ms)) if left else 0.0
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from lightning_prune.coupling import Example
 from lightning_prune.criteria import CannotScoreError, Criterion, Scoring
 from lightning_prune.file_size import state_after
 from lightning_prune.keeper import MaskKeeper
-from lightning_prune.masks import pack, unpack
+from lightning_prune.masks import lowest_masks, pack, unpack
 from lightning_prune.measure import measure
 from lightning_prune.plan import Plan
 from lightning_prune.pruner import Pruner, check_finite, nonzero_in
 from lightning_prune.report import Report
 from lightning_prune.scope import Scope
 from lightning_prune.sharded import reshard, whole
-from lightning_prune.weight_space import WeightSpace
+from lightning_prune.weight_space import Chooser, WeightSpace
 
 
 class MaskPruner(Pruner):
@@ -63,18 +63,24 @@ class MaskPruner(Pruner):
         parameters, frozen = self._covered(model)
         scoring = self.scoring(model, example)
         space = self._space(model, parameters, ScoresOnDemand(self.criterion, scoring, list(parameters)))
-        masks = self._choose(model, space, scoring, fraction)
+        left_out = {name: self.masks[name] for name in frozen if name in self.masks}  # their shapes were others once
+        masks = {**left_out, **self._choose(model, space, scoring, fraction)}
         masked = {name: _hidden(mask) for name, mask in masks.items()}
         plan, before = with_averages(Plan(masks=masks), model), measure(model, example)
         return Report(
             plan=plan,
             before=before,
             after=replace(before, nonzero=_nonzero_under(plan.masks, model)),
-            sparsity=sum(masked.values()) / sum(space.sizes.values()),
+            sparsity=sum(masked.values()) / sum(mask.numel() for mask in masks.values()),
             fraction=fraction,
             widths={n: (s - space.masked[n], s - masked[n]) for n, s in space.sizes.items()},
             frozen=frozen,
         )
+
+    @property
+    def _chooser(self) -> Chooser:
+        """From scores, masks so far and counts to masks."""
+        return lowest_masks
 
     def _covered(self, model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
         """The parameters that masks cover, and why others in the scope stay as they are."""
@@ -98,6 +104,7 @@ class MaskPruner(Pruner):
             scores={} if scores is None else scores,
             masks=self.masks,
             state=lambda masks: state_after(model, Plan(masks=dict(masks))),
+            choose=self._chooser,
         )
 
     def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:

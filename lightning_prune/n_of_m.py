@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 
-def input_dims(module: nn.Module) -> dict[str, int]:
-    """Parameter name -> the dimension along which it reads its inputs: 0 for transposed convolutions, else 1."""
-    transposed = {id(below.weight) for below in module.modules() if isinstance(below, _ConvTransposeNd)}
-    return {name: 0 if id(parameter) in transposed else 1 for name, parameter in module.named_parameters()}
+@dataclass(frozen=True)
+class Layout:
+    """How a weight lies in memory.
+
+    Attributes:
+        inputs: Inputs of an output; of a group in grouped convolutions.
+        outputs: Outputs; of a group in grouped convolutions.
+        dim: Dimension of the inputs: 1, in transposed convolutions 0.
+    """
+
+    inputs: int
+    outputs: int
+    dim: int = 1
+
+
+def layouts(module: nn.Module) -> dict[str, Layout]:
+    """The layout of every parameter of two or more dimensions, by name."""
+    convolutions = {id(below.weight): below for below in module.modules() if isinstance(below, _ConvNd)}
+    found = {}
+    for name, parameter in module.named_parameters():
+        layer = convolutions.get(id(parameter))
+        groups = 1 if layer is None else layer.groups
+        if parameter.dim() > 1 and isinstance(layer, _ConvTransposeNd):
+            found[name] = Layout(parameter.shape[0] // groups, parameter.shape[1], 0)
+        elif parameter.dim() > 1:
+            found[name] = Layout(parameter.shape[1], parameter.shape[0] // groups)
+    return found
 
 
 @torch.no_grad()

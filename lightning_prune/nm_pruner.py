@@ -11,7 +11,7 @@ from lightning_prune.budgets import Budget
 from lightning_prune.criteria import Criterion, Scoring
 from lightning_prune.granularity import NM
 from lightning_prune.mask_pruner import MaskPruner
-from lightning_prune.n_of_m import block_mask, fullest_block, input_dims, kept_in_block
+from lightning_prune.n_of_m import block_mask, fullest_block, kept_in_block, layouts
 from lightning_prune.plan import Plan
 from lightning_prune.scope import Scope
 from lightning_prune.weight_space import WeightSpace
@@ -33,15 +33,15 @@ class NMPruner(MaskPruner):
         self._dims: dict[str, int] = {}
 
     def _covered(self, model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
-        self._dims = input_dims(model)
+        found = layouts(model)
+        self._dims = {name: layout.dim for name, layout in found.items()}
         covered: dict[str, nn.Parameter] = {}
         frozen: dict[str, str] = {}
         for name, parameter in self.scope.parameters(model).items():
-            inputs = parameter.shape[self._dims[name]] if parameter.dim() > 1 else 0
-            if inputs == 0:
+            if name not in found:
                 frozen[name] = "a vector has no input dimension"
-            elif inputs % self._m:
-                frozen[name] = f"its {inputs} inputs are no multiple of {self._m}"
+            elif found[name].inputs % self._m:
+                frozen[name] = f"its {found[name].inputs} inputs are no multiple of {self._m}"
             else:
                 covered[name] = parameter
         if not covered:

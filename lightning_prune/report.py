@@ -20,7 +20,8 @@ class Report:
         before: What the network cost before the event.
         after: What it costs after the event.
         sparsity: Fraction of the original that is gone after the event, in [0, 1]: of the network's parameters for
-            channels and blocks, of the weights in the scope for masks.
+            channels and blocks, for masks of the weights in the scope, where what masks cannot cover (``frozen``) does
+            not count.
         fraction: How far the schedule has gone, in [0, 1].
         widths: Group or parameter name -> (units or weights before, after); for blocks name -> (1, 1 or 0).
         scores: Group name -> scores of its units before the event, block name -> its score. Empty for masks.

@@ -8,13 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.block_patterns import Block, expanded, lowest_blocks, means, misfit
-from lightning_prune.budgets import Budget
+from lightning_prune.block_patterns import Block, expanded, lowest_blocks, means, misfit, weights_in
+from lightning_prune.budgets import All, Budget, BudgetError, Count, FileSize, Threshold
 from lightning_prune.criteria import Criterion, Scoring
 from lightning_prune.mask_pruner import MaskPruner, ScoresOnDemand
 from lightning_prune.masks import lowest_masks
+from lightning_prune.n_of_m import layouts
 from lightning_prune.scope import Scope
-from lightning_prune.weight_space import WeightSpace
+from lightning_prune.weight_space import Chooser, Counts, WeightSpace
 
 
 class WeightPruner(MaskPruner):
@@ -30,48 +31,70 @@ class WeightPruner(MaskPruner):
     def __init__(self, criterion: Criterion, budget: Budget, scope: Scope, block: Block | None = None) -> None:
         super().__init__(criterion, budget, scope)
         self._block = block
+        self._sides: dict[str, Block] = {}
         if not budget.masks:
             raise ValueError(f"budget {budget} counts what is physically removed; with Weights() use Sparsity or Count")
 
     def _covered(self, model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
         covered, frozen = super()._covered(model)
         if self._block is not None:
-            reasons = {name: misfit(tuple(p.shape), self._block) for name, p in covered.items()}
+            found = layouts(model)
+            reasons = {name: misfit(found.get(name), self._block) for name in covered}
             frozen = {name: reason for name, reason in reasons.items() if reason is not None}
             covered = {name: p for name, p in covered.items() if name not in frozen}
             if not covered:
                 raise ValueError(
                     f"Weights block={self._block} fits no layer: {dict(list(frozen.items())[:5])}. Use a smaller block"
                 )
+            self._sides = {n: self._block if found[n].dim == 1 else self._block[::-1] for n in covered}
         return covered, frozen
 
     def _check(self, space: WeightSpace, events: int | None) -> None:
         self.budget.check_weights(space, events)
+        if self._block is None or isinstance(self.budget, (All, FileSize, Threshold)):
+            return
+        blocks = {name: weights_in(shape, self._sides[name]) for name, shape in space.shapes.items()}
+        most = {name: size - blocks[name] for name, size in space.sizes.items()}
+        counts = self.budget.mask_weights(space, 1.0)
+        total = {"": counts} if isinstance(counts, int) else counts
+        limits = {"": sum(most.values())} if isinstance(counts, int) else most
+        short = next((name for name, count in total.items() if count > limits[name]), None)
+        if short is not None:
+            size = space.sizes.get(short, sum(space.sizes.values()))
+            where = f" of {short!r}" if short else ""
+            raise BudgetError(
+                f"{self.budget} cannot be met in blocks of {self._block}: one stays in every layer, so that at most "
+                f"{limits[short] / size:.4f}{where} can go. Use smaller blocks or ask for less"
+            )
+        if isinstance(self.budget, Count) and self.budget.count < max(blocks.values()):
+            raise BudgetError(
+                f"{self.budget} masks nothing: a block has up to {max(blocks.values())} weights. Use a larger count"
+            )
 
     def _choose(self, model: nn.Module, space: WeightSpace, scoring: Scoring, fraction: float) -> Mapping[str, Tensor]:
         masks: Mapping[str, Tensor] = self.masks
         for counts in _parts(space, self.budget.mask_weights(space, fraction), self.criterion.rounds):
             seen = scoring if masks is self.masks else _masked(scoring, masks)
-            scores = ScoresOnDemand(self.criterion, seen, list(space.sizes))
-            masks = lowest_masks(scores, masks, counts) if self._block is None else self._blocks(scores, masks, counts)
+            masks = space.choose(ScoresOnDemand(self.criterion, seen, list(space.sizes)), masks, counts)
         return masks
 
-    def _blocks(
-        self, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], counts: Mapping[str, int] | int
-    ) -> dict[str, Tensor]:
+    @property
+    def _chooser(self) -> Chooser:
+        return lowest_masks if self._block is None else self._blocks
+
+    def _blocks(self, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], counts: Counts) -> dict[str, Tensor]:
         """Masks of whole blocks, by the mean score of each."""
-        assert self._block is not None
-        shapes: dict[str, torch.Size] = {}
+        before: dict[str, Tensor] = {}
         pooled: dict[str, Tensor] = {}
         alive: dict[str, Tensor] = {}
         for name in scores:
             values = scores[name]
-            shapes[name], pooled[name] = values.shape, means(values, self._block).cpu()
-            before = masks.get(name, torch.ones(values.shape, dtype=torch.bool))
-            alive[name] = means(before.cpu().float(), self._block) > 0
-        weights = {name: shapes[name].numel() // pooled[name].numel() for name in pooled}
+            pooled[name] = means(values, self._sides[name]).cpu()
+            before[name] = masks[name].cpu() if name in masks else torch.ones(values.shape, dtype=torch.bool)
+            alive[name] = means(before[name].float(), self._sides[name]) > 0
+        weights = {name: before[name].numel() // pooled[name].numel() for name in pooled}
         kept = lowest_blocks(pooled, alive, weights, counts)
-        return {name: expanded(blocks, shapes[name], self._block) for name, blocks in kept.items()}
+        return {name: expanded(kept[name], mask.shape, self._sides[name]) & mask for name, mask in before.items()}
 
 
 def _parts(space: WeightSpace, counts: Mapping[str, int] | int, rounds: int) -> Iterator[Mapping[str, int] | int]:

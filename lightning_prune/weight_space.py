@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from lightning_prune.masks import lowest_masks
 from lightning_prune.spaces import State
+
+Counts = Mapping[str, int] | int
+Chooser = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Counts], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class WeightSpace:
         scores: Parameter name -> scores of its shape, which may be made when asked for; empty before the first event.
         masks: Parameter name -> bool mask so far, True where the weight survives; may lack parameters.
         state: What the state dict of the network would be under some masks, for budgets that look at values.
+        choose: From scores, masks so far, and counts of masked weights to masks.
     """
 
     sizes: Mapping[str, int]
@@ -30,6 +35,11 @@ class WeightSpace:
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     state: State = dict
+    choose: Chooser = lowest_masks
+
+    def lowest(self, counts: Counts) -> Mapping[str, Tensor]:
+        """The masks under which so many weights are masked, in all or in each parameter."""
+        return self.choose(self.scores, self.masks, counts)
 
     @property
     def maskable(self) -> int:

@@ -9,8 +9,11 @@ from torch import nn
 
 from lightning_prune import Scope, Weights, prune_once
 from lightning_prune.block_patterns import expanded, lowest_blocks, means, misfit
-from lightning_prune.budgets import ERK, Count, Ratio, Sparsity
-from lightning_prune.criteria import Magnitude, SynFlow
+from lightning_prune.budgets import ERK, BudgetError, Count, FileSize, Ratio, Sparsity
+from lightning_prune.criteria import Magnitude, Random, SynFlow
+from lightning_prune.file_size import compressed_size
+from lightning_prune.n_of_m import Layout, layouts
+from lightning_prune.plan import Plan
 from lightning_prune.regrowth import Regrowth
 from lightning_prune.weight_pruner import WeightPruner
 
@@ -133,10 +136,10 @@ def test_criteria_in_rounds() -> None:
 
 
 def test_layers_without_whole_blocks_stay() -> None:
-    assert misfit((6, 4), (4, 4)) == "its 6 outputs are no multiple of 4"
-    assert misfit((4, 6, 3, 3), (4, 4)) == "its 6 inputs are no multiple of 4"
-    assert misfit((4,), (1, 1)) == "a vector has no blocks"
-    assert misfit((4, 6), (None, 3)) is None
+    assert misfit(Layout(inputs=4, outputs=6), (4, 4)) == "its 6 outputs are no multiple of 4"
+    assert misfit(Layout(inputs=6, outputs=4), (4, 4)) == "its 6 inputs are no multiple of 4"
+    assert misfit(None, (1, 1)) == "a vector has no blocks"
+    assert misfit(Layout(inputs=6, outputs=4), (None, 3)) is None
     report = prune_once(net(), EXAMPLE, granularity=Weights(block=(4, 4)), budget=Ratio(0.5))
     assert report.frozen == {"3.weight": "its 10 outputs are no multiple of 4"}
     assert report.sparsity == 0.5
@@ -154,3 +157,80 @@ def test_blocks_do_not_regrow() -> None:
     with pytest.raises(ValueError, match="does not go with regrow"):
         Weights(Regrowth(), (2, 2))
     assert Weights(block=[4, 4]) == Weights(block=(4, 4))
+
+
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.grouped = nn.Conv2d(8, 8, 3, groups=4)
+        self.up = nn.ConvTranspose2d(8, 6, 3, groups=2)
+
+    def forward(self, x):
+        return self.up(self.grouped(x))
+
+
+def test_layouts_of_grouped_and_transposed_convolutions() -> None:
+    assert layouts(Convolutions()) == {"grouped.weight": Layout(2, 2), "up.weight": Layout(4, 3, 0)}
+    model = Convolutions()
+    report = prune_once(model, torch.zeros(1, 8, 5, 5), granularity=Weights(block=(3, 4)), budget=Ratio(0.5))
+    assert report.frozen == {"grouped.weight": "its 2 outputs are no multiple of 3"}
+    mask = report.plan.masks["up.weight"]  # (inputs, outputs of a group, ...): one block a group
+    assert {bool(mask[:4].all()), bool(mask[4:].all())} == {True, False}
+    assert not mask[:4].any() or not mask[4:].any()
+
+
+def test_nothing_comes_back_where_blocks_have_moved() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(16, 8, bias=False)
+    pruner = WeightPruner(Random(), Sparsity(0.6), Scope(), (4, 4))
+    pruner.prepare(model, None)
+    pruner.apply(model, pruner.plan(model, None, 0.5), ())
+    kept = torch.tensor([0, 2, 3, 4, 5, 7, 8, 9, 11, 12, 14, 15])
+    plan = Plan(keep={"weight": {1: kept}})
+    model.weight = nn.Parameter(model.weight.detach()[:, kept])
+    pruner.follow(plan)
+    before = pruner.masks["weight"]
+    pruner.apply(model, pruner.plan(model, None, 1.0), ())
+    assert not (pruner.masks["weight"] & ~before).any()
+    assert pruner.sparsity == 0.5  # 0.6 but for a part of a block
+
+
+def test_masks_stay_where_blocks_fit_no_longer() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    pruner = WeightPruner(Magnitude(), Ratio(0.5), Scope(), (4, 4))
+    pruner.apply(model, pruner.plan(model, None, 0.5), ())
+    kept = torch.tensor([0, 1, 2, 3, 4, 5])
+    model[1].weight = nn.Parameter(model[1].weight.detach()[:, kept])
+    pruner.follow(Plan(keep={"1.weight": {1: kept}}))
+    before = pruner.masks["1.weight"]
+    assert not before.all()
+    report = pruner.plan(model, None, 1.0)
+    pruner.apply(model, report, ())
+    assert report.frozen == {"1.weight": "its 6 inputs are no multiple of 4"}
+    assert pruner.masks["1.weight"].equal(before)
+    hidden = int((~before).sum()) + int((~pruner.masks["0.weight"]).sum())
+    assert report.sparsity == hidden / (8 * 8 + 8 * 6)
+
+
+@pytest.mark.parametrize("block", [None, (None, 1), (1, None), (8, 8)])
+def test_files_are_as_small_as_asked(block) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
+    prune_once(model, torch.zeros(1, 256), granularity=Weights(block=block), budget=FileSize(mb=0.3))
+    size = compressed_size(model.state_dict())
+    assert 0.28e6 < size < 0.303e6
+
+
+@pytest.mark.parametrize(
+    ("budget", "block", "message"),
+    [
+        (Sparsity(0.97), (4, 4), "one stays in every layer, so that at most 0.7500 can go"),
+        (Ratio(0.9), (8, None), "at most 0.0000 of '0.weight' can go"),
+        (Count(5), (4, 4), "Count(count=5, per_layer=False) masks nothing: a block has up to 16 weights"),
+    ],
+)
+def test_budgets_that_blocks_cannot_meet(budget, block, message) -> None:
+    model = nn.Sequential(*[nn.Linear(8, 8) for _ in range(5)])
+    with pytest.raises(BudgetError, match=re.escape(message)):
+        prune_once(model, torch.zeros(1, 8), granularity=Weights(block=block), budget=budget)

@@ -236,6 +236,7 @@ def test_how_many_go(budget: Budget, gone: int) -> None:
         (Count(5), "5 more blocks would have to go, but only 4 can"),
         (Params(keep=0.01), "cannot be met: without all 4 blocks that can go, 0.0248 of the parameters remain"),
         (MACs(keep=0.0), "of the MACs remain"),
+        (Ratio(0.1), "removes nothing here: of 4 blocks that rounds to none. Ask for share=0.2500 or more"),
     ],
 )
 def test_budgets_that_cannot_be_met(budget: Budget, message: str) -> None:
@@ -401,6 +402,36 @@ def test_block_influence_of_sequences_looks_at_tokens() -> None:
     assert float(statistics.totals["examples of 0"]) == 3.0
 
 
+@pytest.mark.parametrize("change", [lambda x: x.relu_(), lambda x: x.add_(x.flip(1)), nn.ReLU(inplace=True)])
+def test_block_influence_of_blocks_that_change_their_input(change: Any) -> None:
+    """Compared with what it was before."""
+
+    class Changing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.change = change
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.change(x)
+
+    inputs = INPUTS.flatten(1)
+    x, y = inputs.double(), change(inputs.double())
+    expected = sum(1 - float(a @ b / (a.norm() * b.norm())) for a, b in zip(x, y, strict=True))
+    block, statistics = Changing(), BlockInfluence().statistics()
+    statistics.attach(nn.Sequential(block), blocks=["0"])
+    statistics.begin_step(0)
+    copy.deepcopy(block)(inputs.clone())  # a copy of the network, which is not observed
+    assert not statistics._received
+    block(inputs.clone())
+    statistics.receive("0", (inputs,))  # a pass that is broken off
+    statistics.end_step()
+    assert not statistics._received
+    assert expected > 0.1
+    assert float(statistics.totals["0"]) == pytest.approx(expected, rel=1e-4)
+    statistics.detach()
+    assert not block._forward_pre_hooks
+
+
 def test_random_has_a_draw_for_each() -> None:
     scores = prune(net(), dry_run=True).scores
     assert len({float(score) for score in scores.values()}) == 4
@@ -408,7 +439,9 @@ def test_random_has_a_draw_for_each() -> None:
     assert not same(dict(scores), dict(prune(net(), dry_run=True, criterion=Random(seed=1)).scores))
 
 
-@pytest.mark.parametrize("settings", [{"mode": "up"}, {"batches": 0}, {"batches": True}])
+@pytest.mark.parametrize(
+    "settings", [{"monitor": 3}, {"monitor": ""}, {"mode": "up"}, {"batches": 0}, {"batches": True}]
+)
 def test_arguments_out_of_range(settings: Any) -> None:
     with pytest.raises(ValueError, match=f"Sensitivity {next(iter(settings))}="):
         Sensitivity(**settings)

@@ -128,7 +128,30 @@ def test_a_list_that_forward_iterates_over() -> None:
 def test_a_block_that_is_called_with_more_than_its_input_stays() -> None:
     removable = found(Encoder(mask=True), TOKENS)
     assert removable.blocks == []
-    assert removable.frozen["layers.1"] == "it is called with more than its input"
+    why = "it is called with more than its input; call it with one tensor, or name modules inside it with Scope(incl"
+    assert removable.frozen["layers.1"].startswith(why)
+
+
+class Transformer(nn.Module):
+    def __init__(self, loop: bool) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 3)
+        self.head, self.loop = nn.Linear(8, 2), loop
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.loop:
+            return self.head(self.encoder(x))
+        for layer in self.encoder.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_layers_of_a_transformer_encoder_go_where_they_are_called_in_a_loop(loop: bool) -> None:
+    removable = found(Transformer(loop), TOKENS)
+    names = [f"encoder.layers.{number}" for number in range(3)]
+    assert removable.blocks == (names if loop else [])
+    assert loop or removable.frozen.keys() >= set(names)
 
 
 class Odd(nn.Module):

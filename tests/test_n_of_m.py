@@ -100,6 +100,28 @@ def test_layers_of_all_kinds() -> None:
     assert report.widths["head.weight"] == (40, 20)
 
 
+def test_groups_of_transposed_convolutions_have_blocks_of_their_own() -> None:
+    layer = nn.ConvTranspose2d(4, 4, 3, groups=2)
+    with pytest.raises(ValueError, match="'its 2 inputs are no multiple of 4'"):
+        prune_once(layer, torch.zeros(1, 4, 5, 5), granularity=NM(2, 4))
+    mask = prune_once(layer, torch.zeros(1, 4, 5, 5), granularity=NM(1, 2)).plan.masks["weight"]
+    assert mask.view(2, 2, 2, 3, 3).sum(1).eq(1).all()
+
+
+def test_masks_stay_where_blocks_fit_no_longer() -> None:
+    net, own = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 4, bias=False)), pruner(1, 4)
+    own.apply(net, own.plan(net, None, 0.5), ())
+    kept = torch.arange(6)
+    net[1].weight = nn.Parameter(net[1].weight.detach()[:, kept])
+    own.masks["1.weight"][0] = True  # a block that is full
+    with pytest.warns(UserWarning, match="blocks there keep more than"):
+        own.follow(Plan(keep={"1.weight": {1: kept}}))
+    before = own.masks["1.weight"]
+    own.apply(net, own.plan(net, None, 1.0), ())
+    assert own.masks["1.weight"].equal(before)
+    assert own.masks["0.weight"].view(-1, 4).sum(1).eq(1).all()
+
+
 def test_vectors_stay() -> None:
     report = prune_once(
         nn.Linear(8, 4), torch.zeros(1, 8), granularity=NM(1, 4), scope=Scope(biases_and_norms=True), dry_run=True

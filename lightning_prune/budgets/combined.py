@@ -9,7 +9,6 @@ import torch
 
 from lightning_prune.budgets.base import Budget
 from lightning_prune.latency import Conditions
-from lightning_prune.masks import lowest_masks
 from lightning_prune.spaces import ChannelSpace
 from lightning_prune.weight_space import WeightSpace
 
@@ -94,5 +93,5 @@ class All(Budget):
 
 def _by_parameter(space: WeightSpace, masked: int) -> dict[str, int]:
     """How many weights of each parameter are masked where so many of all are."""
-    masks = lowest_masks(space.scores, space.masks, masked)
+    masks = space.lowest(masked)
     return {name: mask.numel() - int(torch.count_nonzero(mask)) for name, mask in masks.items()}

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lightning_prune.budgets.base import Budget, check_flag
 from lightning_prune.file_size import compressed_size, deflated, estimated_size, hidden, overhead
-from lightning_prune.masks import lowest_masks
 from lightning_prune.search import BudgetError, fewest, masked, settled
 from lightning_prune.sharded import whole
 from lightning_prune.spaces import ChannelSpace
@@ -83,7 +82,7 @@ class FileSize(Budget):
             return masked(self, space, self._share(space, sizes, aim))
 
         def measured(counts: Mapping[str, int] | int) -> int:
-            return compressed_size(space.state(lowest_masks(space.scores, space.masks, counts)))
+            return compressed_size(space.state(space.lowest(counts)))
 
         return settled(counts, measured, target, _TOLERANCE)
 

@@ -51,6 +51,7 @@ class Events:
     def begin_training(self) -> None:
         """Nothing is due or half done that an earlier training has left."""
         self._agenda, self.operating, self.observing.complete = Agenda(self._schedule), False, False
+        self._regrowing.begin_training()
 
     def try_again(self) -> None:
         """There was a validation: whoever holds the event back may think otherwise now."""

@@ -18,7 +18,7 @@ from lightning_prune.callbacks.rebuild import check_whole
 from lightning_prune.callbacks.support import as_misconfiguration
 from lightning_prune.coupling import Example, named_tensors
 from lightning_prune.criteria import Magnitude
-from lightning_prune.functional import make_pruner
+from lightning_prune.functional import budget_for, make_pruner
 from lightning_prune.granularity import Channels, Granularity
 from lightning_prune.kinds import check_kinds
 from lightning_prune.masks import pack, unpack
@@ -46,8 +46,9 @@ class GrowingPenalty(Callback):
 
     Args:
         schedule: How λ grows.
-        budget: How much is picked, as by one event that goes all the way.
-        granularity: ``Channels()`` picks channels (the default), ``Weights()`` single weights.
+        budget: How much is picked, as by one event that goes all the way; ``NM`` says it itself and takes none.
+        granularity: ``Channels()`` picks channels (the default), ``Weights()`` single weights, ``NM(2, 4)`` all but 2
+            of 4 neighbouring ones.
         scope: Where; everywhere by default.
         ceiling: λ at the end of the schedule; more than 0. 1 in the paper.
 
@@ -59,7 +60,7 @@ class GrowingPenalty(Callback):
     def __init__(
         self,
         schedule: Schedule,
-        budget: Budget,
+        budget: Budget | None = None,
         granularity: Granularity | None = None,
         scope: Scope | None = None,
         ceiling: float = 1.0,
@@ -68,7 +69,9 @@ class GrowingPenalty(Callback):
         if isinstance(ceiling, bool) or not isinstance(ceiling, (int, float)) or not 0 < ceiling < math.inf:
             raise MisconfigurationException(f"GrowingPenalty ceiling={ceiling!r} must be a finite number above 0")
         with as_misconfiguration():
+            budget = budget_for(granularity, budget)
             check_kinds("GrowingPenalty", schedule=schedule, budget=budget, granularity=granularity, scope=scope)
+            assert budget is not None
             self._pruner = make_pruner(granularity, Magnitude(p=1), budget, scope)
         self.schedule, self.budget, self.granularity, self.scope = schedule, budget, granularity, scope
         self.ceiling = ceiling

@@ -33,8 +33,8 @@ class Regrowing:
     ) -> dict[str, Tensor]:
         """The masks that change, if it is time; what has gone is zero then.
 
-        The gradients are whole, and the same on every rank. Where they are not finite, as a GradScaler may have made
-        them, the next step will do.
+        The gradients are whole, and the same on every rank. Where those that rank weights are not finite, as a
+        GradScaler may have made them, the next step will do.
 
         Args:
             trainer: The Trainer.
@@ -77,6 +77,10 @@ class Regrowing:
             return parameter.grad.to_dense().abs()
         generator = torch.Generator().manual_seed(zlib.crc32(f"{turn}/{name}".encode()))
         return torch.rand(parameter.shape, generator=generator).to(parameter.device)
+
+    def begin_training(self) -> None:
+        """Steps are counted anew."""
+        self._turns = {}
 
     def state_dict(self) -> dict[int, int]:
         """Plain numbers."""

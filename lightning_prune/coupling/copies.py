@@ -33,6 +33,7 @@ def copy_of(model: nn.Module, copied: dict[int, Any] | None = None) -> nn.Module
     """
     made = _copied(model, dict(copied or {}))
     for _, module in named_modules(made):
+        vars(module).pop("_compiled_call_impl", None)  # leads back to the original, as all that is compiled
         for name in _compiled_methods(module):
             del vars(module)[name]
     return made

@@ -21,7 +21,8 @@ class BlockInfluence(Criterion):
     cosine for each token, as in the paper; of any others each example is one vector.
 
     Args:
-        every_n_steps: Look at every n-th training batch only.
+        every_n_steps: Look at every n-th training batch only. Where it looks, the input of a block is copied until the
+            block returns.
 
     Raises:
         ValueError: If ``every_n_steps`` is not a whole number of at least 1.

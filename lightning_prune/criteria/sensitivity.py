@@ -27,7 +27,8 @@ class Sensitivity(Criterion):
         batches: How many validation batches are looked at (on each rank), at least 1.
 
     Raises:
-        ValueError: If ``mode`` is none of its words, or ``batches`` is not a whole number of at least 1.
+        ValueError: If ``monitor`` is no name, ``mode`` none of its words, or ``batches`` not a whole number of at
+            least 1.
     """
 
     monitor: str | None = None
@@ -38,6 +39,8 @@ class Sensitivity(Criterion):
     compares_losses = True
 
     def __post_init__(self) -> None:
+        if self.monitor is not None and not (isinstance(self.monitor, str) and self.monitor):
+            raise ValueError(f"Sensitivity monitor={self.monitor!r} must be the name of a metric, such as 'val_acc'")
         if self.mode not in ("max", "min"):
             raise ValueError(f"Sensitivity mode={self.mode!r} is not known; use 'max' or 'min'")
         if isinstance(self.batches, bool) or not isinstance(self.batches, int) or self.batches < 1:

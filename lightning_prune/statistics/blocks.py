@@ -13,7 +13,14 @@ from lightning_prune.statistics.activations import LayerValues
 
 
 class BlockChanges(LayerValues):
-    """Sums of one minus the cosine similarity between what modules receive and what they return."""
+    """Sums of one minus the cosine similarity between what modules receive and what they return.
+
+    What a module receives is copied until it returns: a block may change its input in place.
+    """
+
+    def __init__(self, every_n_steps: int = 1) -> None:
+        super().__init__(every_n_steps)
+        self._received: dict[str, Tensor] = {}
 
     def attach(
         self,
@@ -25,15 +32,47 @@ class BlockChanges(LayerValues):
         """Begin to observe the modules called ``blocks``; attaching again replaces that."""
         self.detach()
         for name in blocks:
+            self._handles.append(module.get_submodule(name).register_forward_pre_hook(_Receiver(self, name)))
             self._hook(module, name, -1)
 
+    def receive(self, name: str, inputs: Any) -> None:
+        """A pass through the module ``name`` begins."""
+        if self.active and len(inputs) == 1 and isinstance(inputs[0], Tensor):
+            self._received[name] = inputs[0].detach().clone()
+
+    def take(self, name: str, dim: int, inputs: Any, output: Any) -> None:
+        """Add one pass through the module ``name``, by what it received."""
+        super().take(name, dim, self._received.pop(name, None), output)
+
+    def end_step(self) -> None:
+        """Also forget what a pass received that was broken off."""
+        super().end_step()
+        self._received = {}
+
     def _values(self, inputs: Any, output: Any) -> Any:
-        if not self.active or len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not isinstance(output, Tensor):
+        if inputs is None or not isinstance(output, Tensor):
             return None
-        return (1 - F.cosine_similarity(_vectors(inputs[0]), _vectors(output), dim=-1)).unsqueeze(-1)
+        return (1 - F.cosine_similarity(_vectors(inputs), _vectors(output), dim=-1)).unsqueeze(-1)
 
     def _sum(self, rows: Tensor) -> Tensor:
         return rows.sum()
+
+
+class _Receiver:
+    """A forward pre-hook; copies of the network (for tracing, averaging) get one that does nothing."""
+
+    def __init__(self, owner: BlockChanges | None, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __call__(self, module: nn.Module, inputs: Any) -> None:
+        if self.owner is not None:
+            self.owner.receive(self.name, inputs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Receiver:
+        return _Receiver(None, self.name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Receiver, (None, self.name)
 
 
 def _vectors(values: Tensor) -> Tensor:

@@ -10,13 +10,14 @@ from fake_time import Cost, FakeTime, by_inputs, by_weights, fake_time, total
 from helpers import Events, Lit, fit, same, trainer_for, widths
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from residual import LitResidual
 from torch import Tensor, nn
 
-from lightning_prune import Channels, IterativePruning, Scope, Weights, latency, prune_once
-from lightning_prune.budgets import All, BudgetError, Latency, MACs, Params, Ratio
+from lightning_prune import Blocks, Channels, IterativePruning, Scope, Weights, latency, prune_once
+from lightning_prune.budgets import All, BudgetError, Count, Latency, MACs, Params, Ratio
 from lightning_prune.channel_pruner import ChannelPruner
 from lightning_prune.coupling import Example
-from lightning_prune.criteria import Magnitude
+from lightning_prune.criteria import Magnitude, Random
 from lightning_prune.schedules import Rounds
 
 INPUT = torch.zeros(1, 40)
@@ -298,3 +299,15 @@ def test_what_was_measured_last_is_where_the_next_event_starts(cost: str, monkey
         pruning = IterativePruning(Rounds(start=1, every=1, count=4), Latency(keep=0.3))
         fit(tmp_path, module, pruning, Slower(), max_epochs=6)
         assert 0.9 * 0.3 <= total(module, COSTS[cost]) / dense <= 0.3 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("blocks_first", [True, False])
+def test_blocks_may_go_beside(blocks_first: bool, tmp_path, clock) -> None:
+    """What a block took is not counted any longer: from 0.4 blocks fewer channels have to go."""
+    lit = LitResidual()
+    dense = total(lit)
+    blocks = IterativePruning(Rounds(1, 1, 2), Count(1), Random(), Blocks())
+    channels = IterativePruning(Rounds(2, 1, 2), Latency(keep=0.4), granularity=Channels())
+    fit(tmp_path, lit, *([blocks, channels] if blocks_first else [channels, blocks]), max_epochs=4)
+    assert len(blocks.pruner.removed) == 2
+    assert 0.3 * dense < total(lit) <= 0.4 * dense

@@ -41,6 +41,13 @@ def test_only_its_own_parameters_count() -> None:
     assert curve.at({"a": 12, "b": 8, "c": 100}) == 3.0
 
 
+def test_parameters_that_are_gone_count_nothing() -> None:
+    curve = Curve.through(["a", "b"], [(10, 1.0), (30, 5.0)])
+    assert curve.at({"b": 20}) == 3.0
+    assert curve.at({"b": 5}) == 1.0  # as the fewest that were measured
+    assert curve.at({"c": 100}) == 0.0
+
+
 # ---- tables
 
 

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from lightning_prune import IterativePruning
-from lightning_prune.budgets import Count
-from lightning_prune.schedules import Rounds
+from lightning_prune.budgets import Count, Ratio
+from lightning_prune.schedules import Constant, Rounds
 
 EVENTS = 12
 
@@ -43,7 +43,9 @@ class Graphs(Callback):
 def compiled(lit: Lit, how: str, backend: Any) -> nn.Module:
     if how == "module":
         return torch.compile(lit, backend=backend)
-    if how == "submodule":
+    if how == "module in place":
+        lit.compile(backend=backend)
+    elif how == "submodule":
         lit.net = torch.compile(lit.net, backend=backend)
     else:
         lit.net.compile(backend=backend)
@@ -52,7 +54,8 @@ def compiled(lit: Lit, how: str, backend: Any) -> nn.Module:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "criterion"), [("module", "taylor"), ("submodule", "magnitude"), ("in place", "magnitude")]
+    ("how", "criterion"),
+    [("module", "taylor"), ("submodule", "magnitude"), ("in place", "magnitude"), ("module in place", "magnitude")],
 )
 def test_still_compiled_after_twelve_events(tmp_path, how, criterion) -> None:
     """PyTorch itself compiles eight times and then runs eagerly, with no more than a warning."""
@@ -72,3 +75,18 @@ def test_still_compiled_after_twelve_events(tmp_path, how, criterion) -> None:
     assert sum(widths(lit.net)) == sum(widths(plain.net)) < 40
     if criterion == "magnitude":
         assert widths(lit.net) == widths(plain.net)
+
+
+def test_a_module_that_is_compiled_in_place(tmp_path) -> None:
+    """Its copies, on which pruning is tried, must not call the original."""
+    torch.manual_seed(0)
+    plain, options = Lit(), {"max_epochs": 2, "limit_train_batches": 1, "limit_val_batches": 0}
+    fit(tmp_path, plain, IterativePruning(Constant(1), Ratio(0.5)), **options)
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    lit = Lit()
+    lit.compile(backend="eager")
+    fit(tmp_path, lit, IterativePruning(Constant(1), Ratio(0.5)), **options)
+    assert widths(lit.net) == widths(plain.net) == [4, 4, 3]
+    assert lit.losses == pytest.approx(plain.losses, rel=1e-4)
+    assert lit._compiled_call_impl is not None

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_prune import Channels, IterativePruning, Scope, Weights
+from lightning_prune import NM, Channels, IterativePruning, Scope, Weights
 from lightning_prune.budgets import Budget, MACs, Ratio, Sparsity
 from lightning_prune.callbacks import GrowingPenalty
 from lightning_prune.granularity import Granularity
@@ -188,6 +188,14 @@ def test_only_the_scope(tmp_path: Path) -> None:
     }
 
 
+def test_n_of_m_is_its_own_budget(tmp_path: Path) -> None:
+    lit, penalty = Lit(), GrowingPenalty(Constant(0), granularity=NM(1, 4), scope=Scope(include=["net.8"]))
+    largest = lit.net[8].weight.detach().abs().view(3, 2, 4).argmax(-1)  # 3 classes by 8 inputs: two blocks each
+    fit(tmp_path, lit, penalty, max_epochs=1)
+    stay = ~picked(penalty)["net.8.weight"].view(3, 2, 4)
+    assert torch.equal(stay, F.one_hot(largest, 4).bool())
+
+
 # ---- what is refused
 
 
@@ -200,6 +208,10 @@ def test_ceilings_out_of_range(ceiling: Any) -> None:
 def test_arguments_of_another_kind() -> None:
     with pytest.raises(MisconfigurationException, match=r"GrowingPenalty budget=0.5 is not a Budget"):
         GrowingPenalty(STEPWISE, 0.5)  # type: ignore[arg-type]
+    with pytest.raises(MisconfigurationException, match=r"GrowingPenalty budget=None is not a Budget"):
+        GrowingPenalty(STEPWISE)
+    with pytest.raises(MisconfigurationException, match=r"budget=Ratio.* has nothing to say: NM\(n=2, m=4\)"):
+        GrowingPenalty(STEPWISE, Ratio(0.9), NM(2, 4))
     with pytest.raises(MisconfigurationException, match=r"use Sparsity or Count"):
         GrowingPenalty(STEPWISE, MACs(keep=0.5), Weights())
 

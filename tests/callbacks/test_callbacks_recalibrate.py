@@ -5,12 +5,16 @@ import re
 import pytest
 import torch
 from helpers import STEPS, Lit, fit, trainer_for
+from judged import guard
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from residual import LitResidual
+from torch import nn
 
-from lightning_prune import IterativePruning
-from lightning_prune.budgets import Ratio
+from lightning_prune import Blocks, IterativePruning
+from lightning_prune.budgets import Count, Ratio
 from lightning_prune.callbacks import RecalibrateBatchNorm
+from lightning_prune.criteria import BlockInfluence
 from lightning_prune.schedules import Constant, Rounds
 
 
@@ -87,6 +91,69 @@ def test_resumed_while_averaging(tmp_path) -> None:
     assert seen.momenta == [None] + [0.1] * 7
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+
+
+def without_blocks() -> list[Callback]:
+    """A block goes in each of two epochs, while the event before is still averaged over."""
+    return [IterativePruning(Rounds(1, 1, 2), Count(1), BlockInfluence(), Blocks()), RecalibrateBatchNorm(6)]
+
+
+def momenta(lit: nn.Module) -> dict[str, float | None]:
+    return {name: module.momentum for name, module in lit.named_modules() if isinstance(module, nn.BatchNorm2d)}
+
+
+def test_resumed_where_blocks_went_while_averaging(tmp_path) -> None:
+    whole, again = LitResidual(), LitResidual()
+    fit(tmp_path, whole, *without_blocks(), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1), max_epochs=4)
+    saved = torch.load(tmp_path / "epoch=2.ckpt", weights_only=True)["callbacks"]["RecalibrateBatchNorm"]
+    assert saved == {"left": 2, "momenta": {"net.1.bn": 0.1, "net.2.bn": 0.1}}
+    saved["momenta"]["net.4.bn"] = 0.1  # as checkpoints from before have it
+    recalibrate, trainer = RecalibrateBatchNorm(6), trainer_for(tmp_path, *without_blocks(), max_epochs=4)
+    trainer.fit(again, ckpt_path=tmp_path / "epoch=2.ckpt")
+    assert momenta(again) == {"net.1.bn": 0.1, "net.2.bn": 0.1}
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    recalibrate.load_state_dict(saved)
+    recalibrate.on_train_start(trainer, again)
+    assert momenta(again) == {"net.1.bn": None, "net.2.bn": None}
+    assert recalibrate.state_dict()["momenta"].keys() == {"net.1.bn", "net.2.bn"}
+
+
+def test_a_block_that_comes_back_has_its_momentum(tmp_path) -> None:
+    class Dropping(LitResidual):
+        def on_validation_epoch_end(self) -> None:
+            self.log("score", 0.9 if self.trainer.current_epoch < 2 else 0.5)
+
+    class Seeing(Callback):
+        def on_rollback(self, trainer, pl_module) -> None:
+            seen.append(momenta(pl_module))
+
+    seen: list[dict[str, float | None]] = []
+    lit = Dropping()
+    lit.net[3].bn.momentum = 0.3
+    fit(tmp_path, lit, guard(), *without_blocks(), Seeing(), max_epochs=4)
+    assert seen == [{"net.1.bn": 0.1, "net.2.bn": 0.1, "net.3.bn": 0.3}]  # only the first event stands
+    assert momenta(lit) == seen[0]
+
+
+def test_an_event_that_is_held_back_ends_averaging(tmp_path) -> None:
+    class Holding(Callback):
+        def on_before_prune(self, trainer, pl_module, pruning) -> None:
+            if trainer.current_epoch == 2:
+                pruning.pause("not now")
+
+    lit, seen = Lit(), Inputs()
+    fit(tmp_path, lit, IterativePruning(Rounds(1, 1, 2), Ratio(0.5)), RecalibrateBatchNorm(6), Holding(), seen,
+        max_epochs=3)  # fmt: skip
+    assert seen.momenta == [0.1] * 4 + [None] * 4 + [0.1] * 4
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_network_without_batch_norms(tmp_path, norm: bool, recwarn) -> None:
+    trainer = trainer_for(tmp_path, IterativePruning(Constant(1), Ratio(0.5)), RecalibrateBatchNorm(), max_epochs=2)
+    trainer.fit(Lit(norm=norm))
+    said = [str(w.message) for w in recwarn if "has nothing to recalibrate: Lit has no batch norm" in str(w.message)]
+    assert len(said) == (0 if norm else 1)
 
 
 @pytest.mark.parametrize("batches", [0, True, 2.0])

@@ -151,6 +151,16 @@ def test_pruning_can_take_back_what_it_did(tmp_path) -> None:
     assert (ever & probe.steps[-1]["masks"]["net.3.weight"]).any()
 
 
+def test_a_second_fit_regrows_from_its_own_beginning(tmp_path) -> None:
+    torch.manual_seed(0)
+    lit, pruning, counts = Lit(), dynamic(Regrowth(every=4, end=1.0)), []
+    for _ in range(2):
+        probe = Probe()
+        fit(tmp_path, lit, probe, pruning, max_epochs=3)
+        counts.append(len(probe.counts))
+    assert counts == [2, 2]
+
+
 def test_best_networks_are_tracked_through(tmp_path) -> None:
     """The network has the same size before and after: unlike a pruning event, nothing is forgotten."""
     torch.manual_seed(0)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from helpers import STEPS, Adversaries, Lit, fit, zero_share
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from test_callbacks_amp import OVERFLOWS, scaled
@@ -21,6 +22,7 @@ from lightning_prune.callbacks import Supermask
 from lightning_prune.schedules import Constant
 from lightning_prune.supermask import LearnedMasks
 
+WeightAveraging: Any = getattr(lightning_callbacks, "WeightAveraging", None)
 NAMES = ["net.0.weight", "net.3.weight", "net.8.weight"]
 
 
@@ -193,6 +195,28 @@ def test_sparse_gradients(tmp_path: Path) -> None:
     assert torch.equal(*found)
 
 
+@pytest.mark.skipif(WeightAveraging is None, reason="this version of Lightning has no WeightAveraging")
+@pytest.mark.parametrize("each", ["step_idx", "epoch_idx"])
+def test_averages_are_masked_initial_weights(tmp_path: Path, each: str) -> None:
+    lit, supermask = model(), Supermask(0.5, lr=1.0)
+    first = {name: lit.get_parameter(name).detach().clone() for name in NAMES}
+    seen: list[int] = []
+
+    class Average(WeightAveraging):
+        def should_update(self, **when: Any) -> bool:
+            return when.get(each) is not None
+
+    class Look(Callback):
+        def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            own = {name: pl_module.get_parameter(name) for name in NAMES}
+            seen.append(sum(int(((own[name] != first[name]) & (own[name] != 0)).sum()) for name in NAMES))
+
+        on_validation_epoch_start = on_train_end = _look
+
+    fit(tmp_path, lit, Average(avg_fn=lambda old, new, count: 0.9 * old + 0.1 * new), supermask, Look(), max_epochs=3)
+    assert seen == [0, 0, 0, 0]
+
+
 def test_masks_beside_those_of_a_pruner(tmp_path: Path) -> None:
     lit, supermask = model(), Supermask(0.5, scope=Scope(include=["net.0"]))
     pruning = IterativePruning(Constant(1), Sparsity(0.8), granularity=Weights(), scope=Scope(exclude=["net.0"]))
@@ -226,6 +250,11 @@ def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None
         Supermask(**arguments)
 
 
+def test_a_scope_of_another_kind() -> None:
+    with pytest.raises(MisconfigurationException, match="Supermask scope='net' is not a Scope; it takes an object"):
+        Supermask(scope="net")  # type: ignore[arg-type]
+
+
 def test_other_callbacks_that_change_the_same_weights(tmp_path: Path) -> None:
     channels = IterativePruning(Constant(1), Ratio(0.5))
     weights = IterativePruning(Constant(1), Sparsity(0.5), granularity=Weights())
@@ -236,6 +265,17 @@ def test_other_callbacks_that_change_the_same_weights(tmp_path: Path) -> None:
     first, second = Supermask(scope=Scope(include=["net.0"])), Supermask(0.9)
     with pytest.raises(MisconfigurationException, match=r"another Supermask both mask 'net.0.weight' \(and 0 more\)"):
         fit(tmp_path, model(), first, second)
+
+
+@pytest.mark.skipif(WeightAveraging is None, reason="this version of Lightning has no WeightAveraging")
+def test_averaging_after_the_weights_are_masked(tmp_path: Path) -> None:
+    lit = model()
+    with pytest.raises(MisconfigurationException, match="Supermask must come after WeightAveraging in callbacks"):
+        fit(tmp_path, lit, Supermask(), WeightAveraging(), max_epochs=1)
+    assert not lit.losses
+    swa = StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1)  # averages before the steps of an epoch
+    fit(tmp_path, lit, Supermask(0.5), swa, max_epochs=3)
+    assert int((lit.net[3].weight == 0).sum()) == 288
 
 
 def test_weights_that_nothing_trains(tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""What pruned networks save in time: python benchmarks/speed.py [--small] [--device cpu] [--threads 1].
+
+ResNet-18 and -50, MobileNetV2 and ViT-B/16 lose 25, 50 and 75 % of the channels of every group (by magnitude; weights
+are random, which does not matter to time), with and without ``round_to=8``, and once only by masks: the same channels
+zero, all shapes as before. All of these are timed in turns, pass by pass, in one process.
+
+The ideal speed-up is dense / pruned MACs; ``arrives`` is the share of it that is measured: (speed-up - 1) / (ideal -
+1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import statistics
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _provenance import in_words, provenance
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torchvision.models import get_model
+
+from lightning_prune import Channels, prune_once
+from lightning_prune.budgets import Ratio
+from lightning_prune.surgery import zero_removed
+from lightning_prune.timing import Clock
+
+NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "vit_b_16")
+SHARES = (0.25, 0.5, 0.75)
+ROUNDINGS = (1, 8)
+WARMUP = 5
+
+
+def variants(name: str) -> Iterator[tuple[str, float, float, nn.Module]]:
+    """What is timed: its name, the share removed, the ideal speed-up, the network."""
+    torch.manual_seed(0)
+    dense, example = get_model(name, weights=None).eval(), torch.zeros(1, 3, 224, 224)
+    yield "dense", 0.0, 1.0, dense
+    for share in SHARES:
+        for rounding in ROUNDINGS:
+            pruned = copy.deepcopy(dense)
+            report = prune_once(pruned, example, granularity=Channels(round_to=rounding), budget=Ratio(share))
+            assert report.before.macs is not None
+            assert report.after.macs is not None
+            ideal = report.before.macs / report.after.macs
+            if rounding == 1:
+                masked = copy.deepcopy(dense)
+                zero_removed(masked, report.plan)
+                yield "masks", share, 1.0, masked
+            yield "channels" if rounding == 1 else f"round_to={rounding}", share, ideal, pruned
+
+
+@torch.inference_mode()
+def times(networks: list[nn.Module], images: torch.Tensor, repeats: int) -> list[list[float]]:
+    """Milliseconds of each pass of each network; they take turns, each turn begun by another."""
+    clock = Clock(images.device)
+    passes: list[list[float]] = [[] for _ in networks]
+    for turn in range(WARMUP + repeats):
+        for place in range(len(networks)):
+            number = (place + turn) % len(networks)
+            ms = clock.pass_ms(lambda network=networks[number]: network(images))
+            if turn >= WARMUP:
+                passes[number].append(ms)
+    return passes
+
+
+def rows_of(name: str, batch: int, device: str, compiled: bool, repeats: int) -> list[dict[str, Any]]:
+    """Every variant of one network under the same conditions."""
+    kinds = list(variants(name))
+    networks = [network.to(device) for *_, network in kinds]
+    if compiled:
+        torch.compiler.reset()
+        networks = [torch.compile(network, dynamic=False) for network in networks]  # type: ignore[misc]
+    passes = times(networks, torch.randn(batch, 3, 224, 224, device=device), repeats)
+    rows = []
+    for (kind, share, ideal, _), own in zip(kinds, passes, strict=True):
+        ratio = statistics.median(d / p for d, p in zip(passes[0], own, strict=True))
+        rows.append({
+            "network": name, "batch": batch, "device": device, "mode": "compiled" if compiled else "eager",
+            "kind": kind, "share": share, "median_ms": statistics.median(own),
+            "p99_ms": float(np.percentile(own, 99)), "speed_up": ratio, "ideal": ideal,
+            "arrives": (ratio - 1) / (ideal - 1) if ideal > 1 else None,
+        })  # fmt: skip
+    return rows
+
+
+HEADINGS = ["network", "batch", "mode", "removed", "how", "median ms", "p99 ms", "speed-up", "ideal", "arrives"]
+
+
+def cells_of(row: dict[str, Any]) -> list[str]:
+    arrives = "" if row["arrives"] is None else f"{row['arrives']:.0%}"
+    return [
+        row["network"], str(row["batch"]), row["mode"], f"{row['share']:.0%}", row["kind"], f"{row['median_ms']:.2f}",
+        f"{row['p99_ms']:.2f}", f"{row['speed_up']:.2f}", f"{row['ideal']:.2f}", arrives,
+    ]  # fmt: skip
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The page beside the JSON file."""
+    lines = [HEADINGS, ["---"] * len(HEADINGS), *map(cells_of, content["rows"])]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    how = f"{content['repeats']} passes of each, in turns, on {content['device']}."
+    return f"# What pruned networks save in time\n\n{table}\n\n{how} {in_words(content)}\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="ResNet-18 and MobileNetV2, batch 1, eager, 20 passes")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
+    parser.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager", "compiled"])
+    parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="of PyTorch; as they are by default")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    if options.small:
+        options.networks, options.batches = ["resnet18", "mobilenet_v2"], [1]
+        options.modes, options.repeats = ["eager"], 20
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    path = options.json or Path(__file__).with_name("speed_small.json" if options.small else "speed.json")
+    warnings.filterwarnings("ignore")
+    rows: list[dict[str, Any]] = []
+    for name in options.networks:
+        for batch in options.batches:
+            for mode in options.modes:
+                rows += rows_of(name, batch, options.device, mode == "compiled", options.repeats)
+                gc.collect()
+                print(f"{name}, batch {batch}, {mode}", file=sys.stderr, flush=True)
+    content = {**provenance("torchvision"), "device": options.device, "repeats": options.repeats, "rows": rows}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.with_suffix(".md").write_text(markdown(content))
+    table = Table(*HEADINGS, title="What pruned networks save in time")
+    for row in rows:
+        table.add_row(*cells_of(row))
+    Console(width=max(Console().width, 120), highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    main()

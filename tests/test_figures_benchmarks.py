@@ -1,0 +1,93 @@
+"""The benchmarks of speed, scale and MNIST: what they measure, on small things."""
+
+import json
+
+import pytest
+import torch
+from mnist import SCRATCH, TRAINED, TwentyThousand, draw, lines, markdown
+from scale import cells_of as scale_cells
+from scale import event, stack, steps
+from speed import cells_of, times, variants
+from torch import nn
+
+ABOUT = {"date": "2026-01-02", "commit": "abc", "versions": {"torch": "9"}, "hardware": "a machine", "threads": 1}
+
+
+def row(method: str, sparsity: float, seed: int, accuracy: float, size: int) -> dict[str, object]:
+    return {"method": method, "sparsity": sparsity, "seed": seed, "accuracy": accuracy, "bytes": size}
+
+
+def test_mnist_by_hand(tmp_path) -> None:
+    rows = [
+        row("dense", 0.0, 0, 0.9, 4096), row("dense", 0.0, 1, 0.92, 4096), row("dense, trained on", 0.0, 0, 0.95, 4096),
+        row(TRAINED, 0.5, 0, 0.8, 2048), row(TRAINED, 0.5, 1, 0.8, 2048), row(SCRATCH, 0.5, 0, 0.7, 1024),
+    ]  # fmt: skip
+    assert lines(rows) == [
+        ["dense", "0%", "91.00 ± 1.41", "4.0 KiB", "1.00"],
+        ["dense, trained on", "0%", "95.00", "4.0 KiB", "1.00"],
+        [TRAINED, "50%", "80.00 ± 0.00", "2.0 KiB", "2.00"],
+        [SCRATCH, "50%", "70.00", "1.0 KiB", "4.00"],
+    ]
+    text = markdown({**ABOUT, "rows": rows})
+    assert f"| {TRAINED} | 50% | 80.00 ± 0.00 | 2.0 KiB | 2.00 |\n" in text
+    assert text.endswith("2026-01-02, commit abc; a machine, 1 thread; torch 9.\n")
+    draw(rows, tmp_path / "mnist.png")
+    assert (tmp_path / "mnist.png").stat().st_size > 10_000
+
+
+def test_mnist_network() -> None:
+    assert TwentyThousand()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_networks_take_turns() -> None:
+    calls: list[int] = []
+
+    class Notes(nn.Module):
+        def __init__(self, number: int) -> None:
+            super().__init__()
+            self.number = number
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            calls.append(self.number)
+            return images
+
+    found = times([Notes(0), Notes(1), Notes(2)], torch.zeros(1), repeats=4)
+    assert [len(own) for own in found] == [4, 4, 4]
+    assert calls[:9] == [0, 1, 2, 1, 2, 0, 2, 0, 1]
+    assert all(calls.count(number) == 9 for number in range(3))  # five to warm up
+
+
+@pytest.mark.slow
+def test_speed_compares_the_same_cut() -> None:
+    kinds = [(kind, share, ideal, network) for kind, share, ideal, network in variants("mobilenet_v2")]
+    assert [kind for kind, *_ in kinds] == ["dense", *["masks", "channels", "round_to=8"] * 3]
+    assert all(ideal == 1 for kind, _, ideal, _ in kinds if kind in ("dense", "masks"))
+    dense, masks, channels = (
+        next(net for kind, _, _, net in kinds if kind == k) for k in ("dense", "masks", "channels")
+    )
+    sizes = [sum(p.numel() for p in net.parameters()) for net in (dense, masks, channels)]
+    assert sizes[0] == sizes[1] > sizes[2]
+    ideals = [ideal for kind, _, ideal, _ in kinds if kind == "channels"]
+    assert ideals == sorted(ideals)
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(masks(images), channels(images), rtol=1e-3, atol=1e-4)
+
+
+def test_speed_by_hand() -> None:
+    cells = {
+        "network": "n", "batch": 1, "mode": "eager", "share": 0.5, "kind": "channels", "median_ms": 2.0, "p99_ms": 3.0,
+        "speed_up": 2.5, "ideal": 4.0, "arrives": 0.5,
+    }  # fmt: skip
+    assert cells_of(cells) == ["n", "1", "eager", "50%", "channels", "2.00", "3.00", "2.50", "4.00", "50%"]
+    assert cells_of({**cells, "arrives": None})[-1] == ""
+
+
+def test_scale() -> None:
+    assert sum(p.numel() for p in stack(10**6, "meta").parameters()) == pytest.approx(10**6, rel=0.01)
+    found = {**steps(10**4, "cpu"), **event(10**4, "cpu", "masks"), **event(10**4, "cpu", "channels")}
+    assert json.loads(json.dumps(found)) == found
+    assert all(found[name] > 0 for name in ("step_s", "masked_step", "masks_s", "channels_s"))
+    shown = scale_cells({**found, "parameters": 10**4, "network_bytes": 4 * 10**4})
+    assert shown[0] == "10,000"
+    assert len(shown) == 8
