@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from lightning_prune import Channels, IterativePruning, Scope, Weights, channel_pruner, prune_once
+from lightning_prune import Channels, IterativePruning, Scope, Weights, channel_pruner, prune_once, trials
 from lightning_prune.budgets import BudgetError, Count, MACs, Params, Ratio, Sparsity
 from lightning_prune.channel_pruner import ChannelPruner
 from lightning_prune.cli import PruneCLI
@@ -308,7 +308,7 @@ def test_what_breaks_the_network_keeps_its_bundle(monkeypatch: pytest.MonkeyPatc
         asked.append(sorted(removed))
         return Trial({"2.weight": "with fewer channels the forward pass fails"} if "2.weight" in removed else {}, ())
 
-    monkeypatch.setattr(channel_pruner, "try_widths", failing)
+    monkeypatch.setattr(trials, "try_widths", failing)
     report = prune_once(mlp(8, 4, 5), INPUT)
     assert asked[:2] == [["0.weight", "2.weight", "4.weight"], ["4.weight"]]
     assert report.frozen["2.weight"] == "with fewer channels the forward pass fails"
