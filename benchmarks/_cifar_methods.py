@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch_pruning
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelPruning
 from torch import Tensor, nn
@@ -52,6 +51,8 @@ class TorchPruning(Callback):
         inner = [m for name, m in network.named_modules() if name.startswith("layer") and name.endswith(".conv1")]
         self.pixels: dict[Any, int] = {m: macs // m.weight.numel() for m, macs in macs_of_layers(network).items()}
         self.macs = self.count()
+        import torch_pruning  # only where it is compared
+
         self.pruner = torch_pruning.pruner.GroupNormPruner(
             network, example, torch_pruning.importance.GroupMagnitudeImportance(p=2, normalizer="max"),
             reg=self.strength, global_pruning=True, pruning_ratio=1.0,

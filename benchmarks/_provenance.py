@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ def provenance(*packages: str) -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
         "commit": commit(),
-        "versions": {name: version(name) for name in ("torch", "lightning", "lightning-prune", *packages)},
+        "versions": {name: _version(name) for name in ("torch", "lightning", "lightning-prune", *packages)},
         "hardware": hardware(),
         "threads": torch.get_num_threads(),
     }
@@ -47,6 +47,13 @@ def in_words(content: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
     threads = f"{content['threads']} thread{'s' * (content['threads'] != 1)}"
     return f"{content['date']}, commit {content['commit']}; {content['hardware']}, {threads}; {versions}."
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _git(*arguments: str) -> str:

@@ -153,6 +153,8 @@ def test_accuracy_by_hand() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "goal"), [(method, 2.0 if method == OURS else 4.0) for method in CHANNELS])
 def test_channels_reach_their_multiply_accumulates(method: str, goal: float, data: Path, dense: Path) -> None:
+    if method.startswith("Torch-Pruning"):
+        pytest.importorskip("torch_pruning", reason="pip install -e '.[benchmarks]'")
     rows = run(Cell("channels", 20, method, goal, 0), TINY, data, dense)
     assert [found["method"] for found in rows] == ([OURS, SCRATCH, SCRATCH_FULL] if method == OURS else [method])
     for found in rows:

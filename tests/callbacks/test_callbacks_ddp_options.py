@@ -176,8 +176,9 @@ def test_checksums_of_a_plan_tell_plans_and_attributes_apart() -> None:
         attributes={"0": {"out_features": 2}},
     )
     before = of_plan(plan, net)
-    assert list(before) == ["plan of 0.weight, dimension 0", "mask of 1.weight", "0.out_features"]
+    assert list(before) == ["removed modules", "plan of 0.weight, dimension 0", "mask of 1.weight", "0.out_features"]
     others = {
+        "removed modules": replace(plan, skipped=("1",)),
         "plan of 0.weight, dimension 0": replace(plan, keep={"0.weight": {0: torch.tensor([0, 3])}}),
         "mask of 1.weight": replace(plan, masks={"1.weight": torch.zeros(2, 6, dtype=torch.bool)}),
     }
