@@ -158,7 +158,7 @@ def check(module: nn.Module, callback: Any, name: str, granularity: str, share: 
         zeros = sum(int((p == 0).sum()) for p in matrices) / sum(p.numel() for p in matrices)
         assert abs(zeros - share) < 0.03, (name, zeros)  # layers without whole blocks stay
     elif granularity == "blocks":
-        assert sum(type(m).__name__ == "_Block" for m in module.modules()) == 9 - round(7 * share), name
+        assert sum(type(m).__name__ == "BasicBlock" for m in module.modules()) == 9 - round(7 * share), name
     else:
         origin = callback.pruner.origin
         assert origin is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import islice
 from typing import Any
 
@@ -17,7 +17,7 @@ from lightning_prune.block_pruner import BlockPruner
 from lightning_prune.callbacks.packages import MisconfigurationException
 from lightning_prune.coupling import Example
 from lightning_prune.coupling.copies import copy_of
-from lightning_prune.criteria import Sensitivity
+from lightning_prune.criteria import Criterion, Sensitivity
 
 
 def compare(
@@ -47,6 +47,19 @@ def compare(
         raise MisconfigurationException(f"{pruner.criterion}: with all blocks it is not finite; has training diverged?")
 
 
+def check_validation(trainer: pl.Trainer, criterion: Criterion) -> None:
+    """What is compared by validation needs one."""
+    if isinstance(criterion, Sensitivity) and not trainer.enable_validation:
+        raise MisconfigurationException(_no_validation(criterion))
+
+
+def check_monitored(trainer: pl.Trainer, criterion: Criterion) -> None:
+    """The metric that blocks are compared by must be among those that the validation before has logged."""
+    metrics = trainer.callback_metrics
+    if isinstance(criterion, Sensitivity) and criterion.monitor is not None and criterion.monitor not in metrics:
+        raise MisconfigurationException(_unknown(criterion, set(metrics)))
+
+
 def _batches(trainer: pl.Trainer, pl_module: pl.LightningModule, criterion: Sensitivity) -> list[Any]:
     """The first batches of the first validation loader, as validation steps get them."""
     loop = trainer.fit_loop.epoch_loop.val_loop
@@ -55,10 +68,7 @@ def _batches(trainer: pl.Trainer, pl_module: pl.LightningModule, criterion: Sens
         loop.setup_data()
         trainer.training = True
     if loop._combined_loader is None or not loop.max_batches:
-        raise MisconfigurationException(
-            f"{criterion} measures on validation data, but no validation runs in this training; give a validation "
-            "loader (and no limit_val_batches=0), or use BlockInfluence"
-        )
+        raise MisconfigurationException(_no_validation(criterion))
     count = int(min(criterion.batches, loop.max_batches[0]))
     found = []
     for batch in islice(loop._combined_loader.flattened[0], count):
@@ -87,14 +97,21 @@ def _loss(trainer: pl.Trainer, twin: pl.LightningModule, batches: list[Any], cri
         if name and name not in logged.known:
             twin.on_validation_epoch_end()
     if name not in logged.known:
-        raise MisconfigurationException(_unknown(criterion, logged))
+        raise MisconfigurationException(_unknown(criterion, logged.known))
     sums = trainer.strategy.reduce(logged.sums(name).to(trainer.strategy.root_device), reduce_op="sum")
     value = sums[0] / sums[1]  # type: ignore[index]
     return -value if criterion.monitor is not None and criterion.mode == "max" else value
 
 
-def _unknown(criterion: Sensitivity, logged: _Logged) -> str:
-    names = ", ".join(sorted(filter(None, logged.known))) or "nothing"
+def _no_validation(criterion: Sensitivity) -> str:
+    return (
+        f"{criterion} measures on validation data, but no validation runs in this training; give a validation loader "
+        "(and no limit_val_batches=0), or use BlockInfluence"
+    )
+
+
+def _unknown(criterion: Sensitivity, logged: Collection[str]) -> str:
+    names = ", ".join(sorted(filter(None, logged))) or "nothing"
     if criterion.monitor is None:
         return (
             f"{criterion} compares the losses that validation_step returns, and it returns none; it logs {names}: "

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_prune.tasks.networks import stage
+
 
 class CifarResNet(nn.Module):
     """Three stages of 16, 32 and 64 channels, `depth` = 6n + 2 layers for n blocks a stage.
@@ -51,9 +53,9 @@ class CifarResNet(nn.Module):
         blocks = depth // 6
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = _stage(width, width, blocks, stride=1)
-        self.layer2 = _stage(width, 2 * width, blocks, stride=2)
-        self.layer3 = _stage(2 * width, 4 * width, blocks, stride=2)
+        self.layer1 = stage(width, width, blocks, 1, _Shortcut)
+        self.layer2 = stage(width, 2 * width, blocks, 2, _Shortcut)
+        self.layer3 = stage(2 * width, 4 * width, blocks, 2, _Shortcut)
         self.linear = nn.Linear(4 * width, num_classes)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -78,36 +80,13 @@ class CifarResNet(nn.Module):
             raise ValueError(f"CifarResNet weights={path!r} are those of another network: {error}") from error
 
 
-class _Block(nn.Module):
-    """Two convolutions beside a shortcut without parameters."""
+class _Shortcut(nn.Module):
+    """Every `stride`-th pixel, with as many channels of zeros before as behind."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
-            self.shortcut = _Shortcut(stride, (out_channels - in_channels) // 2)
-
-    def forward(self, features: Tensor) -> Tensor:
-        residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(features)))))
-        return F.relu(residual + self.shortcut(features))
-
-
-class _Shortcut(nn.Module):
-    """Every `stride`-th pixel, with `padding` channels of zeros before and behind."""
-
-    def __init__(self, stride: int, padding: int) -> None:
-        super().__init__()
-        self.stride, self.padding = stride, padding
+        self.stride, self.padding = stride, (out_channels - in_channels) // 2
 
     def forward(self, features: Tensor) -> Tensor:
         pixels = features[:, :, :: self.stride, :: self.stride]
         return F.pad(pixels, (0, 0, 0, 0, self.padding, self.padding))
-
-
-def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
-    rest = [_Block(out_channels, out_channels, stride=1) for _ in range(blocks - 1)]
-    return nn.Sequential(_Block(in_channels, out_channels, stride), *rest)

@@ -1,5 +1,7 @@
 """A small residual network for small images: the default network of the recipes."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -40,9 +42,9 @@ class SmallResNet(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
-        self.layer1 = _stage(width, width, blocks, stride=1)
-        self.layer2 = _stage(width, 2 * width, blocks, stride=2)
-        self.layer3 = _stage(2 * width, 4 * width, blocks, stride=2)
+        self.layer1 = stage(width, width, blocks, 1, _projection)
+        self.layer2 = stage(width, 2 * width, blocks, 2, _projection)
+        self.layer3 = stage(2 * width, 4 * width, blocks, 2, _projection)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(4 * width, num_classes)
         for module in self.modules():
@@ -56,28 +58,34 @@ class SmallResNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(features), 1))
 
 
-class _Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 projection where the shape changes."""
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: nn.Module) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU()
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
-                nn.BatchNorm2d(out_channels),
-            )
+        self.shortcut = shortcut
 
     def forward(self, features: Tensor) -> Tensor:
+        """Return features of the shape that the shortcut makes."""
         residual = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(features)))))
         return self.relu(residual + self.shortcut(features))
 
 
-def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
-    rest = [_Block(out_channels, out_channels, stride=1) for _ in range(blocks - 1)]
-    return nn.Sequential(_Block(in_channels, out_channels, stride), *rest)
+def stage(
+    in_channels: int, out_channels: int, blocks: int, stride: int, shortcut: Callable[[int, int, int], nn.Module]
+) -> nn.Sequential:
+    """Blocks, of which the first changes the shape; there `shortcut(in_channels, out_channels, stride)` does, too."""
+    same = stride == 1 and in_channels == out_channels
+    first = nn.Identity() if same else shortcut(in_channels, out_channels, stride)
+    rest = [BasicBlock(out_channels, out_channels, 1, nn.Identity()) for _ in range(blocks - 1)]
+    return nn.Sequential(BasicBlock(in_channels, out_channels, stride, first), *rest)
+
+
+def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    convolution = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))

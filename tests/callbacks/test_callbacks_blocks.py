@@ -218,6 +218,23 @@ def test_what_cannot_be_measured(tmp_path: Path, criterion: Any, options: Any, m
         fit(tmp_path, Scored(), blocks(criterion, 1), max_epochs=2, **options)
 
 
+@pytest.mark.parametrize(
+    ("monitor", "options", "steps"),
+    [
+        ("nose", {"num_sanity_val_steps": 1}, 0),
+        ("nose", {}, 4),  # the steps of an epoch
+        ("plain", {"limit_val_batches": 0}, 0),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_long_before_the_event(
+    tmp_path: Path, monitor: str, options: Any, steps: int
+) -> None:
+    trainer = trainer_for(tmp_path, blocks(Sensitivity(monitor), start=5), max_epochs=8, **options)
+    with pytest.raises(MisconfigurationException, match=r"not logged by validation; it logs|no validation runs"):
+        trainer.fit(Scored())
+    assert trainer.global_step == steps
+
+
 def test_validation_that_has_not_run_yet_is_set_up(tmp_path: Path) -> None:
     lit = LitResidual()
     fit(tmp_path, lit, IterativePruning(Constant(0), Count(1), Sensitivity(), Blocks()), max_epochs=2,
