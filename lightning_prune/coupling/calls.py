@@ -164,15 +164,20 @@ class Calls(TorchFunctionMode):
 
     def _attention(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The numbers inside PyTorch's attention cannot be seen, but they are known."""
-        query, heads, out_proj = args[0], args[4], args[11]
+        query, heads, out_proj, trace = args[0], args[4], args[11], self.tracer.trace
         self.tracer.called = ATTENTION
         try:
             out = func(*args, **kwargs)
         finally:
             self.tracer.called = ""
-        width, book = self.tracer.number(out_proj, 1), self.tracer.trace.book
+        width, book = self.tracer.number(out_proj, 1), trace.book
         book.equate(width, self.tracer.number(query, query.dim() - 1))
-        if self.tracer.trace.heads:
+        channels = self.tracer.labels(out_proj)[1]
+        if int(heads) == 1 and channels is not None:
+            trace.attended.append(channels)
+            if trace.split(channels) in trace.heads:
+                self.tracer.slots.tie_all(channels)
+        elif trace.heads:
             head_dim = int(width) // int(heads)
             book.equate(width // head_dim, heads if isinstance(heads, Number) else book.tagged(heads, "num_heads"))
         return out

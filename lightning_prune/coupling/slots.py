@@ -42,6 +42,11 @@ class Slots:
         self._ties.append((a[known], b[known]))
         self.freeze(np.concatenate([a[~known], b[~known]]), reason)
 
+    def tie_all(self, ids: Ids) -> None:
+        """Say that all of ``ids`` are removed together."""
+        known = ids[ids != FIXED]
+        self._ties.append((known[:-1], known[1:]))
+
     def freeze(self, ids: Ids, reason: Reason) -> None:
         """Say that none of ``ids`` can be removed, and why."""
         known = ids[ids != FIXED]

@@ -118,6 +118,11 @@ class Trace:
     attended: list[Ids] = field(default_factory=list)
     heads: frozenset[int] = frozenset()
 
+    def split(self, ids: Ids) -> int:
+        """The number of a reshape that may have made heads of the channels ``ids``."""
+        self.splits.append(ids.ravel())
+        return len(self.splits) - 1
+
     def attention_splits(self) -> frozenset[int]:
         """Numbers of the reshapes that made heads: their channels met in a product of two activations."""
         if not self.attended:

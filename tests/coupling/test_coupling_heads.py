@@ -351,6 +351,42 @@ def test_two_events_in_a_row(name: str, mode: str) -> None:
         assert error_between(net(data()), masked(data())) <= 1e-10
 
 
+@pytest.mark.parametrize("name", SPELLINGS.keys() - {"sequence first"})  # there nothing says that it is a head
+def test_an_only_head_stays_whole(name: str) -> None:
+    spelling = SPELLINGS[name]
+    net = randomised(Net(Attention(spelling.run, 4 if spelling.kind is TIED else 10, heads=1)))
+    example = Example.of(data())
+    attention = {f"layers.0.{layer}.weight" for layer in ("q", "k", "v", "qkv")}
+    assert {name for name, dim in prunable(analyse(net, example, "head_dims")) if dim == 0} & attention
+    assert not {name for name, dim in prunable(analyse(net, example, "heads")) if dim == 0} & attention
+
+
+def test_an_only_head_of_pytorchs_attention_stays_whole() -> None:
+    layer = nn.TransformerEncoderLayer(8, 1, 6, batch_first=True)
+    net = nn.Sequential(nn.Linear(5, 8), layer, nn.Linear(8, 3)).double().eval()
+    example = Example.of(data())
+    assert ("1.self_attn.in_proj_weight", 0) in prunable(analyse(net, example, "head_dims"))
+    left = prunable(analyse(net, example, "heads"))
+    assert ("1.linear1.weight", 0) in left
+    assert not {name for name, _ in left} & {"1.self_attn.in_proj_weight", "1.self_attn.out_proj.weight", "0.weight"}
+
+
+@pytest.mark.parametrize("name", ["chunk, view(B, N, heads, -1)", "reshape(B, N, 3, heads, -1), unbind"])
+def test_heads_go_until_one_is_left(name: str) -> None:
+    net = randomised(Net(Attention(SPELLINGS[name].run, heads=4)))
+    heads = {"granularity": Channels(attention="heads"), "scope": Scope(include=["layers.0.qkv"])}
+    for left in (2, 1):
+        prune_once(net, data(), budget=Ratio(0.5), **heads)
+        assert net.layers[0].qkv.out_features == left * 12
+    with pytest.raises(ValueError, match="no removable channels"):
+        prune_once(net, data(), budget=Ratio(0.5), **heads)
+
+
+def prunable(coupling: Coupling) -> set[tuple[str, int]]:
+    """Tensors and dimensions that can become smaller."""
+    return {(member.tensor, member.dim) for group in coupling.groups.values() for member in group.members}
+
+
 def gpt(layer: Any, x: Tensor) -> Tensor:
     """As nanoGPT spells it."""
     batch, tokens, channels = x.size()

@@ -108,21 +108,29 @@ def reshaped(
         else:
             new = [n for o, n in zip(old, new, strict=True) if o in part.dims]
         made = next(n for o, n in blocks if part.channel in o)
-        result.append(_numbered(tracer, part, _along_varying(ids, new, made, flexible)))
+        behind = _along_varying(ids, new, made, flexible)
+        only = list(after).count(1) > list(before).count(1) and after[behind.channel - 1] == 1 and behind.channel > 0
+        result.append(_numbered(tracer, part, behind, only))
     return result
 
 
-def _numbered(tracer: Tracer, before: Part, part: Part) -> Part:
-    """``part``, with the number of the reshape if that made more dimensions of it; heads are taken if asked for."""
-    if len(part.dims) == 1 or len(part.dims) <= len(before.dims):
+def _numbered(tracer: Tracer, before: Part, part: Part, only: bool) -> Part:
+    """``part``, with the number of the reshape if that made heads of it, perhaps an ``only`` one.
+
+    Heads are taken for the channels if asked for.
+    """
+    if len(part.dims) <= len(before.dims) and not only:
         return part if len(part.dims) == 1 else Part(part.dims, part.ids, part.channel, before.split)
     trace = tracer.trace
     if before.split is not None:
         trace.splits[before.split] = part.ids[:0].ravel()  # these are no heads yet
-    number = len(trace.splits)
-    trace.splits.append(part.ids.ravel())
+    number = trace.split(part.ids)
     at = part.dims.index(part.channel)
-    return Part(part.dims, part.ids, part.dims[at - 1] if number in trace.heads and at else part.channel, number)
+    if number in trace.heads and only:
+        tracer.slots.tie_all(part.ids)
+    elif number in trace.heads and at:
+        return Part(part.dims, part.ids, part.dims[at - 1], number)
+    return Part(part.dims, part.ids, part.channel, number)
 
 
 def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
