@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-import warnings
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 from _cifar_methods import CHANNELS, DECAY, OURS, WEIGHTS, channels_of, weights_of
 from _images import Images, TrainingImages, accuracy, balanced, held_out, load
+from _quiet import quiet
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -176,9 +175,3 @@ def row(cell: Cell, network: nn.Module, setting: Setting, data: Path, began: flo
         "macs": macs, "speed_up": dense / macs, "params": sum(p.numel() for p in network.parameters()),
         "sparsity": zeros, "seconds": round(seconds, 1),
     }  # fmt: skip
-
-
-def quiet() -> None:
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)

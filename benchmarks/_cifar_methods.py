@@ -21,14 +21,14 @@ from lightning_prune.schedules import Cubic, Exponential, Rounds, Schedule
 
 DECAY = 5e-4  # weight decay of every training
 SLACK = 1.015  # of the MACs asked for; one channel is up to 2.9 % of them, so what is reached lies around them
-ROUNDS = Rounds(start=0.05, every=0.05, count=4, unit="share")
-SPARSE_LEARNING = Rounds(start=0.05, every=0.1, count=5, unit="share")  # better for Torch-Pruning than ours
+ROUNDS = Rounds(start=0.05, every=0.1, count=5, unit="share")  # better than 4 x 0.05, for Torch-Pruning and for ours
 MASKING = Cubic(0.0, 0.6, every=0.03, unit="share")
 LAST_MASKING = 0.67  # share of the training; ModelPruning only acts where an epoch ends
 
-OURS = "lightning_prune"
+OURS, WIDE = "lightning_prune", "lightning_prune, residual streams too"
 CHANNELS = (
-    OURS, "lightning_prune, not distilled", "plain L2", "Torch-Pruning", "Torch-Pruning, distilled", "random channels",
+    OURS, WIDE, "lightning_prune, not distilled", "plain L2", "Torch-Pruning", "Torch-Pruning, distilled",
+    "random channels",
 )  # fmt: skip
 DOCUMENTED, EXPERT = "ModelPruning as documented", "ModelPruning by an expert"
 WEIGHTS = ("cubic magnitude", "learning rate rewinding", "movement", "RigL, cubic", EXPERT, DOCUMENTED)
@@ -110,14 +110,15 @@ def channels_of(method: str, goal: float, seed: int, dense: nn.Module) -> list[C
     """The callbacks of a method that removes channels."""
     taught: list[Callback] = [Distillation(copy.deepcopy(dense), [SoftTargets(4.0, 0.9)], module="network")]
     if method.startswith("Torch-Pruning"):
-        return [TorchPruning(goal, SPARSE_LEARNING), *(taught if "distilled" in method else [])]
+        return [TorchPruning(goal, ROUNDS), *(taught if "distilled" in method else [])]
     criterion: Criterion = Random(seed) if method == "random channels" else Magnitude(p=2)
-    pruning = IterativePruning(
-        ROUNDS, MACs(keep=SLACK / goal), criterion, Channels(), Scope(include=["network.layer*.conv1"])
-    )
+    where = Channels(), Scope(include=["network.layer*.conv1"])
+    if method == WIDE:
+        where = Channels(ranking="isomorphic"), Scope()  # streams are scored on another scale than inner channels
+    pruning = IterativePruning(ROUNDS, MACs(keep=SLACK / goal), criterion, *where)
     if method in ("plain L2", "random channels"):
         return [pruning]
-    return [pruning, RecalibrateBatchNorm(8), *(taught if method == OURS else [])]
+    return [pruning, RecalibrateBatchNorm(8), *(taught if method in (OURS, WIDE) else [])]
 
 
 def weights_of(method: str, goal: float, epochs: int, network: nn.Module) -> tuple[list[Callback], int]:

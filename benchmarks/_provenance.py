@@ -15,13 +15,16 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def provenance(*packages: str) -> dict[str, Any]:
-    """What JSON files of benchmarks say about the run, with the versions of torch, Lightning and ``packages``."""
+def provenance(*packages: str, device: str | None = None) -> dict[str, Any]:
+    """What JSON files of benchmarks say about the run, with the versions of torch, Lightning and ``packages``.
+
+    ``device`` is where it ran; on the GPU, where there is one.
+    """
     return {
         "date": date.today().isoformat(),
         "commit": commit(),
         "versions": {name: _version(name) for name in ("torch", "lightning", "lightning-prune", *packages)},
-        "hardware": hardware(),
+        "hardware": hardware(device),
         "threads": torch.get_num_threads(),
     }
 
@@ -33,9 +36,9 @@ def commit() -> str:
     return f"{named}+" if changed else named
 
 
-def hardware() -> str:
+def hardware(device: str | None = None) -> str:
     """The GPU, or the processor."""
-    if torch.cuda.is_available():
+    if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

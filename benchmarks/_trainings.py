@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import threading
 import time
-import warnings
 from typing import Any
 
 import torch
 import torchvision
+from _quiet import quiet
 from _resources import synchronise
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelPruning
@@ -67,15 +66,14 @@ def pruning_of(variant: str, lit: Classifier) -> list[Callback]:
 
 
 def trainer_for(device: str, callbacks: list[Callback], **options: Any) -> Trainer:
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore")
-    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    quiet()
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     return Trainer(
         accelerator=device,
         callbacks=callbacks,
         max_epochs=2,
         reload_dataloaders_every_n_epochs=1,
-        **{"devices": 1, **dict.fromkeys(quiet, False), **options},
+        **{"devices": 1, **dict.fromkeys(off, False), **options},
     )
 
 

@@ -6,15 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_prune import NM, Channels, IterativePruning, Regrowth, Weights
+from lightning_prune import NM, Channels, IterativePruning, Regrowth, Scope, Weights
 from lightning_prune.budgets import ERK, Ratio, Sparsity
 from lightning_prune.callbacks import GrowingPenalty, RecalibrateBatchNorm, Supermask
-from lightning_prune.criteria import Magnitude, Random
+from lightning_prune.criteria import CRITERIA, Magnitude, Random
 from lightning_prune.schedules import Constant, Cubic, Linear, Rounds
 
 SPARSITIES = (0.6, 0.8, 0.9)
 RATIOS = (0.5, 0.7)
 BLOCK_RATIOS = (3 / 7, 5 / 7)  # of the blocks that can go
+HEAD_RATIOS = (0.5, 0.75)
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Variant:
     """One method.
 
     Attributes:
-        granularity: ``"weights"`` or ``"channels"``.
+        granularity: ``"weights"``, ``"channels"`` or ``"heads"``.
         callbacks: From the share removed to what does it.
         shares: Where it is measured.
         before: Whether it starts from the initial weights.
@@ -59,6 +60,12 @@ def _isomorphic(share: float) -> list[Any]:
     return [IterativePruning(in_rounds(), budget, Magnitude(), Channels(ranking="isomorphic"))]
 
 
+def _heads(criterion: str) -> Callable[[float], list[Any]]:
+    (named,) = (cls for cls in CRITERIA if cls.__name__ == criterion)
+    attention = Channels(attention="heads"), Scope(include=["*.attention.qkv"])
+    return lambda share: [IterativePruning(in_rounds(), Ratio(share, per_layer=False), named(), *attention)]
+
+
 def _blocks(share: float) -> list[Any]:
     return [IterativePruning(gradually(), Sparsity(share), granularity=Weights(block=(4, 4)))]
 
@@ -82,4 +89,10 @@ VARIANTS = {
     "GrowingPenalty": Variant("channels", _growing, RATIOS),
     "RecalibrateBatchNorm": Variant("channels", _recalibrated, RATIOS),
     "isomorphic": Variant("channels", _isomorphic, RATIOS),
+    "heads by Taylor": Variant("heads", _heads("Taylor"), HEAD_RATIOS),
+    "heads by WeightTaylor": Variant("heads", _heads("WeightTaylor"), HEAD_RATIOS),
+    "heads by Fisher": Variant("heads", _heads("Fisher"), HEAD_RATIOS),
+    "heads by Movement": Variant("heads", _heads("Movement"), HEAD_RATIOS),
+    "heads by Magnitude": Variant("heads", _heads("Magnitude"), HEAD_RATIOS),
+    "heads at random": Variant("heads", _heads("Random"), HEAD_RATIOS),
 }  # fmt: skip

@@ -4,12 +4,13 @@ The dense baseline is the published network fine-tuned on the JPEG training imag
 weights, has the same images, optimizer, learning rates and number of epochs, and is measured after the last of them;
 nothing is selected by accuracy. The published weights have seen every training image, so a validation split of those
 flatters all methods: choices (criteria, schedules, learning rates, the peers' options) were made beforehand on every
-tenth training image (``--validation``), with ResNet-20, 2.5 times fewer MACs, few images and one seed, not on the test
-images. The networks of the table train on all training images.
+tenth training image (``--validation``), with ResNet-20, 2.5 and 4 times fewer MACs, few images and one or two seeds,
+not on the test images. The networks of the table train on all training images.
 
 Channels: each method removes channels until the network has 2, 2.5 or 4 times fewer multiply-accumulates, as
-lightning_prune.measure counts them, within 2 %. All remove the inner channels of residual blocks. Weights: each
-method masks 80, 90 or 95 % of the weights of convolutions and the linear layer of ResNet-20.
+lightning_prune.measure counts them, within 2 %. All remove the inner channels of residual blocks, one of ours those of
+the residual streams as well. Weights: each method masks 80, 90 or 95 % of the weights of convolutions and the linear
+layer of ResNet-20.
 
 A row for each finished cell goes to the JSON file at once, and a cell that is there is not run again, so the table can
 be measured in several calls: ``--seconds`` is when no cell is begun any more. On a GPU several cells run at the same

@@ -6,8 +6,8 @@ trains as long as dense training and fine-tuning take together; so does what lea
 compares with these initial weights. What is not a criterion alone stands in ``_variants.py``. Controls: the dense
 network trained on, a network built with the widths that ``Ratio`` leaves and trained from scratch for both budgets
 together, and ``Random`` as the floor. Blocks are removed from a network of its own, with three of them a stage, of
-which seven can go. Figures are accuracies on the validation split after the last epoch, mean and standard deviation
-over seeds; nothing is selected by them.
+which seven can go, and attention heads from a small vision transformer that has 32. Figures are accuracies on the
+validation split after the last epoch, mean and standard deviation over seeds; nothing is selected by them.
 
 `python benchmarks/criteria.py --page docs/methods.md` measures nothing: it writes what was measured into the page.
 """
@@ -17,10 +17,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import logging
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,9 +26,10 @@ from typing import Any
 
 import torch
 from _provenance import provenance
+from _quiet import quiet
 from _variants import BLOCK_RATIOS, RATIOS, SPARSITIES, VARIANTS, gradually, in_rounds
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from method_page import fill, summary
+from method_page import ORDER, fill, summary
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -41,6 +40,7 @@ from lightning_prune.budgets import Ratio, Sparsity
 from lightning_prune.criteria import CRITERIA, Criterion, MagnitudeIncrease, Sensitivity
 from lightning_prune.schedules import Constant
 from lightning_prune.tasks import DigitsData, ImageClassifier
+from lightning_prune.tasks.small_vit import SelfAttention
 
 WIDTH = 8
 DENSE_EPOCHS, TUNING_EPOCHS = 12, 4
@@ -58,6 +58,18 @@ class Digits(ImageClassifier):
         optimizer = torch.optim.SGD(self.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
         steps = int(self.trainer.estimated_stepping_batches)
         return [optimizer], [{"scheduler": OneCycleLR(optimizer, 0.1, total_steps=steps), "interval": "step"}]
+
+
+class DigitsViT(ImageClassifier):
+    """A small vision transformer, likewise."""
+
+    def __init__(self) -> None:
+        super().__init__("small_vit", 10, 1)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), 0.0003)
+        steps = int(self.trainer.estimated_stepping_batches)
+        return [optimizer], [{"scheduler": OneCycleLR(optimizer, 0.003, total_steps=steps), "interval": "step"}]
 
 
 def train(module: LightningModule, epochs: int, seed: int, *callbacks: Any) -> float:
@@ -122,13 +134,20 @@ def run(seed: int, chosen: list[Cell]) -> list[dict[str, Any]]:
     deep = Digits(blocks=3)
     if any(granularity == "blocks" for _, granularity, _ in chosen):
         rows.append(row("dense, nine blocks", "", 0.0, seed, partial(train, deep, DENSE_EPOCHS, seed)))
+    torch.manual_seed(seed)
+    transformer = DigitsViT()
+    if any(granularity == "heads" for _, granularity, _ in chosen):
+        for name, epochs in (("dense, transformer", DENSE_EPOCHS), ("dense, transformer, trained on", TUNING_EPOCHS)):
+            module = transformer if epochs == DENSE_EPOCHS else copy.deepcopy(transformer)
+            rows.append(row(name, "", 0.0, seed, partial(train, module, epochs, seed)))
+    starts: dict[str, LightningModule] = {"blocks": deep, "heads": transformer}
     for share in RATIOS:
         torch.manual_seed(seed)
         small = Digits(round(WIDTH * (1 - share)))
         rows.append(row("small, from scratch", "channels", share, seed, partial(train, small, both(), seed)))
     for name, granularity, share in chosen:
         before = name in BEFORE or (name in VARIANTS and VARIANTS[name].before)
-        module = copy.deepcopy(initial if before else deep if granularity == "blocks" else dense)
+        module = copy.deepcopy(initial if before else starts.get(granularity, dense))
         callbacks = callbacks_of(name, granularity, share, initial)
         epochs = both() if before else TUNING_EPOCHS
         rows.append(row(name, granularity, share, seed, partial(train, module, epochs, seed, *callbacks)))
@@ -159,6 +178,9 @@ def check(module: nn.Module, callback: Any, name: str, granularity: str, share: 
         assert abs(zeros - share) < 0.03, (name, zeros)  # layers without whole blocks stay
     elif granularity == "blocks":
         assert sum(type(m).__name__ == "BasicBlock" for m in module.modules()) == 9 - round(7 * share), name
+    elif granularity == "heads":
+        left = sum(m.qkv.out_features for m in module.modules() if isinstance(m, SelfAttention)) / 24
+        assert left == 32 * (1 - share), (name, left)
     else:
         origin = callback.pruner.origin
         assert origin is not None
@@ -168,9 +190,7 @@ def check(module: nn.Module, callback: Any, name: str, granularity: str, share: 
 
 def table(rows: list[dict[str, Any]]) -> Table:
     """A row for each method, a column for each share."""
-    columns = sorted(
-        {cell_of(r)[1:] for r in rows}, key=lambda c: (["", "weights", "channels", "blocks"].index(c[0]), c[1])
-    )
+    columns = sorted({cell_of(r)[1:] for r in rows}, key=lambda c: (ORDER.index(c[0]), c[1]))
     shown = Table(title="Validation accuracy on the digits, in percent: mean ± standard deviation over seeds")
     shown.add_column("method", no_wrap=True)
     for granularity, share in columns:
@@ -188,7 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--only", nargs="+", default=[], choices=[*(cls.__name__ for cls in CRITERIA), *VARIANTS])
-    parser.add_argument("--granularity", choices=["weights", "channels", "blocks"])
+    parser.add_argument("--granularity", choices=ORDER[1:])
     parser.add_argument("--add", action="store_true", help="keep the rows of the JSON file that are not measured now")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--page", type=Path, help="measure nothing; write the figures of the JSON file into this page")
@@ -197,9 +217,7 @@ def main() -> None:
         measured = json.loads(options.json.read_text())["rows"]
         options.page.write_text(fill(options.page.read_text(encoding="utf-8"), measured), encoding="utf-8")
         return
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     chosen = [c for c in cells(options.only) if options.granularity in (None, c[1])]
     rows = [found for seed in options.seeds for found in run(seed, chosen)]
     if options.add:

@@ -8,6 +8,7 @@ from typing import Any
 
 PLACE = re.compile(r"(<!-- criteria:(.+?) -->\n).*?(<!-- /criteria -->)", re.DOTALL)
 FLOOR = "Random"
+ORDER = ("", "weights", "channels", "heads", "blocks")
 
 Rows = list[dict[str, Any]]
 
@@ -34,10 +35,11 @@ def table(names: list[str], rows: Rows) -> str:
         if name not in known:
             raise ValueError(f"the page has a place for {name!r}, of which nothing was measured: {sorted(known)}")
     columns = list(dict.fromkeys(cell(row) for row in rows if row["method"] in names))
-    columns.sort(key=lambda column: (["", "weights", "channels", "blocks"].index(column[0]), column[1]))
+    columns.sort(key=lambda column: (ORDER.index(column[0]), column[1]))
     lines = ["| validation accuracy, % |" + "".join(f" {heading(*column)} |" for column in columns)]
     lines.append("|---|" + "---|" * len(columns))
-    for name in [*names, FLOOR] if FLOOR in known and FLOOR not in names else names:
+    floor = FLOOR not in names and any(row["method"] == FLOOR and cell(row) in columns for row in rows)
+    for name in [*names, FLOOR] if floor else names:
         found = [summary([r for r in rows if r["method"] == name and cell(r) == column]) for column in columns]
         lines.append(f"| {name} |" + "".join(f" {text} |" for text in found))
     return "\n".join(lines) + "\n"

@@ -11,21 +11,19 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import logging
 import os
 import statistics
 import sys
-import warnings
+import time
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import torch
 from _provenance import in_words, provenance
+from _quiet import quiet
+from _tables import markdown, page, show, write
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -52,7 +50,8 @@ class TwentyThousand(LightningModule):
         assert sum(parameter.numel() for parameter in self.parameters()) == 20_410
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)
+        logits: Tensor = self.network(images)
+        return logits
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return F.cross_entropy(self(batch[0]), batch[1])
@@ -129,15 +128,16 @@ def spread(rows: list[dict[str, Any]]) -> str:
     return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
+TITLE = "Compressed size against sparsity on MNIST"
 HEADINGS = ["method", "sparsity", "test accuracy, %", "compressed size", "times smaller"]
 
 
-def markdown(content: dict[str, Any]) -> str:
+def text(content: dict[str, Any], figure: str) -> str:
     """The page beside the JSON file."""
-    body = [HEADINGS, ["---"] * len(HEADINGS), *lines(content["rows"])]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in body)
-    title, figure = "# Compressed size against sparsity on MNIST", "![Size and accuracy](mnist.png)"
-    return f"{title}\n\n{table}\n\n{figure}\n\n{in_words(content)}\n"
+    counts = content["images"]
+    seeds = len({row["seed"] for row in content["rows"]})
+    how = f"{counts['train']} training images, {counts['test']} test images, {seeds} seed(s). {in_words(content)}"
+    return page(TITLE, markdown(HEADINGS, lines(content["rows"])), f"![Size and accuracy]({figure})", how)
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -159,29 +159,29 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--small", action="store_true", help="one seed")
     parser.add_argument("--root", type=Path, help="folder with MNIST/raw")
-    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
-    options = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="benchmarks/mnist.json; page and figure are beside it")
+    options = parser.parse_args(arguments)
     if options.root is None and "LIGHTNING_PRUNE_DATA" not in os.environ:
         parser.error("set LIGHTNING_PRUNE_DATA, or give --root a folder with MNIST/raw")
     root = options.root or Path(os.environ["LIGHTNING_PRUNE_DATA"], "mnist10k")
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    file = options.json or Path(__file__).with_name("mnist_small.json" if options.small else "mnist.json")
+    quiet()
+    began = time.perf_counter()
     data = {"train": images(root, True), "test": images(root, False)}
     seeds = (0,) if options.small else (0, 1, 2)
     rows = [found for seed in seeds for found in rows_of(seed, SPARSITIES, data)]
-    content = {**provenance("torchvision"), "images": {name: len(part) for name, part in data.items()}, "rows": rows}
-    options.json.write_text(json.dumps(content, indent=1) + "\n")
-    draw(rows, options.json.with_suffix(".png"))
-    options.json.with_suffix(".md").write_text(markdown(content))
-    shown = Table(*HEADINGS, title="Compressed size against sparsity on MNIST")
-    for cells in lines(rows):
-        shown.add_row(*cells)
-    Console(width=max(Console().width, 100), highlight=False).print(shown)
+    seconds = round(time.perf_counter() - began, 1)
+    content = {
+        **provenance("torchvision", device="cpu"), "seconds": seconds,
+        "images": {name: len(part) for name, part in data.items()}, "rows": rows,
+    }  # fmt: skip
+    draw(rows, file.with_suffix(".png"))
+    write(file, content, text(content, file.with_suffix(".png").name))
+    show(TITLE, HEADINGS, lines(rows))
 
 
 if __name__ == "__main__":

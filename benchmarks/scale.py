@@ -8,7 +8,8 @@ weights, one that removes half of the channels, from analysis to surgery; and th
 from __future__ import annotations
 
 import argparse
-import json
+import ctypes
+import gc
 import statistics
 import sys
 import time
@@ -20,8 +21,7 @@ import matplotlib as mpl
 import torch
 from _provenance import in_words, provenance
 from _resources import child, forget_peak, in_use, peak, synchronise
-from rich.console import Console
-from rich.table import Table
+from _tables import markdown, page, show, write
 from torch import nn
 
 from lightning_prune import Scope, prune_once
@@ -29,7 +29,7 @@ from lightning_prune.budgets import Ratio, Sparsity
 from lightning_prune.criteria import Magnitude
 from lightning_prune.weight_pruner import WeightPruner
 
-LAYERS, BATCH, TURNS = 8, 8, 7
+LAYERS, BATCH, TURNS = 8, 8, 21
 SIZES = (10**6, 10**7, 10**8, 10**9)
 MB = 10**6
 
@@ -44,6 +44,10 @@ def stack(parameters: int, device: str) -> nn.Sequential:
         layer.weight.data.normal_(std=width**-0.5)
         layers += [layer, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def width_of(network: nn.Sequential) -> int:
+    return next(network.parameters()).shape[1]
 
 
 def step(network: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tensor) -> float:
@@ -62,7 +66,7 @@ def steps(parameters: int, device: str) -> dict[str, float]:
     torch.manual_seed(0)
     network = stack(parameters, device)
     optimizer = torch.optim.SGD(network.parameters(), 1e-6)
-    inputs = torch.randn(BATCH, network[0].in_features, device=device)
+    inputs = torch.randn(BATCH, width_of(network), device=device)
     pruner = WeightPruner(Magnitude(), Sparsity(0.5), Scope())
     pruner.apply(network, pruner.plan(network, None, 1.0), ())
     pairs = []
@@ -84,8 +88,9 @@ def event(parameters: int, device: str, kind: str) -> dict[str, float]:
     """Seconds of one event, and its peak of memory beyond the network before it, in bytes."""
     torch.manual_seed(0)
     network = stack(parameters, device)
-    example = torch.zeros(1, network[0].in_features, device=device)
+    example = torch.zeros(1, width_of(network), device=device)
     prune_once(stack(10**4, device), torch.zeros(1, 35, device=device), budget=Ratio(0.5))  # what is imported late
+    give_back()
     forget_peak(device)
     before, began = in_use(device), time.perf_counter()
     if kind == "masks":
@@ -96,6 +101,13 @@ def event(parameters: int, device: str, kind: str) -> dict[str, float]:
         prune_once(network, example, budget=Ratio(0.5))
     synchronise()
     return {f"{kind}_s": time.perf_counter() - began, f"{kind}_bytes": max(0, peak(device) - before)}
+
+
+def give_back() -> None:
+    """To the system, what glibc keeps of freed memory: it would be taken first, and not be seen."""
+    gc.collect()
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def row_of(parameters: int, device: str) -> dict[str, Any]:
@@ -109,6 +121,7 @@ def row_of(parameters: int, device: str) -> dict[str, Any]:
     return row
 
 
+TITLE = "What pruning costs as the network grows"
 HEADINGS = [
     "parameters", "network", "step", "step with masks", "event, masks", "memory, masks", "event, channels",
     "memory, channels",
@@ -123,12 +136,10 @@ def cells_of(row: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def markdown(content: dict[str, Any], figure: str) -> str:
+def text(content: dict[str, Any], figure: str) -> str:
     """The page beside the JSON file."""
-    lines = [HEADINGS, ["---"] * len(HEADINGS), *map(cells_of, content["rows"])]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    title = "# What pruning costs as the network grows"
-    return f"{title}\n\n{table}\n\n![Cost against size]({figure})\n\nOn {content['device']}. {in_words(content)}\n"
+    table = markdown(HEADINGS, [cells_of(row) for row in content["rows"]])
+    return page(TITLE, table, f"![Cost against size]({figure})", f"On {content['device']}. {in_words(content)}")
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -157,15 +168,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     path = options.json or Path(__file__).with_name("scale_small.json" if options.small else "scale.json")
+    began = time.perf_counter()
     rows = [row_of(size, options.device) for size in SIZES[: 3 if options.small else None]]
-    content = {**provenance(), "device": options.device, "rows": rows}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    content = {
+        **provenance(device=options.device), "seconds": round(time.perf_counter() - began, 1),
+        "device": options.device, "rows": rows,
+    }  # fmt: skip
     draw(rows, path.with_suffix(".png"))
-    path.with_suffix(".md").write_text(markdown(content, path.with_suffix(".png").name))
-    table = Table(*HEADINGS, title="What pruning costs as the network grows")
-    for row in rows:
-        table.add_row(*cells_of(row))
-    Console(width=max(Console().width, 140), highlight=False).print(table)
+    write(path, content, text(content, path.with_suffix(".png").name))
+    show(TITLE, HEADINGS, [cells_of(row) for row in rows])
 
 
 if __name__ == "__main__":

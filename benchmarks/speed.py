@@ -13,19 +13,20 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import json
 import statistics
 import sys
-import warnings
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import torch
 from _provenance import in_words, provenance
-from rich.console import Console
-from rich.table import Table
+from _quiet import quiet
+from _tables import markdown, page, show, write
 from torch import nn
 from torchvision.models import get_model
 
@@ -67,7 +68,7 @@ def times(networks: list[nn.Module], images: torch.Tensor, repeats: int) -> list
     for turn in range(WARMUP + repeats):
         for place in range(len(networks)):
             number = (place + turn) % len(networks)
-            ms = clock.pass_ms(lambda network=networks[number]: network(images))
+            ms = clock.pass_ms(partial(networks[number], images))
             if turn >= WARMUP:
                 passes[number].append(ms)
     return passes
@@ -93,6 +94,7 @@ def rows_of(name: str, batch: int, device: str, compiled: bool, repeats: int) ->
     return rows
 
 
+TITLE = "What pruned networks save in time"
 HEADINGS = ["network", "batch", "mode", "removed", "how", "median ms", "p99 ms", "speed-up", "ideal", "arrives"]
 
 
@@ -104,12 +106,36 @@ def cells_of(row: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def markdown(content: dict[str, Any]) -> str:
+def text(content: dict[str, Any], figure: str) -> str:
     """The page beside the JSON file."""
-    lines = [HEADINGS, ["---"] * len(HEADINGS), *map(cells_of, content["rows"])]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    how = f"{content['repeats']} passes of each, in turns, on {content['device']}."
-    return f"# What pruned networks save in time\n\n{table}\n\n{how} {in_words(content)}\n"
+    table = markdown(HEADINGS, [cells_of(row) for row in content["rows"]])
+    how = f"{content['repeats']} passes of each, in turns, on {content['device']}. {in_words(content)}"
+    return page(TITLE, table, f"![Speed-up against what is removed]({figure})", how)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Speed-up against the share removed: a column for each network, a row for each batch size and mode."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = list(dict.fromkeys(row["network"] for row in rows))
+    ways = list(dict.fromkeys((row["batch"], row["mode"]) for row in rows))
+    size = (1 + 3 * len(names), 0.5 + 2.8 * len(ways))
+    figure, panels = plt.subplots(len(ways), len(names), figsize=size, squeeze=False, layout="constrained")
+    for way, line in zip(ways, panels, strict=True):
+        for name, panel in zip(names, line, strict=True):
+            own = [row for row in rows if row["network"] == name and (row["batch"], row["mode"]) == way]
+            for kind in dict.fromkeys(row["kind"] for row in own if row["kind"] != "dense"):
+                here = [row for row in own if row["kind"] == kind]
+                shares = [row["share"] for row in here]
+                panel.plot(shares, [row["speed_up"] for row in here], "o-", label=kind)
+                if kind == "channels":
+                    panel.plot(shares, [row["ideal"] for row in here], "k--", label="ideal")
+            panel.set(title=f"{name}, batch {way[0]}, {way[1]}", xlabel="share of channels removed", ylabel="speed-up")
+            panel.set(yscale="log")
+    panels[0, 0].legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -129,7 +155,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     path = options.json or Path(__file__).with_name("speed_small.json" if options.small else "speed.json")
-    warnings.filterwarnings("ignore")
+    quiet()
+    began = time.perf_counter()
     rows: list[dict[str, Any]] = []
     for name in options.networks:
         for batch in options.batches:
@@ -137,13 +164,13 @@ def main(arguments: list[str] | None = None) -> None:
                 rows += rows_of(name, batch, options.device, mode == "compiled", options.repeats)
                 gc.collect()
                 print(f"{name}, batch {batch}, {mode}", file=sys.stderr, flush=True)
-    content = {**provenance("torchvision"), "device": options.device, "repeats": options.repeats, "rows": rows}
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    path.with_suffix(".md").write_text(markdown(content))
-    table = Table(*HEADINGS, title="What pruned networks save in time")
-    for row in rows:
-        table.add_row(*cells_of(row))
-    Console(width=max(Console().width, 120), highlight=False).print(table)
+    content = {
+        **provenance("torchvision", device=options.device), "seconds": round(time.perf_counter() - began, 1),
+        "device": options.device, "repeats": options.repeats, "rows": rows,
+    }  # fmt: skip
+    draw(rows, path.with_suffix(".png"))
+    write(path, content, text(content, path.with_suffix(".png").name))
+    show(TITLE, HEADINGS, [cells_of(row) for row in rows])
 
 
 if __name__ == "__main__":

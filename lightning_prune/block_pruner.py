@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.averaged import with_averages
+from lightning_prune.block_budgets import Origin, how_many
 from lightning_prune.blocks import Removable, find_removable, why_it_fails
 from lightning_prune.budgets import Budget, BudgetError, Count, MACs, Params, Ratio, Sparsity
 from lightning_prune.coupling import Example, collecting_later, named_tensors
 from lightning_prune.criteria import Criterion, Scoring
+from lightning_prune.identity import identity_for
 from lightning_prune.measure import Size
 from lightning_prune.plan import Plan, is_inside
 from lightning_prune.pruner import Pruner, check_finite, nonzero_in
@@ -23,21 +25,6 @@ from lightning_prune.report import Report
 from lightning_prune.scope import Scope
 from lightning_prune.statistics import BlockChanges
 from lightning_prune.surgery import apply_plan
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The dense network, which every share refers to.
-
-    Attributes:
-        params: Its parameters.
-        macs: Its multiply-accumulates for one example.
-        blocks: Names of the blocks that could go: a network that has lost some may look as if it had others.
-    """
-
-    params: int
-    macs: int
-    blocks: tuple[str, ...]
 
 
 class BlockPruner(Pruner):
@@ -179,27 +166,7 @@ class BlockPruner(Pruner):
     def _how_many(self, removable: Removable, ranked: Sequence[str], fraction: float) -> int:
         """How many go, the first of ``ranked`` first."""
         assert self.origin is not None
-        budget, origin, whole = self.budget, self.origin, removable.whole
-        if isinstance(budget, (Count, Ratio)):
-            wanted = (
-                budget.count
-                if isinstance(budget, Count)
-                else max(0, round(budget.share * fraction * len(origin.blocks)) - len(self.removed))
-            )
-            if wanted > len(ranked):
-                raise BudgetError(f"{budget}: {wanted} more blocks would have to go, but only {len(ranked)} can")
-            return wanted
-        keep = 1 - budget.sparsity if isinstance(budget, Sparsity) else budget.keep  # type: ignore[attr-defined]
-        unit = "macs" if isinstance(budget, MACs) else "params"
-        dense, cost = getattr(origin, unit), getattr(whole, unit)
-        for count, name in enumerate([*ranked, ""]):
-            if cost <= dense * (1 - (1 - keep) * fraction) * (1 + 1e-9):
-                return count
-            cost -= getattr(removable.fits[name], unit) if name else 0
-        raise BudgetError(
-            f"{budget} cannot be met: without all {len(ranked)} blocks that can go, {cost / dense:.4f} of the "
-            f"{'MACs' if unit == 'macs' else 'parameters'} remain. Widen the scope or ask for less."
-        )
+        return how_many(self.budget, fraction, self.origin, removable, ranked, len(self.removed))
 
     def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
         apply_plan(model, report.plan, optimizers)
@@ -233,8 +200,8 @@ def skipping(model: nn.Module, name: str) -> Any:
     """Let an identity stand in for the module ``name``."""
     path, _, key = name.rpartition(".")
     children = model.get_submodule(path)._modules
-    block = children[key]
-    children[key] = nn.Identity()
+    block = model.get_submodule(name)
+    children[key] = identity_for(block)
     try:
         yield
     finally:

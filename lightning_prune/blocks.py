@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from lightning_prune.averaged import averages_in
 from lightning_prune.coupling import Example, run_on_copy
-from lightning_prune.coupling.tensors import named_modules, tensors_in
+from lightning_prune.coupling.tensors import named_modules
+from lightning_prune.module_calls import Call, shapes_of, watch
 from lightning_prune.plan import is_inside
 from lightning_prune.scope import NORMS, Scope, any_match
 from lightning_prune.surgery import skip_modules
@@ -76,16 +76,16 @@ class Removable:
 def find_removable(model: nn.Module, example: Example) -> Removable:
     """Look at every module of ``model`` that holds weights, in one forward pass in eval mode.
 
-    A module fits if the pass calls it once, with one tensor and nothing else, if it returns one tensor of the same
-    shape and dtype, if it shares nothing with the rest of the network, and if the network runs without it. Blocks are
-    the outermost modules of a kind that is there more than once; what only strings such blocks together is none.
-    Modules with a single weight tensor, such as a convolution or one with its norm and activation, are layers; they
-    count where they lie in no such block.
+    A module fits if the pass calls it once, if it returns one tensor of the shape and dtype of its first argument, if
+    it shares nothing with the rest of the network, and if the network runs without it. Blocks are the outermost modules
+    of a kind that is there more than once; what only strings such blocks together is none. Modules with a single weight
+    tensor, such as a convolution or one with its norm and activation, are layers; they count where they lie in no such
+    block.
     """
     weights = {name: _weight_layers(below) for name, below in named_modules(model)}
     averages = averages_in(model)
     held = {name: below for name, below in named_modules(model) if name and weights[name] and not _in(name, averages)}
-    calls, macs, shapes = run_on_copy(model, example, lambda copy, inputs: _watch(copy, inputs, held))
+    calls, macs, shapes = run_on_copy(model, example, lambda copy, inputs: watch(copy, inputs, held))
     reasons = {name: _why_not(model, name, calls.get(name, [])) for name in held}
     fitting = [name for name in held if reasons[name] is None]
     if _failure(model, example, outermost(fitting), shapes) or _failure(model, example, _inner(fitting), shapes):
@@ -109,7 +109,7 @@ def why_it_fails(model: nn.Module, example: Example, names: Sequence[str]) -> di
 
     Where each can, but not all together, it is the last.
     """
-    shapes = run_on_copy(model, example, lambda copy, inputs: _shapes(inputs.run(copy.eval())))
+    shapes = run_on_copy(model, example, lambda copy, inputs: shapes_of(inputs.run(copy.eval())))
     failure = _failure(model, example, names, shapes)
     if failure is None:
         return {}
@@ -123,55 +123,7 @@ def outermost(names: Sequence[str]) -> list[str]:
     return [name for name in names if not any(path in known for path in _above(name))]
 
 
-@dataclass(frozen=True)
-class _Call:
-    """One call of a module: why it cannot be an identity's, and its multiply-accumulates for one example."""
-
-    misfit: str | None
-    macs: int
-
-
-def _watch(copy: nn.Module, inputs: Example, names: Collection[str]) -> tuple[dict[str, list[_Call]], int, list[Any]]:
-    """The calls of every module in ``names``, the multiply-accumulates in all, and the shapes of the outputs."""
-    calls: dict[str, list[_Call]] = {}
-    counter, begun = FlopCounterMode(display=False), dict[str, list[int]]()
-
-    def macs(flops: int) -> int:
-        return round(flops / 2 / inputs.batch)
-
-    def before(name: str) -> Any:
-        return lambda *_: begun.setdefault(name, []).append(counter.get_total_flops())
-
-    def after(name: str) -> Any:
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            flops = counter.get_total_flops() - begun[name].pop()
-            calls.setdefault(name, []).append(_Call(_misfit(args, kwargs, output), macs(flops)))
-
-        return note
-
-    for name in names:
-        module = copy.get_submodule(name)
-        module.register_forward_pre_hook(before(name))
-        module.register_forward_hook(after(name), with_kwargs=True)
-    with counter:
-        output = inputs.run(copy.eval())
-    return calls, macs(counter.get_total_flops()), _shapes(output)
-
-
-def _misfit(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> str | None:
-    if kwargs or len(args) != 1:
-        return (
-            "it is called with more than its input; call it with one tensor, or name modules inside it with "
-            "Scope(include=[...])"
-        )
-    if not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
-        return "what it receives or returns is not one tensor"
-    if args[0].shape != output.shape:
-        return f"it turns {tuple(args[0].shape)} into {tuple(output.shape)}"
-    return f"it turns {args[0].dtype} into {output.dtype}" if args[0].dtype != output.dtype else None
-
-
-def _why_not(model: nn.Module, name: str, calls: Sequence[_Call]) -> str | None:
+def _why_not(model: nn.Module, name: str, calls: Sequence[Call]) -> str | None:
     """Why the module cannot be replaced, as far as its calls and its parameters say."""
     if len(calls) != 1:
         return f"a forward pass calls it {len(calls)} times" if calls else "a forward pass does not call it"
@@ -198,7 +150,7 @@ def _failure(model: nn.Module, example: Example, names: Collection[str], shapes:
 
     def run(copy: nn.Module, inputs: Example) -> Sequence[Any]:
         skip_modules(copy, names)
-        return _shapes(inputs.run(copy.eval()))
+        return shapes_of(inputs.run(copy.eval()))
 
     if not names:
         return None
@@ -213,10 +165,6 @@ def _inner(names: Sequence[str]) -> list[str]:
     """The innermost, which a trial of the outermost has not looked at."""
     above = {path for name in names for path in _above(name)}
     return [name for name in names if name not in above]
-
-
-def _shapes(output: Any) -> list[Any]:
-    return [tuple(tensor.shape) for tensor in tensors_in(output)]
 
 
 def _params(module: nn.Module) -> int:

@@ -20,12 +20,13 @@ from lightning_prune.file_size import state_after
 from lightning_prune.granularity import Channels
 from lightning_prune.latency import SHARES, Conditions, Copies, Stopwatch
 from lightning_prune.measure import Size
+from lightning_prune.original import Original
 from lightning_prune.plan import plan_removal, rescaled
 from lightning_prune.pruner import Pruner, check_finite
 from lightning_prune.ranking import isomorphism_classes
 from lightning_prune.report import Report
 from lightning_prune.scope import Scope
-from lightning_prune.spaces import ChannelSpace, Original
+from lightning_prune.spaces import ChannelSpace
 from lightning_prune.surgery import apply_plan
 from lightning_prune.trials import BreaksError, Choice, Trials, sizes
 from lightning_prune.verify import ANOTHER_WAY

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_prune.coupling import named_tensors
 from lightning_prune.coupling.tensors import named_modules
+from lightning_prune.identity import is_identity
 from lightning_prune.plan import is_inside
 from lightning_prune.restore import kept_out, put_back, submodule, template_of
 from lightning_prune.surgery import skip_modules
@@ -78,17 +79,17 @@ class Dense:
         """The same for these modules."""
         for name in names:
             block = submodule(module, name)
-            if name not in self.modules and block is not None and type(block) is not nn.Identity:
+            if name not in self.modules and block is not None and not is_identity(block):
                 self.modules[name] = template_of(block)
 
     def skipped_in(self, module: nn.Module) -> list[str]:
         """Names of the modules that are removed from ``module``."""
-        return [name for name in self.modules if type(submodule(module, name)) is nn.Identity]
+        return [name for name in self.modules if is_identity(submodule(module, name))]
 
     def set_skipped(self, module: nn.Module, names: Collection[str]) -> None:
         """Let just the modules in ``names`` be removed from ``module``; others come back."""
         for name in sorted(self.modules, key=lambda name: name.count(".")):  # what holds others comes back first
-            if name not in names and type(submodule(module, name)) is nn.Identity:
+            if name not in names and is_identity(submodule(module, name)):
                 put_back(module, name, self.modules[name])
         self.note_modules(module, names)
         for name in names:
@@ -97,7 +98,7 @@ class Dense:
                     f"{name!r} was removed from the network in the file, and {type(module).__name__} has no such "
                     "module. Build it with the arguments it was trained with."
                 )
-        skip_modules(module, [name for name in names if type(submodule(module, name)) is not nn.Identity])
+        skip_modules(module, [name for name in names if not is_identity(submodule(module, name))])
 
     def held_by(self, name: str) -> dict[str, list[int]]:
         """The dense shapes of what the state dict of the removed module had."""

@@ -28,7 +28,7 @@ class Channels(Granularity):
         min_width: Fewest channels that every group keeps. A group that is not wider stays as it is, with the reason
             in ``Report.frozen``.
         attention: What attention layers lose, where the network allows both: ``"head_dims"`` takes the same number
-            of dimensions out of every head, ``"heads"`` takes whole heads.
+            of dimensions out of every head, ``"heads"`` takes whole heads; an only head stays.
         ranking: What competes under a budget with ``per_layer=False``. ``"global"``: all groups; criteria bring their
             scores to one scale for it. ``"isomorphic"``: only groups of the same kind, and every kind gives the same
             share of its units (Fang et al. 2024, 'Isomorphic pruning for vision models'), because the scores of unlike
@@ -71,13 +71,15 @@ class Channels(Granularity):
 class Blocks(Granularity):
     """Residual blocks, encoder layers and whole layers are physically removed: an identity takes their place.
 
-    A module can go if a forward pass calls it once, with one tensor and nothing else, if it returns one tensor of the
-    same shape and dtype, if it shares nothing with the rest, and if the network runs without it. Of these go the
-    outermost whose class (for a plain ``Sequential`` its content) is there more than once and which have several
-    layers: residual blocks, encoder layers. Where there is no such block around them, single layers go, such as a
-    square ``Linear`` of an MLP; the activation behind it stays. Why others stay is in ``Report.frozen``. So do the
-    layers of ``nn.TransformerEncoder``, which it calls with masks as well; where there are none, call them in a loop:
-    ``for layer in encoder.layers: x = layer(x)``.
+    A module can go if a forward pass calls it once, if it returns one tensor of the shape and dtype of its first
+    argument, if it shares nothing with the rest, and if the network runs without it. Of these go the outermost whose
+    class (for a plain ``Sequential`` its content) is there more than once and which have several layers: residual
+    blocks, encoder layers. Where there is no such block around them, single layers go, such as a square ``Linear`` of
+    an MLP; the activation behind it stays. Why others stay is in ``Report.frozen``. The first layer of
+    ``nn.TransformerEncoder`` and ``nn.TransformerDecoder`` is one of them: these read its attributes.
+
+    What is left is an ``nn.Identity``. Where the ``forward`` of a module can take more than its input, such as a mask,
+    it is a ``lightning_prune.identity.Passthrough``, which returns the first argument and ignores the others.
 
     ``Scope(include=[...])`` restricts that to what its patterns match. A pattern that matches none of these blocks
     picks the modules which it names, if they can go: ``"encoder.layers.*.mlp"``. Where the shortcut lies outside of
@@ -107,7 +109,8 @@ class Weights(Granularity):
         block: Outputs and inputs of the blocks that go as one, by the mean of their scores; None for all of them.
             ``(4, 4)`` are the blocks of block-sparse kernels, ``(None, 1)`` whole columns of linear layers, ``(1,
             None)`` whole rows, and in convolutions ``(1, 1)`` whole kernels. A layer that has no whole blocks stays
-            dense, with the reason in ``Report.frozen``; budgets are met to within one block of a layer, or of all.
+            dense, with a warning and the reason in ``Report.frozen``; budgets are met to within one block of a layer,
+            or of all.
 
     Raises:
         ValueError: If ``regrow`` is not a ``Regrowth``, ``block`` not a pair, or both are given.
@@ -138,9 +141,9 @@ class NM(Granularity):
 
     Blocks lie along the input dimension of a weight, for convolutions at each position of the kernel. NM says itself
     how much goes, so it takes no budget; a schedule in several events goes from ``m`` to ``n`` one by one. A layer
-    whose inputs are no multiple of ``m`` (in every group of a grouped convolution) stays dense, with the reason in
-    ``Report.frozen``. Mishra et al. 2021, 'Accelerating sparse deep neural networks'; Zhou et al. 2021, 'Learning N:M
-    fine-grained structured sparse neural networks from scratch'.
+    whose inputs are no multiple of ``m`` (in every group of a grouped convolution) stays dense, with a warning and the
+    reason in ``Report.frozen``. Mishra et al. 2021, 'Accelerating sparse deep neural networks'; Zhou et al. 2021,
+    'Learning N:M fine-grained structured sparse neural networks from scratch'.
 
     With ``Channels()`` in the same Trainer let NM begin after the last channels are gone, as blocks move with the
     inputs, and use ``Channels(round_to=4)``, so that these make whole blocks.

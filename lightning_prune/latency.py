@@ -103,7 +103,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.tables: dict[Conditions, LatencyTable] = {}
-        self._known: dict[Conditions, dict[int, float]] = {}  # parameters of a network that was timed -> milliseconds
+        self._known: dict[Conditions, dict[str, float]] = {}  # shapes of a network that was timed -> milliseconds
 
     def add(self, conditions: Conditions, copies: Copies, removals: Iterable[Removed]) -> None:
         """Measure a table at some widths, the widest first; of several ranks the first does, for all of them."""
@@ -117,8 +117,8 @@ class Stopwatch:
         network, inputs = copies.cut(removed, conditions)
         now, _ = copies.cut({}, conditions)
         known = self._known[conditions]
-        before = known.get(_params(now), self.tables[conditions].ms(copies.coupling, {}))
-        ms = known[_params(network)] = time_ratio(network, now, inputs) * before
+        before = known.get(_shapes(now), self.tables[conditions].ms(copies.coupling, {}))
+        ms = known[_shapes(network)] = time_ratio(network, now, inputs) * before
         return ms
 
     def state_dict(self) -> list[dict[str, Any]]:
@@ -216,5 +216,6 @@ def from_first_rank(make: Callable[[], _Made]) -> _Made:
     return made[0]  # type: ignore[no-any-return]
 
 
-def _params(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
+def _shapes(network: nn.Module) -> str:
+    """What tells networks of several widths apart."""
+    return " ".join("x".join(map(str, parameter.shape)) for parameter in network.parameters())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from lightning_prune.averaged import with_averages
@@ -44,11 +45,13 @@ class MaskPruner(Pruner):
         if not criterion.scores_weights:
             raise ValueError(f"criterion {criterion} does not score weights; use Channels(), or another criterion")
         self.masks: dict[str, Tensor] = {}
+        self._said_what_stays = False
 
     def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
         """Check that the scope and the budget fit the network."""
-        parameters, _ = self._covered(model)
-        self._check(self._space(model, parameters), None if events is None else events - self.event)
+        parameters, frozen = self._covered(model)
+        space = replace(self._space(model, parameters), left_out=frozen)
+        self._check(space, None if events is None else events - self.event)
         scoring = self.scoring(model, example)
         for name in parameters:
             try:
@@ -57,6 +60,9 @@ class MaskPruner(Pruner):
                 raise ValueError(f"criterion {self.criterion} cannot score {name!r}: {error}") from error
         if self.statistics is not None:
             self.statistics.attach(model, parameters=parameters.keys())
+        if frozen and self.event == 0 and not self._said_what_stays:
+            self._said_what_stays = True
+            _warn_of_dense(self.scope.parameters(model), frozen)
 
     def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
         """Score, choose, and measure."""
@@ -152,6 +158,19 @@ class ScoresOnDemand(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _warn_of_dense(scoped: Mapping[str, Tensor], frozen: Mapping[str, str]) -> None:
+    """Say how much of what the scope picks stays as it is, and why, once for all ranks."""
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0:
+        return
+    share = sum(scoped[name].numel() for name in frozen) / sum(tensor.numel() for tensor in scoped.values())
+    reasons = [f"{name!r} ({why})" for name, why in frozen.items()]
+    warnings.warn(
+        f"{len(frozen)} of {len(scoped)} parameters in the scope stay dense, with {share:.2%} of the weights: "
+        f"{', '.join(reasons[:5])}{', ...' if len(reasons) > 5 else ''}. Sparsities count only the others.",
+        stacklevel=3,
+    )
 
 
 def _hidden(mask: Tensor) -> int:

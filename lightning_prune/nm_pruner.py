@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from lightning_prune.budgets import Budget
+from lightning_prune.budgets import Budget, BudgetError
 from lightning_prune.criteria import Criterion, Scoring
 from lightning_prune.granularity import NM
 from lightning_prune.mask_pruner import MaskPruner
@@ -45,9 +45,9 @@ class NMPruner(MaskPruner):
             else:
                 covered[name] = parameter
         if not covered:
-            raise ValueError(
-                f"NM({self._n}, {self._m}) has no layer to work on: {dict(list(frozen.items())[:5])}. "
-                "Use a smaller m, or a wider scope"
+            raise BudgetError(
+                f"NM({self._n}, {self._m}) has no layer to work on: {dict(list(frozen.items())[:5])}. Use a smaller m, "
+                f"or a wider scope; where channels are removed as well, Channels(round_to={self._m})."
             )
         return covered, frozen
 

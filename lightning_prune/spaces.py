@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,38 +17,11 @@ from lightning_prune.candidates import Candidate
 from lightning_prune.coupling import Coupling
 from lightning_prune.granularity import Ranking
 from lightning_prune.latency import Conditions, LatencyTable
+from lightning_prune.original import Original
 from lightning_prune.ranking import rank_steps
 
 State = Callable[[Mapping[str, Tensor]], Mapping[str, Any]]
 Timed = Callable[[Mapping[str, Tensor], Conditions], float]
-
-
-@dataclass(frozen=True)
-class Original:
-    """The dense network, which every share refers to.
-
-    Attributes:
-        params: Its parameters.
-        macs: Its multiply-accumulates for one example.
-        units: Group name -> units, of the groups that may be pruned.
-        classes: Group name -> name of the first group of the same kind (``isomorphism_classes``).
-        quantum: Group name -> units it gives up at once, of the groups that shrink together with others.
-    """
-
-    params: float
-    macs: float
-    units: Mapping[str, int]
-    classes: Mapping[str, str] = field(default_factory=dict)
-    quantum: Mapping[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls, coupling: Coupling, groups: Iterable[str] | None = None, classes: Mapping[str, str] | None = None
-    ) -> Original:
-        """Take the network as it is now for the original; of all its groups, or of those named."""
-        units = {name: coupling.groups[name].size for name in (coupling.groups if groups is None else groups)}
-        quantum = {name: given for b in coupling.bundles for name, given in b.quantum.items() if name in units}
-        return cls(coupling.params_after({}), coupling.macs_after({}), units, dict(classes or {}), quantum)
 
 
 @dataclass(frozen=True)

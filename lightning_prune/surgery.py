@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.coupling import named_tensors, sync_changed
 from lightning_prune.coupling.tensors import tensors_in
+from lightning_prune.identity import identity_for, is_identity
 from lightning_prune.plan import Plan, select
 
 
@@ -58,7 +59,8 @@ def skip_modules(module: nn.Module, names: Iterable[str]) -> None:
     for name in names:
         path, _, key = name.rpartition(".")
         children = module.get_submodule(path)._modules
-        removed, identity = children[key], nn.Identity()
+        removed = children[key]
+        identity = nn.Identity() if removed is None else identity_for(removed)
         children[key] = identity.train(removed is None or removed.training)
 
 
@@ -96,7 +98,7 @@ def _check_modules(plan: Plan, module: nn.Module) -> None:
     for name in plan.skipped:
         if not name or name not in modules:
             raise ValueError(f"the plan removes {name!r}, which the module does not have; was it made for another?")
-        if type(modules[name]) is nn.Identity:
+        if is_identity(modules[name]):
             raise ValueError(f"the plan removes {name!r}, which is an identity already; was it already applied?")
 
 

@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_prune.coupling import Coupling, Example, copy_of, run_on_copy, shapes
-from lightning_prune.coupling.calls import Literals, WithoutDropout
-from lightning_prune.coupling.constants import constants_of, same_settings, scalar_of, setting_places, settings_at
+from lightning_prune.coupling import Coupling, Example, copy_of, run_on_copy
+from lightning_prune.coupling.calls import WithoutDropout
+from lightning_prune.coupling.constants import same_settings
 from lightning_prune.coupling.groups import Site
 from lightning_prune.coupling.modes import as_training
-from lightning_prune.coupling.rules import is_cut, is_reshape, rule_of, step_of
 from lightning_prune.coupling.tensors import tensors_in
+from lightning_prune.pass_watch import Watch
 from lightning_prune.plan import Plan, plan_removal
 from lightning_prune.surgery import apply_plan, zero_removed
 
@@ -107,65 +106,13 @@ class _Attempt:
     apart: bool = False
 
 
-class _Watch(TorchDispatchMode):
-    """Notes the shapes that can be foreseen, and the scalars that tensors are multiplied by."""
-
-    def __init__(self, on_meta: bool) -> None:
-        super().__init__()
-        self.on_meta = on_meta
-        self.literals = Literals(self._note)
-        self.operations: list[Any] = []
-        self.settings: list[tuple[Any, ...]] = []
-        self.shapes: list[tuple[bool, tuple[int, ...]]] = []  # (whether it is a part that was cut out, shape)
-        self.scalars: list[float] = []
-        self.constants: list[tuple[float, ...]] = []
-        self.failed_in_reshape = False
-
-    def __enter__(self) -> _Watch:
-        self.literals.__enter__()
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self.literals.__exit__(*error)
-
-    def seen(self) -> tuple[Any, ...]:
-        """What ``Passes.operations`` holds of the analysis."""
-        return (*self.operations, tuple(self.settings))
-
-    def _note(self, numbers: tuple[float, ...]) -> None:
-        if numbers:
-            self.constants.append(numbers)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        reshaped, cut = is_reshape(func), is_cut(func)
-        self.failed_in_reshape = reshaped
-        out = shapes.run(func, args, kwargs or {})
-        self.failed_in_reshape = False
-        step = step_of(func)
-        if step is not None:
-            self.operations.append(step)
-        places = setting_places(func)
-        if places and rule_of(func) is not None:
-            self.settings.append(settings_at(places, args))
-        if reshaped or cut:
-            self.shapes += [(cut, tuple(tensor.shape)) for tensor in tensors_in(out)]
-        scalar = scalar_of(func, args)
-        if scalar is not None:
-            self.scalars.append(scalar)
-        else:
-            self._note(constants_of(func, args, kwargs or {}, self.on_meta))
-        return out
-
-
 def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Mapping[str, Tensor]) -> _Attempt:
     plan = plan_removal(removed, coupling)
     gone = {name: int(units.sum()) for name, units in removed.items()}
 
     def use(copy: nn.Module, inputs: Example) -> _Attempt:
         apply_plan(copy, plan)
-        watch = _Watch(coupling.on_meta)
+        watch = Watch(coupling.on_meta)
         eval_shapes: list[tuple[bool, tuple[int, ...]]] = []
 
         def train() -> Any:
@@ -197,7 +144,7 @@ def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Ma
 
 def _masked_run(model: nn.Module, plan: Plan, inputs: Example) -> tuple[Any, ...]:
     """What a copy runs in which zeros stand for what ``plan`` removes: its values are those of the smaller network."""
-    copy, watch = copy_of(model), _Watch(on_meta=False)
+    copy, watch = copy_of(model), Watch(on_meta=False)
     zero_removed(copy, plan)
     with WithoutDropout(), watch:
         inputs.run(copy.eval())
@@ -211,7 +158,7 @@ def _apart(before: tuple[Any, ...], now: tuple[Any, ...]) -> str | None:
     return None if same_settings(before[-1], now[-1]) else _OTHER_SETTINGS
 
 
-def _failure(coupling: Coupling, gone: Mapping[str, int], error: Exception, watch: _Watch) -> _Attempt:
+def _failure(coupling: Coupling, gone: Mapping[str, int], error: Exception, watch: Watch) -> _Attempt:
     said = str(error).splitlines()[0] if str(error) else repr(error)
     number = len(watch.shapes)
     site = coupling.sizes[number] if watch.failed_in_reshape and number < len(coupling.sizes) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import lcm
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +44,10 @@ class WeightPruner(MaskPruner):
             frozen = {name: reason for name, reason in reasons.items() if reason is not None}
             covered = {name: p for name, p in covered.items() if name not in frozen}
             if not covered:
-                raise ValueError(
-                    f"Weights block={self._block} fits no layer: {dict(list(frozen.items())[:5])}. Use a smaller block"
+                multiple = lcm(*(side for side in self._block if side is not None))
+                raise BudgetError(
+                    f"Weights block={self._block} fits no layer: {dict(list(frozen.items())[:5])}. Use a smaller "
+                    f"block; where channels are removed as well, Channels(round_to={multiple})."
                 )
             self._sides = {n: self._block if found[n].dim == 1 else self._block[::-1] for n in covered}
         return covered, frozen

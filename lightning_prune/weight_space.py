@@ -27,6 +27,7 @@ class WeightSpace:
         masks: Parameter name -> bool mask so far, True where the weight survives; may lack parameters.
         state: What the state dict of the network would be under some masks, for budgets that look at values.
         choose: From scores, masks so far, and counts of masked weights to masks.
+        left_out: Name -> why masks do not cover it, for parameters in the scope that are not in ``sizes``.
     """
 
     sizes: Mapping[str, int]
@@ -36,6 +37,7 @@ class WeightSpace:
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     state: State = dict
     choose: Chooser = lowest_masks
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def lowest(self, counts: Counts) -> Mapping[str, Tensor]:
         """The masks under which so many weights are masked, in all or in each parameter."""

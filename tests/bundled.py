@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 
 from lightning_prune.coupling import Bundle, Coupling, Group, LinearDim, Member, Passes
-from lightning_prune.spaces import ChannelSpace, Original
+from lightning_prune.original import Original
+from lightning_prune.spaces import ChannelSpace
 
 
 def by_hand(

@@ -140,7 +140,10 @@ def test_layers_without_whole_blocks_stay() -> None:
     assert misfit(Layout(inputs=6, outputs=4), (4, 4)) == "its 6 inputs are no multiple of 4"
     assert misfit(None, (1, 1)) == "a vector has no blocks"
     assert misfit(Layout(inputs=6, outputs=4), (None, 3)) is None
-    report = prune_once(net(), EXAMPLE, granularity=Weights(block=(4, 4)), budget=Ratio(0.5))
+    with pytest.warns(UserWarning, match=re.escape("stay dense, with ")) as said:
+        report = prune_once(net(), EXAMPLE, granularity=Weights(block=(4, 4)), budget=Ratio(0.5))
+    assert len(said) == 1
+    assert "'3.weight' (its 10 outputs are no multiple of 4). Sparsities count" in str(said[0].message)
     assert report.frozen == {"3.weight": "its 10 outputs are no multiple of 4"}
     assert report.sparsity == 0.5
     with pytest.raises(ValueError, match=re.escape("block=(64, 64) fits no layer: {'0.weight': 'its 8 outputs")):

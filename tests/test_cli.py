@@ -14,8 +14,11 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import torchvision
 import yaml
+from caltech import write_caltech
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torchvision.models import resnet18
 
 from lightning_prune import AccuracyGuard, Channels, IterativePruning, SlimmingPenalty, Weights, load_pruned
 from lightning_prune.callbacks import PrunedCheckpoints, PruningSummary
@@ -40,6 +43,16 @@ class Built(PruneCLI):
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _as_if_downloaded(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe of Caltech-101 finds images of its 101 classes, and random weights in place of the pretrained ones."""
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if getattr(params.get("recipe"), "stem", None) == "caltech101":
+        write_caltech(tmp_path / "data", [f"object{number:03}" for number in range(101)], count=4)
+        pretrained = resnet18().state_dict()
+        monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *_, **__: pretrained)
 
 
 def build(*args: str) -> Built:
@@ -119,7 +132,9 @@ def test_recipe_builds_what_it_names(recipe: Path) -> None:
 
 
 KINDS = {
+    "attention_heads": ("Channels", "WeightTaylor", "Rounds", "Ratio"),
     "block_influence": ("Blocks", "BlockInfluence", "Rounds", "Count"),
+    "caltech101": ("Channels", "Taylor", "Rounds", "Count"),
     "blocks": ("Blocks", "Sensitivity", "Rounds", "Count"),
     "block_sparse": ("Weights", "Magnitude", "Cubic", "Sparsity"),
     "erk": ("Weights", "Magnitude", "Cubic", "ERK"),
@@ -174,7 +189,8 @@ def test_kinds(recipe: Path) -> None:
 
 @each_recipe
 def test_recipe_runs_one_batch(recipe: Path) -> None:
-    cli = PruneCLI(args=["fit", "--config", str(recipe), "--trainer.fast_dev_run=true"])
+    lighter = ["--data.image_size=32", "--data.num_workers=0"] if recipe.stem == "caltech101" else []
+    cli = PruneCLI(args=["fit", "--config", str(recipe), "--trainer.fast_dev_run=true", *lighter])
     assert cli.trainer.global_step == 1
     assert cli.trainer.state.finished
     assert {"train_loss", "val_acc"} <= set(cli.trainer.callback_metrics)

@@ -19,8 +19,9 @@ from lightning_prune.criteria import Magnitude
 from lightning_prune.functional import prune_once
 from lightning_prune.granularity import Channels
 from lightning_prune.measure import count_macs
+from lightning_prune.original import Original
 from lightning_prune.plan import Plan, plan_removal
-from lightning_prune.spaces import ChannelSpace, Original
+from lightning_prune.spaces import ChannelSpace
 from lightning_prune.surgery import apply_plan, zero_removed
 
 IMAGE_PIXELS = 64

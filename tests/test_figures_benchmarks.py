@@ -1,10 +1,17 @@
 """The benchmarks of speed, scale and MNIST: what they measure, on small things."""
 
 import json
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import mnist
 import pytest
+import scale
+import speed
 import torch
-from mnist import SCRATCH, TRAINED, TwentyThousand, draw, lines, markdown
+from _resources import child
+from mnist import SCRATCH, TRAINED, TwentyThousand, draw, lines, text
 from scale import cells_of as scale_cells
 from scale import event, stack, steps
 from speed import cells_of, times, variants
@@ -28,9 +35,10 @@ def test_mnist_by_hand(tmp_path) -> None:
         [TRAINED, "50%", "80.00 ± 0.00", "2.0 KiB", "2.00"],
         [SCRATCH, "50%", "70.00", "1.0 KiB", "4.00"],
     ]
-    text = markdown({**ABOUT, "rows": rows})
-    assert f"| {TRAINED} | 50% | 80.00 ± 0.00 | 2.0 KiB | 2.00 |\n" in text
-    assert text.endswith("2026-01-02, commit abc; a machine, 1 thread; torch 9.\n")
+    page = text({**ABOUT, "images": {"train": 9, "test": 3}, "rows": rows}, "some.png")
+    assert f"| {TRAINED} | 50% | 80.00 ± 0.00 | 2.0 KiB | 2.00 |\n" in page
+    assert "\n\n![Size and accuracy](some.png)\n\n9 training images, 3 test images, 2 seed(s). 2026-01-02" in page
+    assert page.endswith("2026-01-02, commit abc; a machine, 1 thread; torch 9.\n")
     draw(rows, tmp_path / "mnist.png")
     assert (tmp_path / "mnist.png").stat().st_size > 10_000
 
@@ -91,3 +99,63 @@ def test_scale() -> None:
     shown = scale_cells({**found, "parameters": 10**4, "network_bytes": 4 * 10**4})
     assert shown[0] == "10,000"
     assert len(shown) == 8
+
+
+def speed_row(network: str, batch: int, kind: str, share: float) -> dict[str, Any]:
+    return {
+        "network": network, "batch": batch, "mode": "eager", "share": share, "kind": kind, "median_ms": 2.0,
+        "p99_ms": 3.0, "speed_up": 1 + share, "ideal": 2.0, "arrives": 0.5,
+    }  # fmt: skip
+
+
+SCALE_ROW = {
+    "parameters": 10, "network_bytes": 40, "step_s": 1.0, "masked_step": 1.0, "masks_s": 1.0, "masks_bytes": 0,
+    "channels_s": 1.0, "channels_bytes": 0,
+}  # fmt: skip
+SPEED_ROWS = [speed_row("resnet18", 1, kind, share) for kind in ("dense", "masks", "channels") for share in (0.2, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("script", "function", "rows"),
+    [
+        (mnist, "rows_of", [row("dense", 0.0, 0, 0.9, 4096), row(TRAINED, 0.5, 0, 0.8, 2048)]),
+        (speed, "rows_of", SPEED_ROWS),
+        (scale, "row_of", SCALE_ROW),
+    ],
+    ids=["mnist", "speed", "scale"],
+)
+@pytest.mark.parametrize("small", [True, False])
+def test_a_small_run_has_files_of_its_own(
+    script: Any, function: str, rows: Any, small: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "__file__", str(tmp_path / f"{script.__name__}.py"))
+    monkeypatch.setattr(script, function, lambda *_: rows)
+    monkeypatch.setenv("LIGHTNING_PRUNE_DATA", str(tmp_path))
+    monkeypatch.setattr(mnist, "images", lambda *_: [0] * 7)
+    few = ["--networks", "resnet18", "--batches", "1"] if script is speed else []  # it collects garbage after each
+    script.main([*few, *["--small"] * small])
+    stem = f"{script.__name__}{'_small' * small}"
+    assert {file.name for file in tmp_path.iterdir()} == {f"{stem}.json", f"{stem}.md", f"{stem}.png"}
+    content = json.loads((tmp_path / f"{stem}.json").read_text())
+    assert content["seconds"] >= 0
+    assert content["rows"][0] == (rows[0] if isinstance(rows, list) else rows)
+    assert f"]({stem}.png)" in (tmp_path / f"{stem}.md").read_text()
+
+
+def test_speed_has_a_panel_for_each_network_and_way(tmp_path: Path) -> None:
+    for count, batches in ((1, [1]), (2, [1, 32])):
+        found = [
+            speed_row(network, batch, kind, share)
+            for network in ("a", "b") for batch in batches for kind in ("dense", "channels") for share in (0.2, 0.5)
+        ]  # fmt: skip
+        speed.draw(found, tmp_path / f"{count}.png")
+    heights = [int.from_bytes((tmp_path / f"{count}.png").read_bytes()[20:24], "big") for count in (1, 2)]
+    assert heights[1] == pytest.approx(heights[0] + 2.8 * 150, abs=2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are measured on Linux")
+def test_scale_sees_memory_that_was_free_before() -> None:
+    """Scores and cuts stand beside whole layers, of 5 MB here; what imports have freed must not hide that."""
+    found = child(partial(event, 10**7, "cpu", "channels"), exact_memory=True)
+    assert found["channels_bytes"] > 4 * 10**6

@@ -5,8 +5,9 @@ from torch.nn import functional as F
 
 from lightning_prune.coupling import Example, analyse
 from lightning_prune.measure import compare_latency, count_macs, latency, measure
+from lightning_prune.original import Original
 from lightning_prune.plan import plan_removal
-from lightning_prune.spaces import ChannelSpace, Original
+from lightning_prune.spaces import ChannelSpace
 from lightning_prune.surgery import apply_plan
 from lightning_prune.timing import Clock
 

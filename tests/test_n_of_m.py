@@ -180,6 +180,33 @@ def test_channels_removed_later_are_warned_of(recwarn) -> None:
         own.follow(Plan(keep={"weight": {1: torch.tensor([0, 1, 6, 7])}}))
 
 
+def test_what_stays_dense_is_said_once(recwarn) -> None:
+    net, own = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 8), nn.Linear(8, 5)), pruner()
+    own.prepare(net, None)
+    own.prepare(net, None)
+    own.apply(net, own.plan(net, None, 1.0), ())
+    resumed = pruner()
+    resumed.load_state_dict(own.state_dict())
+    resumed.prepare(net, None)
+    assert [str(warning.message) for warning in recwarn.list] == [
+        "1 of 3 parameters in the scope stay dense, with 25.00% of the weights: '0.weight' (its 6 inputs are no "
+        "multiple of 4). Sparsities count only the others."  # 24 of 24 + 32 + 40
+    ]
+
+
+def test_other_ranks_say_nothing(monkeypatch, recwarn) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for rank in (1, 0):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        pruner().prepare(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 8)), None)
+        assert len(recwarn.list) == (rank == 0)
+
+
+def test_nothing_is_said_where_nothing_stays_dense(recwarn) -> None:
+    pruner().prepare(nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4)), None)
+    assert not recwarn.list
+
+
 def test_nothing_to_work_on() -> None:
     with pytest.raises(
         ValueError, match=re.escape("NM(2, 4) has no layer to work on: {'weight': 'its 6 inputs are no multiple of 4'}")

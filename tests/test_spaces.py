@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_prune.coupling import Coupling, Example, Group, Member, Passes, analyse
-from lightning_prune.spaces import ChannelSpace, Original
+from lightning_prune.original import Original
+from lightning_prune.spaces import ChannelSpace
 from lightning_prune.weight_space import WeightSpace
 
 SCORES = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from lightning_prune.budgets.base import Budget, check_moves, check_share, some
 from lightning_prune.candidates import Candidate
@@ -82,7 +83,7 @@ class Ratios(Budget):
             share = self._share_for([name])
             if share == 1 or (self._heard([name]) and round(share * size) == size > 1):
                 raise BudgetError(f"{self} leaves no weight in {name!r}; at most {1 - 1 / size:.6f} can go there")
-        self._check_patterns([[name] for name in space.sizes], "parameter in the scope")
+        self._check_patterns([[name] for name in space.sizes], "parameter in the scope", space.left_out)
 
     @property
     def _pairs(self) -> Sequence[tuple[str, float]]:
@@ -120,8 +121,13 @@ class Ratios(Budget):
             )
         return share
 
-    def _check_patterns(self, parts: Sequence[Sequence[str]], what: str) -> None:
-        """Every pattern must decide something; ``parts`` are names, of which those in one part go together."""
+    def _check_patterns(
+        self, parts: Sequence[Sequence[str]], what: str, left_out: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Every pattern must decide something; ``parts`` are names, of which those in one part go together.
+
+        ``left_out`` says of others why they stay as they are.
+        """
         names = [name for part in parts for name in part]
         deciding = {pattern for part in parts for pattern, _, _ in self._heard(part)}
         for number, (pattern, _) in enumerate(self._pairs):
@@ -134,6 +140,12 @@ class Ratios(Budget):
                 raise ValueError(
                     f"Ratios shares[{pattern!r}] decides nothing: {before!r} comes before it and picks all that it "
                     "matches; put the narrower pattern first"
+                )
+            dense = {name: why for name, why in left_out.items() if any_match([name], [pattern])}
+            if dense:
+                raise ValueError(
+                    f"Ratios shares[{pattern!r}] matches only what stays dense: {dict(list(dense.items())[:5])}; leave "
+                    "it out, or change the block"
                 )
             raise ValueError(
                 f"Ratios shares[{pattern!r}] matches no {what}; there are {some(dict.fromkeys(map(_layer, names)))}"

@@ -13,7 +13,7 @@ from lightning_prune.statistics.activations import LayerValues
 
 
 class BlockChanges(LayerValues):
-    """Sums of one minus the cosine similarity between what modules receive and what they return.
+    """Sums of one minus the cosine similarity between what modules receive first and what they return.
 
     What a module receives is copied until it returns: a block may change its input in place.
     """
@@ -37,7 +37,7 @@ class BlockChanges(LayerValues):
 
     def receive(self, name: str, inputs: Any) -> None:
         """A pass through the module ``name`` begins."""
-        if self.active and len(inputs) == 1 and isinstance(inputs[0], Tensor):
+        if self.active and inputs and isinstance(inputs[0], Tensor):
             self._received[name] = inputs[0].detach().clone()
 
     def take(self, name: str, dim: int, inputs: Any, output: Any) -> None:

@@ -10,8 +10,13 @@ from torchvision import models
 
 from lightning_prune.tasks.cifar_resnet import CifarResNet
 from lightning_prune.tasks.networks import SmallResNet
+from lightning_prune.tasks.small_vit import SmallViT
 
-_OWN: Mapping[str, Callable[..., nn.Module]] = {"small_resnet": SmallResNet, "cifar_resnet": CifarResNet}
+_OWN: Mapping[str, Callable[..., nn.Module]] = {
+    "small_resnet": SmallResNet,
+    "small_vit": SmallViT,
+    "cifar_resnet": CifarResNet,
+}
 
 
 def build_network(
@@ -26,7 +31,7 @@ def build_network(
     pretrained; its classifier is drawn anew where the weights were made for another number of classes.
 
     Args:
-        name: `"small_resnet"`, `"cifar_resnet"`, or a name from
+        name: `"small_resnet"`, `"small_vit"`, `"cifar_resnet"`, or a name from
             `torchvision.models.list_models(module=torchvision.models)`.
         num_classes: Number of outputs, at least 1.
         in_channels: Channels of the images, at least 1.

@@ -28,14 +28,15 @@ class ImageClassifier(LightningModule):
     the default optimizer and no scheduler; to train it further set them again.
 
     Args:
-        model: `small_resnet`, `cifar_resnet`, or the name of any classification network of torchvision, such as
-            `resnet18`, `mobilenet_v3_small` or `vit_b_16`.
+        model: `small_resnet`, `small_vit`, `cifar_resnet`, or the name of any classification network of torchvision,
+            such as `resnet18`, `mobilenet_v3_small` or `vit_b_16`.
         num_classes: Number of classes, at least 1.
-        in_channels: Channels of the images, at least 1; left out, 1 for `small_resnet` and 3 for the
+        in_channels: Channels of the images, at least 1; left out, 1 for `small_resnet` and `small_vit`, 3 for the
             others. Those of torchvision get another first convolution if it is not 3.
         model_args: Further arguments of the network, as plain numbers, strings and lists: `width` and
-            `blocks` of `small_resnet`, `depth`, `width` and `weights` (a file) of `cifar_resnet`, or what the
-            torchvision network takes. There `weights: DEFAULT` starts from pretrained weights, which torchvision
+            `blocks` of `small_resnet`, `image_size`, `patch_size`, `width`, `heads` and `depth` of
+            `small_vit`, `depth`, `width` and `weights` (a file) of `cifar_resnet`, or what the torchvision
+            network takes. There `weights: DEFAULT` starts from pretrained weights, which torchvision
             downloads.
         optimizer: Makes the optimizer from the parameters, in YAML a `class_path` with `init_args`. Left out
             it is AdamW as torch has it.
@@ -66,7 +67,7 @@ class ImageClassifier(LightningModule):
         # Python callables would make checkpoints unreadable for torch.load(weights_only=True).
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
         if in_channels is None:
-            in_channels = 1 if model == "small_resnet" else 3
+            in_channels = 1 if model in ("small_resnet", "small_vit") else 3
         self.network = build_network(model, num_classes, in_channels, model_args)
         # As the signature's default, LightningCLI would hand AdamW's weight decay on to another optimizer.
         self.make_optimizer = optimizer or torch.optim.AdamW

@@ -7,7 +7,8 @@ from torch import nn
 
 from lightning_prune.budgets import Budget, Count, MACs, Params, Ratio, Sparsity
 from lightning_prune.coupling import Coupling, Example, analyse
-from lightning_prune.spaces import ChannelSpace, Original
+from lightning_prune.original import Original
+from lightning_prune.spaces import ChannelSpace
 from lightning_prune.weight_space import WeightSpace
 
 A, B = "0.weight", "2.weight"

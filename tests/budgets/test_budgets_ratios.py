@@ -1,6 +1,7 @@
 """A share of its own for every layer."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -132,6 +133,22 @@ def test_masks_of_a_network() -> None:
     prune_once(net, torch.zeros(1, 3), granularity=Weights(), budget=Ratios({"up": 0.5, "*.weight": 0.25}))
     zeros = {name: int((p == 0).sum()) for name, p in net.named_parameters() if p.dim() > 1}
     assert zeros == {"stem.weight": 6, "up.weight": 48, "down.weight": 24, "head.weight": 4}
+
+
+def test_a_pattern_on_what_a_block_does_not_fit_is_told_why() -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 6), nn.Linear(6, 4))
+    message = (
+        "Ratios shares['[12]'] matches only what stays dense: {'1.weight': 'its 6 outputs are no multiple of 4', "
+        "'2.weight': 'its 6 inputs are no multiple of 4'}; leave it out, or change the block"
+    )
+    blocks = Weights(block=(4, 4))
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        prune_once(net, torch.zeros(1, 8), granularity=blocks, budget=Ratios({"[12]": 0.5, "0": 0.5}))
+    with pytest.raises(ValueError, match=r"shares\['9'\] matches no parameter in the scope; there are 0$"):
+        prune_once(net, torch.zeros(1, 8), granularity=blocks, budget=Ratios({"9": 0.5, "0": 0.5}))
+    with pytest.warns(UserWarning, match="stay dense"):
+        report = prune_once(net, torch.zeros(1, 8), granularity=blocks, budget=Ratios({"*": 0.5}))
+    assert report.widths == {"0.weight": (64, 32)}
 
 
 @pytest.mark.parametrize(

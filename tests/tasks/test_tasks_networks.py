@@ -140,7 +140,8 @@ def test_unknown_network_names_the_closest(name: str, closest: str) -> None:
 
 def test_unknown_network_without_a_close_name_says_where_the_names_are() -> None:
     with pytest.raises(
-        ValueError, match=r"no known network\. Known are 'small_resnet', 'cifar_resnet' and the names in torchvision"
+        ValueError,
+        match=r"no known network\. Known are 'small_resnet', 'small_vit', 'cifar_resnet' and the names in torchvision",
     ):
         ImageClassifier("zzzz")
 

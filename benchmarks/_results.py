@@ -1,0 +1,160 @@
+"""RESULTS.md out of the files that benchmarks have written; nothing is measured here."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from _provenance import in_words
+from _tables import markdown
+from _verdicts import verdicts
+from method_page import ORDER, summary, table
+
+NOT_RUN = "not yet run"
+Content = dict[str, Any]
+
+INTRODUCTION = """Written by `python benchmarks/run_all.py` out of the files beside it; nothing here is typed by hand,
+and what has not been run is marked and not estimated. [README.md](README.md) says what is measured, and how."""
+ELSEWHERE = {  # what run_all.py leaves to the scripts themselves
+    "overhead.md": "what pruning costs a training, beside `ModelPruning`",
+    "torchvision_models.md": "every network of torchvision, pruned",
+    "coupling.json": "time of an event, beside Torch-Pruning",
+    "trace.json": "the pass that the analysis follows, beside real ones",
+    "quickstart.json": "the quickstart recipe, three seeds",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A script and the files it writes: NAME_small with ``--small``, else NAME."""
+
+    name: str
+    title: str
+    for_gpu: bool  # its full run
+    page: Callable[[Content], str] | None = None  # what it shows where the script writes no page
+    remarks: Callable[[Content], list[str]] = lambda _: []
+
+
+def criteria_page(content: Content) -> str:
+    """A table for each granularity."""
+    rows = content["rows"]
+    unpruned = dict.fromkeys(row["method"] for row in rows if not row["granularity"])
+    dense = {name: summary([r for r in rows if r["method"] == name]) for name in unpruned}
+    found = ["; ".join(f"{name} {figure}" for name, figure in dense.items())]
+    for granularity in ORDER[1:]:
+        here = [row for row in rows if row["granularity"] == granularity]
+        if here:
+            found.append(table(list(dict.fromkeys(row["method"] for row in here)), here).rstrip())
+    seeds = len({row["seed"] for row in rows})
+    return "\n\n".join([*found, f"{seeds} seed(s). {in_words(content)}"])
+
+
+PARTS = (
+    Part("cifar10", "1, 2. CIFAR-10: channels and weights side by side", True, remarks=verdicts),
+    Part("sagemaker", "3. The SageMaker experiment: 200 filters a round", True),
+    Part("mnist", "4. MNIST: compressed size against sparsity", False),
+    Part("speed", "5. Real speed", True),
+    Part("scale", "6. Scale", True),
+    Part("criteria", "Every criterion, on the digits", False, criteria_page),
+)
+
+
+def results(folder: Path) -> str:
+    """The whole page."""
+    parts = ["# Results", INTRODUCTION, overview(folder), times(folder)]
+    for part in PARTS:
+        parts.append(f"## {part.title}")
+        for small in (True, False):
+            parts += [f"### {'Small run' if small else 'Full run'}", *shown(part, folder, small)]
+    found = [f"- [{name}]({name}): {what}" for name, what in ELSEWHERE.items() if (folder / name).is_file()]
+    if found:
+        parts += ["## With tables or files of their own", "\n".join(found)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def content_of(name: str, folder: Path, small: bool) -> Content | None:
+    """What a run has measured; None if there was none."""
+    file = folder / f"{name}{'_small' * small}.json"
+    if not file.is_file():
+        return None
+    content: Content = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
+def overview(folder: Path) -> str:
+    """A line for each part: when, where and from which commit it was measured."""
+    lines = []
+    for part in PARTS:
+        cells = [source(content_of(part.name, folder, small)) for small in (True, False)]
+        runs = [failure(folder, part.name, small) for small in (True, False)]
+        lines.append([f"`{part.name}.py`", *(cell + run for cell, run in zip(cells, runs, strict=True))])
+    return markdown(["script", "small run", "full run"], lines)
+
+
+def source(content: Content | None) -> str:
+    if content is None:
+        return NOT_RUN
+    seconds = content.get("seconds", sum(row.get("seconds", 0) for row in content["rows"]))
+    return f"{content['date']}, commit {content['commit']}; {content['hardware']}; {seconds / 60:.1f} minutes"
+
+
+def shown(part: Part, folder: Path, small: bool) -> list[str]:
+    """The paragraphs of one run."""
+    content = content_of(part.name, folder, small)
+    if content is None:
+        where = " on a GPU" if part.for_gpu and not small else ""
+        return [f"{NOT_RUN.capitalize()}{where}."]
+    if part.page is not None:
+        text = part.page(content)
+    else:
+        file = folder / f"{part.name}{'_small' * small}.md"
+        if not file.is_file():
+            raise FileNotFoundError(f"{file.name} is missing beside its JSON file: run {part.name}.py again")
+        text = file.read_text(encoding="utf-8")
+        text = re.sub(r"^(?=##)", "##", re.sub(r"\A# .*\n", "", text), flags=re.MULTILINE).strip()
+    remarks = "\n".join(f"- {remark}" for remark in part.remarks(content))
+    on_cpu = part.for_gpu and not small and device_of(content) != "cuda"
+    return [text, remarks, f"On a GPU: {NOT_RUN}." if on_cpu else ""]
+
+
+def device_of(content: Content) -> str:
+    device: str = content.get("device") or content.get("setting", {}).get("device", "")
+    return device
+
+
+# ---- how long run_all.py took
+
+
+def runs_of(folder: Path, small: bool) -> dict[str, dict[str, Any]]:
+    """The last run of each script by run_all.py."""
+    file = folder / f"run_all{'_small' * small}.json"
+    runs: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return runs
+
+
+def note(folder: Path, small: bool, name: str, run: dict[str, Any]) -> None:
+    """Keep ``run``, its date, seconds and exit status, as the last of this script."""
+    runs = runs_of(folder, small) | {name: run}
+    (folder / f"run_all{'_small' * small}.json").write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+
+
+def failure(folder: Path, name: str, small: bool) -> str:
+    status = runs_of(folder, small).get(name, {}).get("exit", 0)
+    return f"; its last run FAILED with exit status {status}" if status else ""
+
+
+def times(folder: Path) -> str:
+    """Wall time of the scripts as run_all.py ran them."""
+    found = []
+    for small in (True, False):
+        runs = runs_of(folder, small)
+        if runs:
+            each = ", ".join(f"{name} {run['seconds']:.0f} s" for name, run in runs.items())
+            total = sum(run["seconds"] for run in runs.values())
+            command = f"run_all.py{' --small' * small}"
+            found.append(f"`{command}`, wall time of the last run of each: {each}; together {total / 60:.1f} minutes.")
+    return "\n\n".join(found)

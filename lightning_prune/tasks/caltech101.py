@@ -1,0 +1,132 @@
+"""Caltech-101 through torchvision."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision import datasets, transforms
+
+from lightning_prune.tasks.splits import evaluation_loader, stratified_split, train_loader
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
+
+
+class Caltech101Data(LightningDataModule):
+    """Photographs of 101 kinds of objects, 8,677 in all, as RGB images `(3, image_size, image_size)`.
+
+    There is no official split: test and validation images are drawn class by class with a fixed seed; the remaining
+    ones train. They are normalised with ImageNet's mean and deviation, as torchvision's pretrained weights expect; grey
+    photographs become RGB. The shorter side is resized and the centre cropped; of training images another part is cut
+    out every time, at random in size and place, and half of them are flipped.
+
+    torchvision reads these images only where SciPy is installed.
+
+    Args:
+        root: Folder that holds, or gets, `caltech101/101_ObjectCategories`.
+        download: Download the images (140 MB) if they are not there.
+        image_size: Side of the square images in pixels, at least 1.
+        batch_size: Images per batch.
+        val_fraction: Share of all images for validation, in (0, 1).
+        test_fraction: Share of all images for the test, in (0, 1).
+        seed: Which images go into which split. Training order and augmentation follow the global seed.
+        num_workers: Processes that load batches; 0 loads in the main process.
+
+    Raises:
+        ValueError: If `image_size` is below 1, or the fractions leave a split empty.
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        download: bool = True,
+        image_size: int = 224,
+        batch_size: int = 32,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if image_size < 1:
+            raise ValueError(f"Caltech101Data needs image_size of at least 1, got {image_size}.")
+        if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
+            raise ValueError(
+                "Caltech101Data needs val_fraction and test_fraction above 0 and below 1 together, got "
+                f"val_fraction={val_fraction} and test_fraction={test_fraction}."
+            )
+        self.root = root
+        self.download = download
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.seed = seed
+        self.num_workers = num_workers
+        self.splits: dict[str, Dataset] = {}
+
+    def prepare_data(self) -> None:
+        """Download the images if asked to; Lightning calls this in one process."""
+        if self.download:
+            datasets.Caltech101(self.root, download=True)
+
+    def setup(self, stage: str) -> None:
+        """Find and split the images, once.
+
+        Raises:
+            FileNotFoundError: If `root` holds no Caltech-101.
+            ImportError: If SciPy is not installed.
+        """
+        if self.splits:
+            return
+        _check_scipy()
+        end = [transforms.ToTensor(), transforms.Normalize(_MEAN, _STD)]
+        cut = [transforms.RandomResizedCrop(self.image_size), transforms.RandomHorizontalFlip()]
+        whole = [transforms.Resize(self.image_size), transforms.CenterCrop(self.image_size)]
+        augmented, plain = self._load([*cut, *end]), self._load([*whole, *end])
+        rest, test = stratified_split(plain.y, self.test_fraction, self.seed)
+        # The fraction is of all images, the split is of those that the test left.
+        val_share = self.val_fraction * len(plain) / len(rest)
+        train_of_rest, val_of_rest = stratified_split([plain.y[i] for i in rest], val_share, self.seed)
+        self.splits = {
+            "train": Subset(augmented, [rest[i] for i in train_of_rest]),
+            "val": Subset(plain, [rest[i] for i in val_of_rest]),
+            "test": Subset(plain, test),
+        }
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return shuffled, augmented training batches."""
+        return train_loader(self.splits["train"], self.batch_size, self.num_workers)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the validation batches."""
+        return evaluation_loader(self.splits["val"], self.batch_size, self.num_workers)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the test batches."""
+        return evaluation_loader(self.splits["test"], self.batch_size, self.num_workers)
+
+    def _load(self, steps: list[Any]) -> datasets.Caltech101:
+        try:
+            return datasets.Caltech101(self.root, transform=transforms.Compose([_in_colour, *steps]), download=False)
+        except RuntimeError as error:
+            raise FileNotFoundError(
+                f"root={self.root!r} ({Path(self.root).resolve()}) holds no Caltech-101 in "
+                "caltech101/101_ObjectCategories. Set download=True, or point root to the folder that has it."
+            ) from error
+
+
+def _check_scipy() -> None:
+    """Else the first batch would fail, perhaps in a process of its own."""
+    try:
+        import scipy.io  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "Caltech101Data reads its images through torchvision, which needs SciPy for them, and that is not "
+            'installed. Run: pip install "lightning-prune[recipes]"'
+        ) from error
+
+
+def _in_colour(image: Image.Image) -> Image.Image:
+    return image.convert("RGB")

@@ -1,0 +1,253 @@
+"""The run of all benchmarks, with scripts that measure nothing, and what it has written into this repository."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import _results
+import pytest
+import run_all
+from _figures import figures, fill
+from _quiet import quiet
+from _results import PARTS, criteria_page, results
+from _tables import markdown, page
+from _verdicts import verdict, verdicts
+from mnist import TRAINED
+
+ROOT = Path(__file__).parents[1]
+ABOUT = {"date": "2026-01-02", "commit": "abc", "versions": {"torch": "9"}, "hardware": "a machine", "threads": 1}
+NAMES = [part.name for part in PARTS]
+SCRIPT = """
+import json, sys
+from pathlib import Path
+name, arguments = Path(__file__).stem, sys.argv[1:]
+with Path(__file__).with_name("calls").open("a") as file:
+    file.write(f"{name} {' '.join(arguments)}\\n")
+if name == FAILS:
+    sys.exit(3)
+file = Path(arguments[arguments.index("--json") + 1] if "--json" in arguments else
+            Path(__file__).with_name(name + "_small" * ("--small" in arguments) + ".json"))
+file.write_text(json.dumps({**ABOUT, "seconds": 90, "rows": []}))
+if name != "criteria":
+    file.with_suffix(".md").write_text(f"# {name}\\n\\n## A table\\n\\nfigures of {file.stem}\\n")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Scripts that write files, of which ``speed.py`` fails, and a README above them."""
+    benchmarks = tmp_path / "benchmarks"
+    benchmarks.mkdir()
+    for name in NAMES:
+        text = f"ABOUT, FAILS = {ABOUT!r}, 'speed'\n{SCRIPT}"
+        (benchmarks / f"{name}.py").write_text(text, encoding="utf-8")
+    (tmp_path / "README.md").write_text("# A\n\n<!-- figures -->\n<!-- /figures -->\n\nB\n", encoding="utf-8")
+    monkeypatch.setattr(run_all, "FOLDER", benchmarks)
+    monkeypatch.setattr(run_all, "fill", lambda readme, _: readme.replace("B", "C"))  # the figures need rows
+    return benchmarks
+
+
+def calls(folder: Path) -> list[list[str]]:
+    return [line.split() for line in (folder / "calls").read_text().splitlines()]
+
+
+# ---- running
+
+
+def test_one_that_fails_does_not_stop_the_others(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_all.main(["--small"]) == 1
+    assert [name for name, *_ in calls(folder)] == NAMES
+    shown = capfd.readouterr()
+    assert "==== speed: FAILED with exit status 3" in shown.out
+    assert shown.err == "failed: speed\n"
+    text = (folder / "RESULTS.md").read_text()
+    assert "| `speed.py` | not yet run; its last run FAILED with exit status 3 | not yet run |" in text
+    assert "| `scale.py` | 2026-01-02, commit abc; a machine; 1.5 minutes | not yet run |" in text
+    assert "`run_all.py --small`, wall time of the last run of each: cifar10 " in text
+    assert (folder.parent / "README.md").read_text().endswith("C\n")
+
+
+def test_small_runs_write_small_files_and_keep_nothing(folder: Path) -> None:
+    run_all.main(["--small"])
+    arguments = {name: rest for name, *rest in calls(folder)}
+    assert arguments["mnist"] == arguments["sagemaker"] == arguments["scale"] == ["--small"]
+    assert arguments["criteria"] == ["--seeds", "0", "--json", str(folder / "criteria_small.json")]
+    assert arguments["cifar10"][:2] == ["--small", "--work"]
+    assert not Path(arguments["cifar10"][2]).exists()  # it was a folder for this run
+    written = {file.stem for file in folder.glob("*.json")}
+    assert written == {*(f"{name}_small" for name in NAMES if name != "speed"), "run_all_small"}
+
+
+def test_only_some_in_full(folder: Path) -> None:
+    assert run_all.main(["--only", "scale", "mnist"]) == 0
+    assert calls(folder) == [["mnist"], ["scale"]]
+    assert run_all.main(["--only", "speed"]) == 1
+    runs = json.loads((folder / "run_all.json").read_text())
+    assert {name: run["exit"] for name, run in runs.items()} == {"mnist": 0, "scale": 0, "speed": 3}
+    assert (folder / "RESULTS.md").read_text().count("figures of scale\n") == 1
+
+
+def test_page_measures_nothing(folder: Path) -> None:
+    assert run_all.main(["--page"]) == 0
+    assert not (folder / "calls").exists()
+    assert (folder / "RESULTS.md").is_file()
+
+
+# ---- RESULTS.md
+
+
+def test_nothing_was_run(tmp_path: Path) -> None:
+    text = results(tmp_path)
+    assert text.count("\nNot yet run.\n") == len(PARTS) + 2  # small runs; full ones that need no GPU
+    assert text.count("\nNot yet run on a GPU.\n") == len(PARTS) - 2
+    assert text.count("| not yet run | not yet run |") == len(PARTS)
+
+
+def test_a_page_becomes_a_section(tmp_path: Path) -> None:
+    content = {**ABOUT, "device": "cpu", "seconds": 30, "rows": []}
+    (tmp_path / "scale.json").write_text(json.dumps(content))
+    with pytest.raises(FileNotFoundError, match=r"scale.md is missing beside its JSON file: run scale.py again"):
+        results(tmp_path)
+    (tmp_path / "scale.md").write_text("# Title\n\n## Part\n\n![Cost](scale.png)\n\nfooter\n")
+    text = results(tmp_path)
+    assert "### Full run\n\n#### Part\n\n![Cost](scale.png)\n\nfooter\n\nOn a GPU: not yet run.\n" in text
+    assert "Title" not in text
+    (tmp_path / "scale.json").write_text(json.dumps({**content, "device": "cuda"}))
+    assert "On a GPU: not yet run." not in results(tmp_path)
+
+
+def test_criteria_by_hand() -> None:
+    rows = [
+        {"method": "dense", "granularity": "", "share": 0.0, "accuracy": 0.9},
+        {"method": "Magnitude", "granularity": "weights", "share": 0.5, "accuracy": 0.8},
+        {"method": "Random", "granularity": "weights", "share": 0.5, "accuracy": 0.7},
+        {"method": "Taylor", "granularity": "channels", "share": 0.5, "accuracy": 0.6},
+    ]
+    text = criteria_page({**ABOUT, "rows": [row | {"seed": 0} for row in rows]})
+    assert text.startswith("dense 90.0\n\n| validation accuracy, % | weights, 50 % gone |\n")
+    assert "\n| Magnitude | 80.0 |\n| Random | 70.0 |\n\n" in text
+    assert "| channels, 50 % gone |\n|---|---|\n| Taylor | 60.0 |\n\n1 seed(s). 2026-01-02" in text
+
+
+# ---- who is ahead
+
+
+def test_a_peer_is_ahead() -> None:
+    points = {"lightning_prune": {0: 70.0, 1: 71.0}, "Torch-Pruning": {0: 72.0, 1: 75.0}, "plain L2": {0: 71.9, 1: 74}}
+    assert verdict(points) == (
+        "**Torch-Pruning** is best with 73.5 %; the best of this package, lightning_prune, is 3.0 ± 1.4 points behind "
+        "(2 seeds)."
+    )
+
+
+def test_we_are_ahead_over_the_seeds_that_all_have() -> None:
+    points = {"movement": {0: 60.0}, "ModelPruning by an expert": {0: 50.5, 1: 99.0}}
+    assert verdict(points) == (
+        "**movement** is best with 60.0 %; the best peer, ModelPruning by an expert, is 9.5 points behind (1 seed)."
+    )
+    assert verdict({"movement": {0: 60.0}, "ModelPruning by an expert": {1: 99.0}}) == ""
+
+
+def test_a_control_is_ahead() -> None:
+    points = {"lightning_prune": {0: 70.0}, "Torch-Pruning": {0: 60.0}, "random channels": {0: 71.0}}
+    assert verdict(points).startswith("**random channels** is best with 71.0 %; the best of this package, lightning_p")
+
+
+def cifar(method: str, accuracy: float, goal: float = 2.0, table: str = "channels") -> dict[str, Any]:
+    return {"table": table, "depth": 20, "method": method, "goal": goal, "seed": 0, "accuracy": accuracy}
+
+
+CIFAR = {
+    **ABOUT,
+    "setting": {"train_images": 1000, "tuning_epochs": 3, "device": "cpu"},
+    "rows": [
+        cifar("lightning_prune", 0.7), cifar("Torch-Pruning", 0.6), cifar("Torch-Pruning, distilled", 0.65),
+        cifar("dense, trained on", 0.8, 0.0, ""), cifar("lightning_prune", 0.5, 4.0), cifar("Torch-Pruning", 0.55, 4.0),
+    ],
+}  # fmt: skip
+
+
+def test_a_sentence_for_each_goal() -> None:
+    assert [sentence[:58] for sentence in verdicts(CIFAR)] == [
+        "ResNet-20, 2 times fewer MACs: **lightning_prune** is best",
+        "ResNet-20, 4 times fewer MACs: **Torch-Pruning** is best w",
+    ]
+
+
+# ---- the README
+
+
+def test_figures_by_hand(tmp_path: Path) -> None:
+    speed = {"network": "resnet18", "mode": "eager", "batch": 1, "share": 0.5, "arrives": 0.4, "ideal": 3.5}
+    mnist = {"method": TRAINED, "sparsity": 0.9, "accuracy": 0.93, "bytes": 2048}
+    contents: dict[str, Any] = {
+        "cifar10_small": CIFAR,
+        "speed_small": {**ABOUT, "rows": [
+            {**speed, "kind": "round_to=8", "speed_up": 2.0}, {**speed, "kind": "masks", "speed_up": 1.04},
+            {**speed, "kind": "channels", "speed_up": 9.0}, {**speed, "kind": "round_to=8", "share": 0.75},
+        ]},
+        "mnist_small": {**ABOUT, "rows": [
+            mnist, {**mnist, "accuracy": 0.91}, {**mnist, "sparsity": 0.5, "bytes": 1},
+            {"method": "dense, trained on", "sparsity": 0.0, "accuracy": 0.94, "bytes": 8192},
+        ]},
+    }  # fmt: skip
+    for name, content in contents.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    _, _, accuracy, speed_up, size = figures(tmp_path).splitlines()
+    assert accuracy == (
+        "| ResNet-20 on CIFAR-10, 2 times fewer MACs, 3 epochs on 1,000 images: test accuracy (small run) | 70.0 % | "
+        "Torch-Pruning 60.0 %, with our distillation 65.0 %; dense 80.0 % |"
+    )
+    assert "batch 1, a machine: speed-up (small run) | 2.0 times; 40% of the ideal 3.5 arrives | " in speed_up
+    assert speed_up.endswith(" by masks 1.0 times |")
+    assert size.endswith("(small run) | 4.0 times smaller, 92.0 ± 1.4 % accuracy | dense 8 KiB, 94.0 % |")
+    full = {**contents["mnist_small"], "rows": [{**row, "accuracy": 0.99} for row in contents["mnist_small"]["rows"]]}
+    (tmp_path / "mnist.json").write_text(json.dumps(full))
+    assert "state dict | 4.0 times smaller, 99.0" in figures(tmp_path)
+
+
+def test_a_place_for_figures() -> None:
+    with pytest.raises(ValueError, match=r"no place for figures: write <!-- figures -->"):
+        fill("# A README", ROOT)
+
+
+def test_readme_has_the_figures_that_were_measured() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert fill(text, ROOT / "benchmarks") == text, "run `python benchmarks/run_all.py --page`"
+    assert len(figures(ROOT / "benchmarks").splitlines()) == 2 + 3
+
+
+def test_results_are_those_of_the_files() -> None:
+    text = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    assert results(ROOT / "benchmarks") == text, "run `python benchmarks/run_all.py --page`"
+    linked = [line.split("](")[1].split(")")[0] for line in text.splitlines() if line.startswith(("![", "- ["))]
+    assert linked
+    assert [name for name in linked if not (ROOT / "benchmarks" / name).is_file()] == []
+
+
+# ---- what the scripts share
+
+
+def test_tables_and_pages() -> None:
+    assert markdown(["a", "b"], [["1", "2"], ["3", "4"]]) == "| a | b |\n|---|---|\n| 1 | 2 |\n| 3 | 4 |"
+    assert page("T", "one", "", "two") == "# T\n\none\n\ntwo\n"
+
+
+def test_quiet(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    for name in ("lightning.fabric", "lightning.pytorch", log.name):
+        caplog.set_level(logging.INFO, logger=name)  # which also restores it
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        quiet()
+        warnings.warn("of something", stacklevel=1)
+        log.warning("of little use")
+        log.error("of use")
+    assert found == []
+    assert [record.message for record in caplog.records] == ["of use"]
+
+
+def test_elsewhere_names_files_that_are_there() -> None:
+    assert [name for name in _results.ELSEWHERE if not (ROOT / "benchmarks" / name).is_file()] == []
