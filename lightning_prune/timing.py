@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from math import ceil, floor
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from lightning_prune.coupling import Example, named_tensors
 _WARMUP = 3
 _FEWEST, _MOST = 5, 200  # timed passes of one network
 _SECONDS = 1.0  # of timing one network, once it has had its fewest passes
+_PATIENCE = 5.0  # the same, where the machine is so busy that a median is not yet known to a hundredth
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 _One = TypeVar("_One")
@@ -83,20 +85,43 @@ def time_ratio(network: nn.Module, reference: nn.Module, inputs: Example) -> flo
         clock,
         lambda: clock.pass_ms(lambda: inputs.run(network)),
         lambda: clock.pass_ms(lambda: inputs.run(reference)),
+        lambda turns: median_error([ms / beside for ms, beside in turns]) < 0.01,
     )
     return statistics.median(ms / beside for ms, beside in turns)
 
 
-def _in_turns(clock: Clock, first: Callable[[], _One], second: Callable[[], _Other]) -> list[tuple[_One, _Other]]:
-    """What two measurements give again and again, once they are warm."""
+def median_error(values: Sequence[float]) -> float:
+    """Standard error of the median as a share of it, whatever the distribution is.
+
+    The rank of the true median among n values is binomial: n / 2 with a standard deviation of sqrt(n) / 2.
+
+    Example:
+        >>> round(median_error([1.0, 1.0, 1.0, 1.0, 1.1, 1.2, 1.3, 1.4, 9.0]), 4)  # 1.0 and 1.3, beside 1.1
+        0.1364
+    """
+    ranked, half = sorted(values), len(values) ** 0.5 / 2
+    middle = (len(values) - 1) / 2
+    return (ranked[ceil(middle + half)] - ranked[floor(middle - half)]) / 2 / statistics.median(values)
+
+
+def _in_turns(
+    clock: Clock,
+    first: Callable[[], _One],
+    second: Callable[[], _Other],
+    settled: Callable[[list[tuple[_One, _Other]]], bool] = lambda _: True,
+) -> list[tuple[_One, _Other]]:
+    """What two measurements give again and again, once they are warm, until they are settled or it takes too long."""
     forked = torch.random.fork_rng([clock.device] if clock.device.type == "cuda" else [])
     with torch.inference_mode(), forked, torch.compiler.set_stance("force_eager"):
         for _ in range(_WARMUP):
             first(), second()
         begun = time.perf_counter()
         turns: list[tuple[_One, _Other]] = []
-        while len(turns) < _FEWEST or (len(turns) < _MOST and time.perf_counter() - begun < _SECONDS):
+        while len(turns) < _MOST:
             turns.append((first(), second()))
+            spent = time.perf_counter() - begun
+            if len(turns) >= _FEWEST and spent >= _SECONDS and (spent >= _PATIENCE or settled(turns)):
+                break
     return turns
 
 

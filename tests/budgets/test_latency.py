@@ -155,6 +155,24 @@ def test_ratios_are_medians_of_passes_in_turns(monkeypatch) -> None:
     assert ratio == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(("slow", "turns"), [(1.0, 11), (1.5, 51)])
+def test_ratios_take_longer_on_a_busy_machine(monkeypatch, slow: float, turns: int) -> None:
+    """Turns of 0.1 s end after a second; where every other pass is slow, after five."""
+    seconds, passes = 0.0, 0
+
+    def mark(clock: timing.Clock) -> float:
+        nonlocal seconds, passes
+        passes += 1
+        seconds += 0.025 * (slow if passes % 8 == 2 else 1)
+        return seconds
+
+    monkeypatch.setattr(timing.Clock, "mark", mark)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: seconds)
+    net = chain().eval()
+    assert time_ratio(net, net, EXAMPLE) == pytest.approx(1.0 if slow == 1 else 1.25, abs=0.26)
+    assert passes // 4 - timing._WARMUP == pytest.approx(turns, abs=max(1, turns // 6))
+
+
 def test_passes_are_in_inference_mode_and_leave_the_random_state() -> None:
     seen: list[tuple[bool, bool]] = []
 
