@@ -93,6 +93,7 @@ METHODS = (
     _channels("APoZ", "what a ReLU most often makes zero", "apoz"),
     _channels("Attention heads", "heads the loss depends on least", "attention_heads"),
     _channels("Several budgets", "until all of them are met", "two_budgets"),
+    _channels("Two pruners", "channels, then weights of the rest", "two_pruners"),
     _channels("Latency", "until a pass is fast enough", "latency"),
     _blocks("Block sensitivity", "least accuracy lost when skipped", "blocks"),
     _blocks("Block influence", "what changes its input least", "block_influence"),

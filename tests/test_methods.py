@@ -43,7 +43,7 @@ def section(title: str) -> str:
 
 def pruner_in(method: Method) -> dict[str, Any]:
     content = yaml.safe_load((ROOT / method.file).read_text(encoding="utf-8"))
-    (pruner,) = (c for c in content["trainer"]["callbacks"] if c["class_path"] == "IterativePruning")
+    pruner = next(c for c in content["trainer"]["callbacks"] if c["class_path"] == "IterativePruning")
     return pruner["init_args"]
 
 
