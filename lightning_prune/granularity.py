@@ -28,7 +28,8 @@ class Channels(Granularity):
         min_width: Fewest channels that every group keeps. A group that is not wider stays as it is, with the reason
             in ``Report.frozen``.
         attention: What attention layers lose, where the network allows both: ``"head_dims"`` takes the same number
-            of dimensions out of every head, ``"heads"`` takes whole heads; an only head stays.
+            of dimensions out of every head, ``"heads"`` takes whole heads; an only head stays,
+            if ``forward`` makes it by a reshape to (..., 1, head_dim), and the stream with it where they are tied.
         ranking: What competes under a budget with ``per_layer=False``. ``"global"``: all groups; criteria bring their
             scores to one scale for it. ``"isomorphic"``: only groups of the same kind, and every kind gives the same
             share of its units (Fang et al. 2024, 'Isomorphic pruning for vision models'), because the scores of unlike
@@ -76,10 +77,13 @@ class Blocks(Granularity):
     class (for a plain ``Sequential`` its content) is there more than once and which have several layers: residual
     blocks, encoder layers. Where there is no such block around them, single layers go, such as a square ``Linear`` of
     an MLP; the activation behind it stays. Why others stay is in ``Report.frozen``. The first layer of
-    ``nn.TransformerEncoder`` and ``nn.TransformerDecoder`` is one of them: these read its attributes.
+    ``nn.TransformerEncoder`` and ``nn.TransformerDecoder`` is one of them: these read its attributes. Another is a
+    module that is called with several tensors of that shape: which of them it hands on is not known.
 
     What is left is an ``nn.Identity``. Where the ``forward`` of a module can take more than its input, such as a mask,
-    it is a ``lightning_prune.identity.Passthrough``, which returns the first argument and ignores the others.
+    it is a ``lightning_prune.identity.Passthrough``, which returns the first argument and ignores the others; then
+    ``torch.jit.script`` refuses the network (``torch.export``, ``torch.compile`` and ``torch.jit.trace`` do not), and a
+    pickle of the whole network needs this package.
 
     ``Scope(include=[...])`` restricts that to what its patterns match. A pattern that matches none of these blocks
     picks the modules which it names, if they can go: ``"encoder.layers.*.mlp"``. Where the shortcut lies outside of

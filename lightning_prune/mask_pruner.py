@@ -45,7 +45,7 @@ class MaskPruner(Pruner):
         if not criterion.scores_weights:
             raise ValueError(f"criterion {criterion} does not score weights; use Channels(), or another criterion")
         self.masks: dict[str, Tensor] = {}
-        self._said_what_stays = False
+        self._known_to_stay: set[str] = set()  # parameters in the scope that masks do not cover
 
     def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
         """Check that the scope and the budget fit the network."""
@@ -60,13 +60,14 @@ class MaskPruner(Pruner):
                 raise ValueError(f"criterion {self.criterion} cannot score {name!r}: {error}") from error
         if self.statistics is not None:
             self.statistics.attach(model, parameters=parameters.keys())
-        if frozen and self.event == 0 and not self._said_what_stays:
-            self._said_what_stays = True
-            _warn_of_dense(self.scope.parameters(model), frozen)
+        if self.event > 0:  # a training before this one has said it
+            self._known_to_stay |= frozen.keys()
+        self._warn_of_new(model, frozen)
 
     def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
         """Score, choose, and measure."""
         parameters, frozen = self._covered(model)
+        self._warn_of_new(model, frozen)  # where channels have gone
         scoring = self.scoring(model, example)
         space = self._space(model, parameters, ScoresOnDemand(self.criterion, scoring, list(parameters)))
         left_out = {name: self.masks[name] for name in frozen if name in self.masks}  # their shapes were others once
@@ -91,6 +92,11 @@ class MaskPruner(Pruner):
     def _covered(self, model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
         """The parameters that masks cover, and why others in the scope stay as they are."""
         return self.scope.parameters(model), {}
+
+    def _warn_of_new(self, model: nn.Module, frozen: Mapping[str, str]) -> None:
+        if frozen.keys() - self._known_to_stay:
+            self._known_to_stay |= frozen.keys()
+            _warn_of_dense(self.scope.parameters(model), frozen)
 
     @abstractmethod
     def _check(self, space: WeightSpace, events: int | None) -> None:
@@ -169,7 +175,7 @@ def _warn_of_dense(scoped: Mapping[str, Tensor], frozen: Mapping[str, str]) -> N
     warnings.warn(
         f"{len(frozen)} of {len(scoped)} parameters in the scope stay dense, with {share:.2%} of the weights: "
         f"{', '.join(reasons[:5])}{', ...' if len(reasons) > 5 else ''}. Sparsities count only the others.",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

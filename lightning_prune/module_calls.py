@@ -65,4 +65,12 @@ def _misfit(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> st
         return "what it receives first or what it returns is not one tensor"
     if args[0].shape != output.shape:
         return f"it turns {tuple(args[0].shape)} into {tuple(output.shape)}"
-    return f"it turns {args[0].dtype} into {output.dtype}" if args[0].dtype != output.dtype else None
+    if args[0].dtype != output.dtype:
+        return f"it turns {args[0].dtype} into {output.dtype}"
+    others = [tensor for tensor in tensors_in([*args[1:], *kwargs.values()]) if tensor is not args[0]]
+    if any((tensor.shape, tensor.dtype) == (output.shape, output.dtype) for tensor in others):
+        return (
+            "several of its inputs have the shape of its output, so which one it hands on is not known; give an "
+            "example in which their shapes differ"
+        )
+    return None

@@ -24,7 +24,7 @@ from lightning_prune.callbacks.example import declared_example, example_from_bat
 from lightning_prune.callbacks.loading import let_load_from_checkpoint, prepare_loading
 from lightning_prune.callbacks.packages import Callback, MisconfigurationException, overrides
 from lightning_prune.callbacks.rebuild import check_optimizers, check_trainer
-from lightning_prune.callbacks.skipping import check_monitored, check_validation
+from lightning_prune.callbacks.skipping import check_measurable
 from lightning_prune.callbacks.support import as_misconfiguration
 from lightning_prune.coupling import Example
 from lightning_prune.criteria import Criterion, Magnitude, criterion_named
@@ -151,10 +151,11 @@ class IterativePruning(Callback):
             self._prepare(pl_module, example)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check the schedule against the training, and put masks in force."""
-        check_validation(trainer, self.pruner.criterion)
+        """Check the schedule against the training and what events will measure, and put masks in force."""
         warn_if_cut_short(trainer, self.schedule)
         self._events.hold_masks(trainer, pl_module)
+        if self.pruner.fraction < 1 and not self._events.finished:
+            check_measurable(trainer, pl_module, self.pruner.criterion)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prune where the schedule says so."""
@@ -212,10 +213,6 @@ class IterativePruning(Callback):
         self._events.observing.end_step()
         self._events.observing.check(trainer, pl_module, batch_idx + 1)
 
-    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What blocks are compared by must be logged."""
-        check_monitored(trainer, self.pruner.criterion)
-
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What is measured from here on goes into the history; masked weights have no part in it."""
         self._events.masks.apply()  # whoever has changed weights besides the optimizers
@@ -225,7 +222,6 @@ class IterativePruning(Callback):
         """Whoever holds an event back may think otherwise now."""
         self._events.try_again()
         if not trainer.sanity_checking:
-            check_monitored(trainer, self.pruner.criterion)
             self._events.history.end_validation(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -37,27 +38,34 @@ def compare(
         return
     if not due:
         return
-    with isolate_rng(), torch.compiler.set_stance("force_eager"), torch.no_grad():
-        batches = _batches(trainer, pl_module, pruner.criterion)
-        twin: Any = copy_of(pl_module)
-        twin.trainer = trainer
-        twin.eval()
-        pruner.compare(twin, example, lambda: _loss(trainer, twin, batches, pruner.criterion))  # type: ignore[arg-type]
+    with _evaluation(trainer, pl_module, pruner.criterion) as (twin, loss):
+        pruner.compare(twin, example, loss)
     if not bool(torch.isfinite(pruner.losses[""])):
         raise MisconfigurationException(f"{pruner.criterion}: with all blocks it is not finite; has training diverged?")
 
 
-def check_validation(trainer: pl.Trainer, criterion: Criterion) -> None:
-    """What is compared by validation needs one."""
-    if isinstance(criterion, Sensitivity) and not trainer.enable_validation:
-        raise MisconfigurationException(_no_validation(criterion))
+def check_measurable(trainer: pl.Trainer, pl_module: pl.LightningModule, criterion: Criterion) -> None:
+    """Measure once as events will, so that what is missing is not found epochs later.
+
+    Raises:
+        MisconfigurationException: If there are no validation data, or nothing is logged under the name.
+    """
+    if isinstance(criterion, Sensitivity):
+        with _evaluation(trainer, pl_module, criterion) as (_, loss):
+            loss()
 
 
-def check_monitored(trainer: pl.Trainer, criterion: Criterion) -> None:
-    """The metric that blocks are compared by must be among those that the validation before has logged."""
-    metrics = trainer.callback_metrics
-    if isinstance(criterion, Sensitivity) and criterion.monitor is not None and criterion.monitor not in metrics:
-        raise MisconfigurationException(_unknown(criterion, set(metrics)))
+@contextmanager
+def _evaluation(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, criterion: Sensitivity
+) -> Iterator[tuple[Any, Callable[[], Tensor]]]:
+    """A copy of the module, and what is to be small of it."""
+    with isolate_rng(), torch.compiler.set_stance("force_eager"), torch.no_grad():
+        batches = _batches(trainer, pl_module, criterion)
+        twin: Any = copy_of(pl_module)
+        twin.trainer = trainer
+        twin.eval()
+        yield twin, lambda: _loss(trainer, twin, batches, criterion)
 
 
 def _batches(trainer: pl.Trainer, pl_module: pl.LightningModule, criterion: Sensitivity) -> list[Any]:
@@ -68,7 +76,10 @@ def _batches(trainer: pl.Trainer, pl_module: pl.LightningModule, criterion: Sens
         loop.setup_data()
         trainer.training = True
     if loop._combined_loader is None or not loop.max_batches:
-        raise MisconfigurationException(_no_validation(criterion))
+        raise MisconfigurationException(
+            f"{criterion} measures on validation data, but no validation runs in this training; give a validation "
+            "loader (and no limit_val_batches=0), or use BlockInfluence"
+        )
     count = int(min(criterion.batches, loop.max_batches[0]))
     found = []
     for batch in islice(loop._combined_loader.flattened[0], count):
@@ -97,21 +108,14 @@ def _loss(trainer: pl.Trainer, twin: pl.LightningModule, batches: list[Any], cri
         if name and name not in logged.known:
             twin.on_validation_epoch_end()
     if name not in logged.known:
-        raise MisconfigurationException(_unknown(criterion, logged.known))
+        raise MisconfigurationException(_unknown(criterion, logged))
     sums = trainer.strategy.reduce(logged.sums(name).to(trainer.strategy.root_device), reduce_op="sum")
     value = sums[0] / sums[1]  # type: ignore[index]
     return -value if criterion.monitor is not None and criterion.mode == "max" else value
 
 
-def _no_validation(criterion: Sensitivity) -> str:
-    return (
-        f"{criterion} measures on validation data, but no validation runs in this training; give a validation loader "
-        "(and no limit_val_batches=0), or use BlockInfluence"
-    )
-
-
-def _unknown(criterion: Sensitivity, logged: Collection[str]) -> str:
-    names = ", ".join(sorted(filter(None, logged))) or "nothing"
+def _unknown(criterion: Sensitivity, logged: _Logged) -> str:
+    names = ", ".join(sorted(filter(None, logged.known))) or "nothing"
     if criterion.monitor is None:
         return (
             f"{criterion} compares the losses that validation_step returns, and it returns none; it logs {names}: "

@@ -27,13 +27,13 @@ class SmallViT(nn.Module):
         Input ``(batch, in_channels, image_size, image_size)``, output ``(batch, num_classes)``.
 
     Example:
-        >>> SmallViT(in_channels=1, num_classes=10)(torch.zeros(2, 1, 8, 8)).shape
+        >>> SmallViT()(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
 
     def __init__(
         self,
-        in_channels: int = 3,
+        in_channels: int = 1,
         num_classes: int = 10,
         image_size: int = 8,
         patch_size: int = 2,
@@ -42,7 +42,10 @@ class SmallViT(nn.Module):
         depth: int = 4,
     ) -> None:
         super().__init__()
-        numbers = {"image_size": image_size, "patch_size": patch_size, "width": width, "heads": heads, "depth": depth}
+        numbers = {
+            "in_channels": in_channels, "num_classes": num_classes, "image_size": image_size, "patch_size": patch_size,
+            "width": width, "heads": heads, "depth": depth,
+        }  # fmt: skip
         for name, number in numbers.items():
             if number < 1:
                 raise ValueError(f"SmallViT needs {name} of at least 1, got {name}={number}.")

@@ -219,20 +219,39 @@ def test_what_cannot_be_measured(tmp_path: Path, criterion: Any, options: Any, m
 
 
 @pytest.mark.parametrize(
-    ("monitor", "options", "steps"),
-    [
-        ("nose", {"num_sanity_val_steps": 1}, 0),
-        ("nose", {}, 4),  # the steps of an epoch
-        ("plain", {"limit_val_batches": 0}, 0),
-    ],
+    ("monitor", "options"),
+    [("nose", {"num_sanity_val_steps": 1}), ("nose", {}), ("plain", {"limit_val_batches": 0})],
 )
-def test_what_cannot_be_measured_is_refused_long_before_the_event(
-    tmp_path: Path, monitor: str, options: Any, steps: int
-) -> None:
+def test_what_cannot_be_measured_is_refused_before_the_first_step(tmp_path: Path, monitor: str, options: Any) -> None:
     trainer = trainer_for(tmp_path, blocks(Sensitivity(monitor), start=5), max_epochs=8, **options)
     with pytest.raises(MisconfigurationException, match=r"not logged by validation; it logs|no validation runs"):
         trainer.fit(Scored())
-    assert trainer.global_step == steps
+    assert trainer.global_step == 0
+
+
+def test_validation_may_log_as_it_likes(tmp_path: Path) -> None:
+    """Nothing in the sanity check, not for every batch, with several loaders under the name of neither."""
+
+    class Whimsical(LitResidual):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            if not self.trainer.sanity_checking and batch_idx == 1:
+                self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+        def val_dataloader(self) -> Any:
+            return [super().val_dataloader()] * 2
+
+    lit = Whimsical()
+    fit(tmp_path, lit, blocks(Sensitivity("val_loss", "min"), count=1), max_epochs=2, num_sanity_val_steps=2)
+    assert len(gone(lit)) == 1
+
+
+def test_a_training_without_events_needs_no_validation(tmp_path: Path) -> None:
+    pruning, checkpoint = blocks(Sensitivity(), count=1), ModelCheckpoint(tmp_path, save_last=True)
+    fit(tmp_path, LitResidual(), pruning, checkpoint, max_epochs=2)
+    lit = LitResidual()
+    trainer = trainer_for(tmp_path, blocks(Sensitivity(), count=1), max_epochs=3, limit_val_batches=0)
+    trainer.fit(lit, ckpt_path=tmp_path / "last.ckpt")
+    assert len(gone(lit)) == 1
 
 
 def test_validation_that_has_not_run_yet_is_set_up(tmp_path: Path) -> None:
@@ -251,7 +270,7 @@ def test_nothing_is_measured_where_nothing_is_due(tmp_path: Path) -> None:
     evaluations: list[int] = []
     budget = Ratio(0.25)  # one block, at the end of the schedule
     fit(tmp_path, Counted(), IterativePruning(Rounds(1, 1, 3), budget, Sensitivity(), Blocks()), max_epochs=4)
-    assert [evaluations.count(epoch) for epoch in range(4)] == [3, 3, 3 + 5 * 3, 3]
+    assert [evaluations.count(epoch) for epoch in range(4)] == [3 + 3, 3, 3 + 5 * 3, 3]  # at first, whether it can be
 
 
 # --- checkpoints

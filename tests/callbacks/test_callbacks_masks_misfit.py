@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from helpers import Events, Lit, fit, widths
 
-from lightning_prune import NM, IterativePruning, Weights
-from lightning_prune.budgets import Ratio, Sparsity
+from lightning_prune import NM, IterativePruning, Scope, Weights
+from lightning_prune.budgets import Count, Ratio, Sparsity
 from lightning_prune.criteria import Magnitude
 from lightning_prune.granularity import Granularity
 from lightning_prune.schedules import Constant, Rounds
@@ -43,3 +43,16 @@ def test_it_ends_with_one_warning(tmp_path: Path, granularity: Granularity, said
     assert len(events.reports) == (2 if start == 1 else 1)
     zeros = float((lit.net[3].weight == 0).float().mean())
     assert (zeros > 0) == (start == 1)
+
+
+@pytest.mark.parametrize("granularity", [NM(2, 4), Weights(block=(1, 4))], ids=["NM", "block"])
+def test_layers_that_fit_no_more_are_named(tmp_path: Path, granularity: Granularity) -> None:
+    """A channel of the second layer is gone, so the third has seven inputs; the second keeps its eight."""
+    lit, events = Lit(), Events()
+    budget = None if isinstance(granularity, NM) else Sparsity(0.5)
+    masks = IterativePruning(Constant(3), budget, Magnitude(), granularity)
+    channels = IterativePruning(Constant(1), Count(1), scope=Scope(include=["net.3"]))
+    with pytest.warns(UserWarning, match=r"'net\.8\.weight' \(its 7 inputs are no multiple of 4\)"):
+        fit(tmp_path, lit, channels, masks, events, max_epochs=5)
+    assert (lit.net[3].weight == 0).float().mean() > 0.4
+    assert not (lit.net[8].weight == 0).any()

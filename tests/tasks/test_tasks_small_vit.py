@@ -34,13 +34,15 @@ def test_a_block_equals_that_of_pytorch() -> None:
     ("arguments", "message"),
     [
         ({"depth": 0}, "needs depth of at least 1, got depth=0"),
+        ({"in_channels": 0}, "needs in_channels of at least 1"),
+        ({"num_classes": 0}, "needs num_classes of at least 1"),
         ({"image_size": 9}, "image_size=9, patch_size=2"),
         ({"heads": 5}, "width=64 and heads=5"),
     ],
 )
 def test_numbers_that_do_not_fit(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SmallViT(1, **arguments)
+        SmallViT(**arguments)
 
 
 def test_heads_and_neurons_go_without_the_stream() -> None:
