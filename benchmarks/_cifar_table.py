@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
 from _cells import DENSE, SCRATCH, SCRATCH_FULL, TRAINED_ON
 from _cifar_methods import CHANNELS, DOCUMENTED, EXPERT, OURS, WEIGHTS
+from _provenance import load
 from rich.console import Console
 from rich.table import Table
 
 Rows = list[dict[str, Any]]
 ORDER = {"channels": (*CHANNELS, SCRATCH, SCRATCH_FULL), "weights": WEIGHTS}
+UNITS = {"channels": "{:g} times fewer MACs", "weights": "{:.0%} of the weights zero"}
+IMAGES = {False: 10_000, True: 5_000}  # all test images; with --validation, every tenth training image
+CHANCE = 1 / 10
 OWN = tuple(method for method in WEIGHTS if method not in (EXPERT, DOCUMENTED))
 COMPARED: dict[str, list[tuple[tuple[str, ...], str]]] = {  # whose best is set against whom
     "channels": [
@@ -23,8 +28,8 @@ COMPARED: dict[str, list[tuple[tuple[str, ...], str]]] = {  # whose best is set 
 }
 
 
-def grids(content: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, header and lines of each table that has rows."""
+def grids(content: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]], list[str]]]:
+    """Title, header, lines and remarks of each table that has rows."""
     rows: Rows = content["rows"]
     found = []
     for table, methods in ORDER.items():
@@ -39,12 +44,58 @@ def grids(content: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
                 if any(row["method"] == method for row in here)
             ]
             for ours, peer in COMPARED[table]:
-                compared = [against(here, ours, peer, goal) for goal in goals]
+                compared = [against(here, ours, peer, goal, judged(content)) for goal in goals]
+                count = sum(any(row["method"] == method for row in here) for method in ours)
+                name = ours[0] if len(ours) == 1 else f"our best of {count}, picked on these images,"
                 if any(compared):
-                    lines.append([f"{ours[0] if len(ours) == 1 else 'our best'} less {peer}", *compared])
-            unit = "{:g} times fewer MACs" if table == "channels" else "{:.0%} of the weights zero"
-            found.append((title(rows, depth, content), ["", *(unit.format(goal) for goal in goals)], lines))
+                    lines.append([f"{name} less {peer}", *compared])
+            header = ["", *(UNITS[table].format(goal) for goal in goals)]
+            found.append((title(rows, depth, content), header, lines, remarks(here, table)))
     return found
+
+
+def remarks(rows: Rows, table: str) -> list[str]:
+    """What the lines of a table do not say: methods without rows, and why movement is at chance level."""
+    found = []
+    missing = [method for method in ORDER[table] if not any(row["method"] == method for row in rows)]
+    if missing:
+        found.append(f"Not yet run: {'; '.join(missing)}.")
+    shares: dict[float, list[float]] = {}
+    for row in rows:
+        if row["method"] == "movement":
+            shares.setdefault(row["goal"], []).append(row["accuracy"])
+    low = [goal for goal, own in sorted(shares.items()) if statistics.mean(own) < 1.5 * CHANCE]
+    if low:
+        where = " and ".join(UNITS[table].format(goal) for goal in low)
+        found.append(
+            f"Movement is at chance level with {where}: sums of so few steps from a converged network are noise. It is "
+            "meant for fine-tuning pretrained networks on another task, see "
+            "[Movement pruning](../docs/methods.md#movement-pruning)."
+        )
+    return found
+
+
+def judged(content: dict[str, Any]) -> int:
+    """How many images an accuracy is of."""
+    setting = content["setting"]
+    return setting["test_images"] or IMAGES[setting["validation"]]
+
+
+def noise(points: float, images: int) -> float:
+    """Standard error of an accuracy of ``points`` percent on so many images, in points.
+
+    Example:
+        >>> round(noise(80.0, 100), 6)
+        4.0
+    """
+    share = points / 100
+    return 100 * math.sqrt(share * (1 - share) / images)
+
+
+def level(difference: float, points: float, images: int, seeds: int) -> bool:
+    """Whether a difference says nothing: with one seed, below the standard error of the higher accuracy."""
+    limit = noise(points, images) if seeds == 1 else 0.0
+    return abs(difference) < max(limit, 0.05)  # points; what is printed as 0.0
 
 
 def title(rows: Rows, depth: int, content: dict[str, Any]) -> str:
@@ -86,7 +137,7 @@ def percent(shares: list[float]) -> str:
     return f"{statistics.mean(values):.1f}{spread}"
 
 
-def against(rows: Rows, ours: tuple[str, ...], peer: str, goal: float) -> str:
+def against(rows: Rows, ours: tuple[str, ...], peer: str, goal: float, images: int) -> str:
     """The best mean of ``ours`` less the peer's, in points, over the seeds that both have."""
     theirs = {row["seed"]: row["accuracy"] for row in select(rows, peer, goal)}
     found = []
@@ -94,32 +145,39 @@ def against(rows: Rows, ours: tuple[str, ...], peer: str, goal: float) -> str:
         own = {row["seed"]: row["accuracy"] for row in select(rows, method, goal)}
         shared = own.keys() & theirs.keys()
         if shared:
-            found.append((100 * statistics.mean(own[seed] - theirs[seed] for seed in shared), method))
+            means = [100 * statistics.mean(side[seed] for seed in shared) for side in (own, theirs)]
+            found.append((means[0] - means[1], method, max(means), len(shared)))
     if not found:
         return ""
-    points, method = max(found)
+    points, method, higher, seeds = max(found)
     name = f" ({method})" if len(ours) > 1 else ""
-    return f"{points:+.1f}{name}" + ("" if points > 0 else f": {peer} is ahead" if points < 0 else ": a draw")
+    if level(points, higher, images, seeds):
+        return f"{points:+.1f}{name}: level"
+    return f"{points:+.1f}{name}" + ("" if points > 0 else f": {peer} is ahead")
 
 
 def show(content: dict[str, Any]) -> None:
     console = Console(width=max(Console().width, 150), highlight=False)
-    for heading, header, lines in grids(content):
+    for heading, header, lines, said in grids(content):
         shown = Table(title=heading)
         for number, name in enumerate(header):
             shown.add_column(name, justify="right" if number else "left")
         for line in lines:
             shown.add_row(*line)
         console.print(shown)
+        for remark in said:
+            console.print(remark, soft_wrap=True, markup=False)
     console.print(footer(content), soft_wrap=True)
 
 
 def page(content: dict[str, Any]) -> str:
     parts = ["# CIFAR-10", "Written by `python benchmarks/cifar10.py`; what is compared is described there.", ""]
-    for heading, header, lines in grids(content):
+    for heading, header, lines, said in grids(content):
         table = ["| " + " | ".join(line) + " |" for line in [header, *lines]]
         table.insert(1, "|---|" + "---:|" * (len(header) - 1))
         parts += [f"## {heading}", "", *table, ""]
+        for remark in said:
+            parts += [remark, ""]
     parts[1:1] = [""]
     return "\n".join([*parts, footer(content)]) + "\n"
 
@@ -135,5 +193,6 @@ def footer(content: dict[str, Any]) -> str:
         f"{setting['train_images'] or 'All'} training images, {setting['test_images'] or 'all'} test images, "
         f"{setting['dense_epochs']} epochs dense and {setting['tuning_epochs']} of fine-tuning in batches of "
         f"{setting['batch']}, {seeds} seed(s); {minutes:.0f} minutes of training, {content['workers']} cell(s) at the "
-        f"same time on {content['hardware']}, {content['precision']}; {versions}; commit {commits}; {content['date']}."
+        f"same time on {content['hardware']}{load(content)}, {content['precision']}; {versions}; commit "
+        f"{commits}; {content['date']}."
     )

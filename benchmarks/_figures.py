@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from _cells import TRAINED_ON
 from _cifar_methods import OURS
-from _cifar_table import percent, select
+from _cifar_table import judged, percent, select
 from _results import content_of
 from _tables import markdown
 from mnist import TRAINED
 
 PLACE = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
-FASTER, SPARSITY, SHARE = 2.0, 0.9, 0.5
+FASTER, SPARSITY, SHARE = 2.5, 0.9, 0.5
 Content = dict[str, Any]
 
 
@@ -31,48 +32,69 @@ def fill(readme: str, folder: Path) -> str:
 
 
 def figures(folder: Path) -> str:
-    """A table of those that were measured, from full runs where there are."""
+    """A table of those that were measured, from full runs where there are; without those of which a cell is missing."""
     lines = []
     for name, line_of in (("cifar10", accuracy), ("speed", speed), ("mnist", size)):
-        full, small = (content_of(name, folder, small=small) for small in (False, True))
-        if full is not None:
-            lines.append(line_of(full))
-        elif small is not None:
-            what, *rest = line_of(small)
-            lines.append([f"{what} (small run)", *rest])
+        contents = {small: content_of(name, folder, small=small) for small in (False, True)}
+        found = {small: line_of(content) for small, content in contents.items() if content is not None}
+        full, small = found.get(False), found.get(True)
+        if full:
+            lines.append(full)
+        elif small:
+            lines.append([f"{small[0]} (small run)", *small[1:]])
     return markdown(["", "lightning_prune", "beside it"], lines)
 
 
-def accuracy(content: Content) -> list[str]:
-    """ResNet-20 at the first goal of the table."""
+def accuracy(content: Content) -> list[str] | None:
+    """ResNet-20 at the goal of the table, over the seeds that all methods have."""
     rows = [row for row in content["rows"] if row["depth"] == 20]
-
-    def of(method: str, goal: float = FASTER) -> str:
-        return f"{percent([row['accuracy'] for row in select(rows, method, goal)])} %"
-
+    cells = (OURS, FASTER), ("Torch-Pruning", FASTER), ("Torch-Pruning, distilled", FASTER), (TRAINED_ON, 0.0)
+    found = [{row["seed"]: row["accuracy"] for row in select(rows, *cell)} for cell in cells]
+    seeds = sorted(set.intersection(*(set(own) for own in found)))
+    if not seeds:
+        return None
+    ours, peer, distilled, dense = (f"{percent([own[seed] for seed in seeds])} %" for own in found)
     setting = content["setting"]
     images = f"{setting['train_images']:,}" if setting["train_images"] else "all"
     what = f"ResNet-20 on CIFAR-10, {FASTER:g} times fewer MACs, {setting['tuning_epochs']} epochs on {images} images"
-    peers = f"Torch-Pruning {of('Torch-Pruning')}, with our distillation {of('Torch-Pruning, distilled')}"
-    return [f"{what}: test accuracy", of(OURS), f"{peers}; dense {of(TRAINED_ON, 0.0)}"]
+    return [
+        f"{what}: accuracy on {judged(content):,} test images, {count(seeds, 'seed')}", ours,
+        f"Torch-Pruning {peer}, with our distillation {distilled}; dense {dense}",
+    ]  # fmt: skip
 
 
-def speed(content: Content) -> list[str]:
+def speed(content: Content) -> list[str] | None:
     """ResNet-18 without half of its channels, eager, at the largest batch."""
     rows = [row for row in content["rows"] if (row["network"], row["mode"]) == ("resnet18", "eager")]
-    batch = max(row["batch"] for row in rows)
+    batch = max((row["batch"] for row in rows), default=0)
     of = {row["kind"]: row for row in rows if (row["batch"], row["share"]) == (batch, SHARE)}
+    if not {"round_to=8", "masks"} <= of.keys():
+        return None
     cut, masks = of["round_to=8"], of["masks"]
-    what = f"ResNet-18 without {SHARE:.0%} of its channels, batch {batch}, {content['hardware']}: speed-up"
+    where = content["hardware"]
+    if content["device"] == "cpu":  # how many cores there were says less than how many worked
+        threads = content["threads"]
+        where = f"{re.sub(r', [0-9]+ cores$', '', where)}, {threads} thread{'s' * (threads != 1)}"
+    what = f"ResNet-18 without {SHARE:.0%} of its channels, batch {batch}, {where}: speed-up"
     arrives = f"{cut['speed_up']:.1f} times; {cut['arrives']:.0%} of the ideal {cut['ideal']:.1f} arrives"
     return [what, arrives, f"the same cut by masks {masks['speed_up']:.1f} times"]
 
 
-def size(content: Content) -> list[str]:
+def size(content: Content) -> list[str] | None:
     """The small network, pruned after it was trained."""
     dense = [row for row in content["rows"] if row["method"] == "dense, trained on"]
     own = [row for row in content["rows"] if (row["method"], row["sparsity"]) == (TRAINED, SPARSITY)]
+    if not own or not dense:
+        return None
     bytes_, before = (statistics.mean(row["bytes"] for row in rows) for rows in (own, dense))
-    what = f"MNIST, 20,410 parameters, {SPARSITY:.0%} of the weights zero: compressed state dict"
+    seeds = count({row["seed"] for row in own}, "seed")
+    what = (
+        f"MNIST, 20,410 parameters, {SPARSITY:.0%} of the weights zero: compressed state dict, and accuracy on "
+        f"{content['images']['test']:,} test images, {seeds}"
+    )
     smaller = f"{before / bytes_:.1f} times smaller, {percent([row['accuracy'] for row in own])} % accuracy"
     return [what, smaller, f"dense {before / 1024:.0f} KiB, {percent([row['accuracy'] for row in dense])} %"]
+
+
+def count(things: Collection[Any], name: str) -> str:
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+LOAD = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None  # before anything is measured
 
 
 def provenance(*packages: str, device: str | None = None) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def provenance(*packages: str, device: str | None = None) -> dict[str, Any]:
         "versions": {name: _version(name) for name in ("torch", "lightning", "lightning-prune", *packages)},
         "hardware": hardware(device),
         "threads": torch.get_num_threads(),
+        "load": LOAD,
     }
 
 
@@ -49,7 +51,14 @@ def in_words(content: dict[str, Any]) -> str:
     """The same as one line under a table."""
     versions = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
     threads = f"{content['threads']} thread{'s' * (content['threads'] != 1)}"
-    return f"{content['date']}, commit {content['commit']}; {content['hardware']}, {threads}; {versions}."
+    machine = f"{content['hardware']}, {threads}{load(content)}"
+    return f"{content['date']}, commit {content['commit']}; {machine}; {versions}."
+
+
+def load(content: dict[str, Any]) -> str:
+    """How busy the machine was with other things; older files do not say."""
+    found = content.get("load")
+    return "" if found is None else f", load {found:.1f} at the start"
 
 
 def _version(name: str) -> str:

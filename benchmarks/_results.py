@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import _cifar_table
 from _provenance import in_words
 from _tables import markdown
 from _verdicts import verdicts
@@ -30,12 +31,15 @@ ELSEWHERE = {  # what run_all.py leaves to the scripts themselves
 
 @dataclass(frozen=True)
 class Part:
-    """A script and the files it writes: NAME_small with ``--small``, else NAME."""
+    """A script and the files it writes: NAME_small with ``--small``, else NAME.
+
+    ``page`` makes what is shown from the JSON file, where the script writes no page or may be stopped before it does.
+    """
 
     name: str
     title: str
-    for_gpu: bool  # its full run
-    page: Callable[[Content], str] | None = None  # what it shows where the script writes no page
+    for_gpu: bool  # its full run; these scripts have --device
+    page: Callable[[Content], str] | None = None
     remarks: Callable[[Content], list[str]] = lambda _: []
 
 
@@ -54,8 +58,8 @@ def criteria_page(content: Content) -> str:
 
 
 PARTS = (
-    Part("cifar10", "1, 2. CIFAR-10: channels and weights side by side", True, remarks=verdicts),
-    Part("sagemaker", "3. The SageMaker experiment: 200 filters a round", True),
+    Part("cifar10", "1, 2. CIFAR-10: channels and weights side by side", True, _cifar_table.page, verdicts),
+    Part("sagemaker", "3. The SageMaker experiment: 200 units a round", True),
     Part("mnist", "4. MNIST: compressed size against sparsity", False),
     Part("speed", "5. Real speed", True),
     Part("scale", "6. Scale", True),
@@ -99,7 +103,8 @@ def source(content: Content | None) -> str:
     if content is None:
         return NOT_RUN
     seconds = content.get("seconds", sum(row.get("seconds", 0) for row in content["rows"]))
-    return f"{content['date']}, commit {content['commit']}; {content['hardware']}; {seconds / 60:.1f} minutes"
+    unit = "minutes of training" if content.get("workers", 1) > 1 else "minutes"  # which went on at the same time
+    return f"{content['date']}, commit {content['commit']}; {content['hardware']}; {seconds / 60:.1f} {unit}"
 
 
 def shown(part: Part, folder: Path, small: bool) -> list[str]:
@@ -115,7 +120,7 @@ def shown(part: Part, folder: Path, small: bool) -> list[str]:
         if not file.is_file():
             raise FileNotFoundError(f"{file.name} is missing beside its JSON file: run {part.name}.py again")
         text = file.read_text(encoding="utf-8")
-        text = re.sub(r"^(?=##)", "##", re.sub(r"\A# .*\n", "", text), flags=re.MULTILINE).strip()
+    text = re.sub(r"^(?=##)", "##", re.sub(r"\A# .*\n", "", text), flags=re.MULTILINE).strip()
     remarks = "\n".join(f"- {remark}" for remark in part.remarks(content))
     on_cpu = part.for_gpu and not small and device_of(content) != "cuda"
     return [text, remarks, f"On a GPU: {NOT_RUN}." if on_cpu else ""]
@@ -154,7 +159,9 @@ def times(folder: Path) -> str:
         runs = runs_of(folder, small)
         if runs:
             each = ", ".join(f"{name} {run['seconds']:.0f} s" for name, run in runs.items())
-            total = sum(run["seconds"] for run in runs.values())
+            missing = [part.name for part in PARTS if part.name not in runs]
+            total = f"together {sum(run['seconds'] for run in runs.values()) / 60:.1f} minutes"
+            end = f"no total, as it has not yet run {', '.join(missing)}" if missing else total
             command = f"run_all.py{' --small' * small}"
-            found.append(f"`{command}`, wall time of the last run of each: {each}; together {total / 60:.1f} minutes.")
+            found.append(f"`{command}`, wall time of the last run of each: {each}; {end}.")
     return "\n\n".join(found)

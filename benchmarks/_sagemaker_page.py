@@ -10,7 +10,7 @@ from _provenance import in_words
 from _tables import markdown, page
 
 Rows = list[dict[str, Any]]
-TITLE = "200 filters a round, in one fit"
+TITLE = "200 units a round, in one fit"
 HEADINGS = [
     "round", "units removed", "filters left", "parameters", "MACs", "validation, %", "test, %", "against dense, points",
     "guard",
@@ -51,7 +51,19 @@ def conclusion(content: dict[str, Any]) -> str:
         f"{end} The last network within the limit, that of round {last['round']}, has "
         f"{dense['params'] / last['params']:.1f} times fewer parameters and {dense['macs'] / last['macs']:.1f} times "
         f"fewer MACs than the dense one, and {100 * (last['test_acc'] - dense['test_acc']):+.1f} points on the test "
-        "images."
+        f"images.{caveat(content)}"
+    )
+
+
+def caveat(content: dict[str, Any]) -> str:
+    """Where a dense network that has not seen all images is the measure."""
+    setting = content["setting"]
+    if setting["images"][0] is None:
+        return ""
+    return (
+        f" The dense network is not trained to its end: it began with random weights and has seen "
+        f"{content['images'][0]:,} images {setting['dense_epochs']} times, so that what a round costs and what more "
+        "training gives are not told apart."
     )
 
 
@@ -96,7 +108,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
         )  # fmt: skip
     axes.set(
         xscale="log", xlabel="parameters", ylabel="accuracy, %",
-        title=f"ResNet-18, {setting['count']} filters less in every round (numbers: rounds)",
+        title=f"ResNet-18, {setting['count']} units less in every round (numbers: rounds)",
     )  # fmt: skip
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.margins(y=0.12)

@@ -6,11 +6,10 @@ import statistics
 from typing import Any
 
 from _cifar_methods import CHANNELS
-from _cifar_table import ORDER, OWN
+from _cifar_table import ORDER, OWN, UNITS, judged, level, noise
 
 OURS = {*OWN, *(method for method in CHANNELS if method.startswith("lightning_prune"))}  # plain L2 is a control
 PEERS = ("Torch-Pruning", "ModelPruning")
-GOALS = {"channels": "{:g} times fewer MACs", "weights": "{:.0%} of the weights zero"}
 
 
 def verdicts(content: dict[str, Any]) -> list[str]:
@@ -21,26 +20,43 @@ def verdicts(content: dict[str, Any]) -> list[str]:
         for depth, goal in sorted({(row["depth"], row["goal"]) for row in rows}):
             here = [row for row in rows if (row["depth"], row["goal"]) == (depth, goal)]
             points = {m: {r["seed"]: 100 * r["accuracy"] for r in here if r["method"] == m} for m in methods}
-            sentence = verdict({method: own for method, own in points.items() if own})
+            sentence = verdict({method: own for method, own in points.items() if own}, judged(content))
             if sentence:
-                found.append(f"ResNet-{depth}, {GOALS[table].format(goal)}: {sentence}")
+                found.append(f"ResNet-{depth}, {UNITS[table].format(goal)}: {sentence}")
     return found
 
 
-def verdict(points: dict[str, dict[int, float]]) -> str:
-    """The best method and the best of the other side; accuracies in % by method and seed."""
+def verdict(points: dict[str, dict[int, float]], images: int) -> str:
+    """The best method and the best of each other side; accuracies in % by method and seed, on so many images."""
     seeds = sorted(set.intersection(*(set(own) for own in points.values())))
     if not seeds:
         return ""
-    ranked = sorted(points, key=lambda method: -statistics.mean(points[method][seed] for seed in seeds))
-    best = ranked[0]
-    ours = [method for method in ranked if method in OURS]
-    peers = [method for method in ranked if method.startswith(PEERS)]
-    others = (peers, "the best peer") if best in OURS else (ours, "the best of this package")
-    sentence = f"**{best}** is best with {statistics.mean(points[best][seed] for seed in seeds):.1f} %"
-    if others[0]:
-        sentence += f"; {others[1]}, {others[0][0]}, is {behind(points[best], points[others[0][0]], seeds)}"
-    return f"{sentence} ({len(seeds)} seed{'s' * (len(seeds) != 1)})."
+    means = {method: statistics.mean(own[seed] for seed in seeds) for method, own in points.items()}
+    best, *others = sorted(means, key=lambda method: -means[method])
+
+    def close(method: str) -> bool:
+        return level(means[best] - means[method], means[best], images, len(seeds))
+
+    leads = "is highest with" if any(close(method) for method in others) else "is best with"
+    clauses, picked = [f"**{best}** {leads} {means[best]:.1f} %"], False
+    for name, side in (
+        ("of this package", [method for method in (best, *others) if method in OURS]),
+        ("of the peers", [method for method in (best, *others) if method.startswith(PEERS)]),
+    ):
+        picked |= len(side) > 1
+        if side and best not in side:
+            which = f"the best of {len(side)} {name}" if len(side) > 1 else f"the only one {name}"
+            how = "level" if close(side[0]) else behind(points[best], points[side[0]], seeds)
+            clauses.append(f"{side[0]}, {which}, is {how} at {means[side[0]]:.1f} %")
+        elif len(side) > 1:
+            clauses[0] += f", the best of {len(side)} {name}"
+    about = [f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"]
+    if len(seeds) == 1:
+        error = noise(means[best], images)
+        about.append(f"the standard error of an accuracy on {images:,} images is {error:.1f} points")
+    if picked:
+        about.append("the best of several is picked on these images")
+    return f"{'; '.join(clauses)} ({'; '.join(about)})."
 
 
 def behind(best: dict[int, float], other: dict[int, float], seeds: list[int]) -> str:

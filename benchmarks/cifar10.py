@@ -118,7 +118,7 @@ def earlier(file: Path, setting: Setting) -> Rows:
         return []
     content = json.loads(file.read_text(encoding="utf-8"))
     if content["setting"] != json.loads(json.dumps(asdict(setting))):
-        sys.exit(f"{file} was measured with another setting, {content['setting']}; give another --json or remove it")
+        sys.exit(f"{file} was measured with another setting, {content['setting']}; give another --json, or --anew")
     rows: Rows = content["rows"]
     return rows
 
@@ -135,6 +135,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--validation", action="store_true", help="accuracy on every tenth training image, for choices")
     parser.add_argument("--json", type=Path, help="benchmarks/cifar10.json; the page is beside it")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()), help="where dense networks are kept")
+    parser.add_argument("--anew", action="store_true", help="forget the rows of the JSON file once there is a new one")
     parser.add_argument("--page", action="store_true", help="measure nothing; print and write the page")
     options = parser.parse_args(arguments)
     if options.data is None and not options.page:
@@ -154,7 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
     setting = replace(SMALL if options.small else FULL, device=options.device, validation=options.validation)
     if not options.page:
         where = partial(start_of, setting=setting, folder=options.work)
-        rows = still_valid(earlier(options.json, setting), where)
+        rows = [] if options.anew else still_valid(earlier(options.json, setting), where)
         finished = {cell_of(row) for row in rows}
         chosen = [c for c in cells(options.tables, options.seeds, options.small) if c not in finished]
         work = partial(one, setting=setting, data=Path(options.data), folder=options.work)

@@ -30,9 +30,12 @@ def command_of(name: str, small: bool, empty: Path) -> list[str]:
         return command
     if name == "criteria":
         return [*command, "--seeds", "0", "--json", str(FOLDER / "criteria_small.json")]
-    if name == "cifar10":  # without the dense networks of an earlier run nothing of that run is kept
-        return [*command, "--small", "--work", str(empty)]
-    return [*command, "--small"]
+    command.append("--small")
+    if any(part.for_gpu for part in PARTS if part.name == name):
+        command += ["--device", "cpu"]
+    if name == "cifar10":
+        command += ["--anew", "--work", str(empty)]
+    return command
 
 
 def run(name: str, small: bool) -> int:

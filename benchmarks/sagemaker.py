@@ -1,14 +1,14 @@
 """The SageMaker experiment, all rounds in one fit: python benchmarks/sagemaker.py [--small].
 
 After the article 'Pruning machine learning models with Amazon SageMaker Debugger and Amazon SageMaker Experiments'
-(AWS Machine Learning Blog): a ResNet-18 loses 200 filters in every round, the lowest by Taylor rank, and is fine-tuned
+(AWS Machine Learning Blog): a ResNet-18 loses 200 units in every round, the lowest by Taylor rank, and is fine-tuned
 between the rounds. There each round is a training job, here one ``Trainer.fit`` trains the dense network, prunes and
 fine-tunes it, until `AccuracyGuard` finds validation accuracy more than ten points below that of the dense network, or
-until no 200 filters are left. The article takes pretrained weights and Caltech-101 (`recipes/caltech101.yaml`), which
-have to be downloaded; this takes fresh weights and CIFAR-10 at 64 x 64 pixels.
+until fewer than 200 units could go. The article takes pretrained weights and Caltech-101 (`recipes/caltech101.yaml`),
+which have to be downloaded; this takes fresh weights and CIFAR-10 at 64 x 64 pixels.
 
-Filters that are added up in a residual stream can only go together, and count as one of the 200: the 4,800 filters of
-ResNet-18 are 2,880 such units in 12 groups, of each of which one stays. That is enough for 14 rounds.
+A unit is a filter, or filters that are added up in a residual stream, which can only go together: the 4,800 filters of
+ResNet-18 are 2,880 units in 12 groups, of each of which one stays. That is enough for 14 rounds.
 
 The guard sees every tenth training image, on which nothing trains. The accuracy on the test images is measured once
 for each network that the guard judges, and decides nothing.
@@ -62,7 +62,7 @@ class Setting:
     device: str
     pixels: int = 64
     rounds: int = 14
-    count: int = 200  # filters a round
+    count: int = 200  # units a round
     max_drop: float = 0.1
     seed: int = 0
 

@@ -143,20 +143,23 @@ def text(content: dict[str, Any], figure: str) -> str:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Times and memory against the number of parameters."""
+    """Times, memory and what masks add to a step, against the number of parameters."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.5), layout="constrained")
     sizes = [row["parameters"] for row in rows]
     for name, label in (("step_s", "a training step"), ("masks_s", "masks"), ("channels_s", "channels")):
         left.plot(sizes, [row[name] for row in rows], "o-", label=label)
     for name, label in (("network_bytes", "the network"), ("masks_bytes", "masks"), ("channels_bytes", "channels")):
-        right.plot(sizes, [max(row[name], 1) / MB for row in rows], "o-", label=label)
+        middle.plot(sizes, [max(row[name], 1) / MB for row in rows], "o-", label=label)
     left.set(xscale="log", yscale="log", xlabel="parameters", ylabel="seconds", title="time of an event")
-    right.set(xscale="log", yscale="log", xlabel="parameters", ylabel="MB", title="peak memory of an event")
-    left.legend()
-    right.legend()
+    middle.set(xscale="log", yscale="log", xlabel="parameters", ylabel="MB", title="peak memory of an event")
+    right.plot(sizes, [row["masked_step"] for row in rows], "o-", label="with masks")
+    right.axhline(1, color="tab:gray", linestyle="--", label="without")
+    right.set(xscale="log", xlabel="parameters", ylabel="ratio", title="time of a step, half of the weights masked")
+    for axes in (left, middle, right):
+        axes.legend()
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

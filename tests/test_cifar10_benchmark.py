@@ -17,7 +17,7 @@ import pytest
 import torch
 from _cells import DENSE, SCRATCH, SCRATCH_FULL, Cell, Setting, draw_anew, fit, height, row, run
 from _cifar_methods import CHANNELS, DOCUMENTED, EXPERT, OURS, WEIGHTS, amount_at, macs_of_layers
-from _cifar_table import against, grids, page, percent
+from _cifar_table import ORDER, against, grids, judged, page, percent, remarks
 from _images import Batches, Images, accuracy, augmented, balanced, decode, held_out, normalised
 from PIL import Image
 from torch import nn
@@ -282,6 +282,19 @@ def test_cells_of_both_commands() -> None:
     assert {cell.depth for cell in cifar10.cells(["channels", "weights"], [0], small=True)} == {20}
 
 
+def test_anew_forgets_rows_once_there_is_a_new_one(small: list[Cell], data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    command = ["--data", str(data), "--json", str(file), "--work", str(tmp_path), "--device", "cpu"]
+    cifar10.main([*command, "--seconds", "1e9"])
+    before = file.read_text()
+    cifar10.main([*command, "--small", "--anew", "--seconds", "-1"])
+    assert (len(small), file.read_text()) == (3, before)
+    cifar10.main([*command, "--small", "--anew"])
+    assert len(small) == 6
+    content = json.loads(file.read_text())
+    assert (content["setting"]["train_images"], len(content["rows"])) == (1000, 3)
+
+
 # --- the table
 
 
@@ -300,14 +313,15 @@ def test_table_by_hand() -> None:
         "hardware": "cpu", "precision": "32-true", "date": "2026-01-01",
     }  # fmt: skip
     channels, weights = grids(content)
-    assert channels == (
+    assert channels == (  # with one seed, of 80 % on 100 images: standard error 4
         "ResNet-20, test accuracy in % (dense 91.0 ± 1.4)",
         ["", "2 times fewer MACs", "4 times fewer MACs"],
         [
             [OURS, "90.5 ± 0.7 at 1.99x", "80.0 at 3.99x"],
             ["Torch-Pruning", "88.0 ± 0.0 at 1.99x", "81.0 at 3.99x"],
-            ["lightning_prune less Torch-Pruning", "+2.5", "-1.0: Torch-Pruning is ahead"],
+            ["lightning_prune less Torch-Pruning", "+2.5", "-1.0: level"],
         ],
+        [f"Not yet run: {'; '.join(m for m in ORDER['channels'] if m not in (OURS, 'Torch-Pruning'))}."],
     )
     assert weights[1:] == (
         ["", "90% of the weights zero"],
@@ -315,11 +329,13 @@ def test_table_by_hand() -> None:
             ["cubic magnitude", "85.0 at 90.0 %"],
             ["movement", "70.0 at 90.0 %"],
             [EXPERT, "84.0 at 90.0 %"],
-            [f"our best less {EXPERT}", "+1.0 (cubic magnitude)"],
+            [f"our best of 2, picked on these images, less {EXPERT}", "+1.0 (cubic magnitude): level"],
         ],
+        [f"Not yet run: learning rate rewinding; RigL, cubic; {DOCUMENTED}."],
     )
     text = page(content)
     assert "\n| Torch-Pruning | 88.0 ± 0.0 at 1.99x | 81.0 at 3.99x |\n" in text
+    assert f"RigL, cubic; {DOCUMENTED}.\n\nAll training images" in text
     assert "2 seed(s); 11 minutes of training" in text
     assert "commit abc" in text
 
@@ -327,6 +343,31 @@ def test_table_by_hand() -> None:
 def test_only_seeds_that_both_have_are_compared() -> None:
     rows = [figures("channels", OURS, 2.0, seed, 0.9) for seed in (0, 1)]
     rows += [figures("channels", "Torch-Pruning", 2.0, seed, accuracy) for seed, accuracy in ((1, 0.9), (2, 0.1))]
-    assert against(rows, (OURS,), "Torch-Pruning", 2.0) == "+0.0: a draw"
-    assert against(rows, (OURS,), "Torch-Pruning", 4.0) == ""
+    assert against(rows, (OURS,), "Torch-Pruning", 2.0, 100) == "+0.0: level"
+    assert against(rows, (OURS,), "Torch-Pruning", 4.0, 100) == ""
     assert percent([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("theirs", "images", "shown"),  # standard error of 83 %: 3.8 points on 100 images, 0.4 on 10,000
+    [(0.83, 100, "-3.0: level"), (0.83, 10_000, "-3.0: Torch-Pruning is ahead"), (0.75, 100, "+5.0")],
+)
+def test_less_than_the_standard_error_is_level(theirs: float, images: int, shown: str) -> None:
+    rows = [figures("channels", OURS, 2.0, 0, 0.8), figures("channels", "Torch-Pruning", 2.0, 0, theirs)]
+    assert against(rows, (OURS,), "Torch-Pruning", 2.0, images) == shown
+
+
+def test_images_that_are_judged() -> None:
+    for images, validation, wanted in ((100, False, 100), (None, False, 10_000), (None, True, 5_000)):
+        assert judged({"setting": {"test_images": images, "validation": validation}}) == wanted
+
+
+def test_movement_at_chance_level_is_explained() -> None:
+    rows = [figures("weights", method, 0.8, 0, 0.5) for method in WEIGHTS]
+    assert remarks(rows, "weights") == []
+    rows += [figures("weights", "movement", goal, 0, share) for goal, share in ((0.9, 0.14), (0.95, 0.16))]
+    (remark,) = remarks(rows, "weights")
+    assert remark.startswith("Movement is at chance level with 90% of the weights zero: ")
+    target = remark.split("](../docs/methods.md#")[1].split(")")[0]
+    headings = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8").splitlines()
+    assert target in [line[4:].lower().replace(" ", "-") for line in headings if line.startswith("### ")]

@@ -11,6 +11,7 @@ import scale
 import speed
 import torch
 from _resources import child
+from matplotlib.figure import Figure
 from mnist import SCRATCH, TRAINED, TwentyThousand, draw, lines, text
 from scale import cells_of as scale_cells
 from scale import event, stack, steps
@@ -151,6 +152,17 @@ def test_speed_has_a_panel_for_each_network_and_way(tmp_path: Path) -> None:
         speed.draw(found, tmp_path / f"{count}.png")
     heights = [int.from_bytes((tmp_path / f"{count}.png").read_bytes()[20:24], "big") for count in (1, 2)]
     assert heights[1] == pytest.approx(heights[0] + 2.8 * 150, abs=2)
+
+
+def test_scale_draws_time_memory_and_what_masks_add_to_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
+    rows = [{**SCALE_ROW, "parameters": size, "masked_step": ratio} for size, ratio in ((10, 1.5), (100, 1.25))]
+    scale.draw(rows, tmp_path / "scale.png")
+    times, memory, overhead = saved[0].axes
+    assert (times.get_ylabel(), memory.get_ylabel(), overhead.get_ylabel()) == ("seconds", "MB", "ratio")
+    masked = overhead.get_lines()[0]
+    assert (list(masked.get_xdata()), list(masked.get_ydata())) == ([10, 100], [1.5, 1.25])
 
 
 @pytest.mark.slow

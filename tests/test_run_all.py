@@ -6,6 +6,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import _cifar_table
+import _provenance
 import _results
 import pytest
 import run_all
@@ -18,6 +20,13 @@ from mnist import TRAINED
 
 ROOT = Path(__file__).parents[1]
 ABOUT = {"date": "2026-01-02", "commit": "abc", "versions": {"torch": "9"}, "hardware": "a machine", "threads": 1}
+CELLS = {  # of cifar10.py
+    "workers": 1, "precision": "32-true",
+    "setting": {
+        "train_images": 1000, "test_images": 1000, "dense_epochs": 3, "tuning_epochs": 3, "batch": 40, "device": "cpu",
+        "validation": False,
+    },
+}  # fmt: skip
 NAMES = [part.name for part in PARTS]
 SCRIPT = """
 import json, sys
@@ -41,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     benchmarks = tmp_path / "benchmarks"
     benchmarks.mkdir()
     for name in NAMES:
-        text = f"ABOUT, FAILS = {ABOUT!r}, 'speed'\n{SCRIPT}"
+        text = f"ABOUT, FAILS = {ABOUT | CELLS!r}, 'speed'\n{SCRIPT}"
         (benchmarks / f"{name}.py").write_text(text, encoding="utf-8")
     (tmp_path / "README.md").write_text("# A\n\n<!-- figures -->\n<!-- /figures -->\n\nB\n", encoding="utf-8")
     monkeypatch.setattr(run_all, "FOLDER", benchmarks)
@@ -72,10 +81,12 @@ def test_one_that_fails_does_not_stop_the_others(folder: Path, capfd: pytest.Cap
 def test_small_runs_write_small_files_and_keep_nothing(folder: Path) -> None:
     run_all.main(["--small"])
     arguments = {name: rest for name, *rest in calls(folder)}
-    assert arguments["mnist"] == arguments["sagemaker"] == arguments["scale"] == ["--small"]
+    assert arguments["mnist"] == ["--small"]
+    assert arguments["sagemaker"] == arguments["speed"] == arguments["scale"] == ["--small", "--device", "cpu"]
     assert arguments["criteria"] == ["--seeds", "0", "--json", str(folder / "criteria_small.json")]
-    assert arguments["cifar10"][:2] == ["--small", "--work"]
-    assert not Path(arguments["cifar10"][2]).exists()  # it was a folder for this run
+    *options, folder_of_run = arguments["cifar10"]
+    assert options == ["--small", "--device", "cpu", "--anew", "--work"]
+    assert not Path(folder_of_run).exists()
     written = {file.stem for file in folder.glob("*.json")}
     assert written == {*(f"{name}_small" for name in NAMES if name != "speed"), "run_all_small"}
 
@@ -118,6 +129,42 @@ def test_a_page_becomes_a_section(tmp_path: Path) -> None:
     assert "On a GPU: not yet run." not in results(tmp_path)
 
 
+def test_cifar_is_shown_from_the_json_file(tmp_path: Path) -> None:
+    """A run that was interrupted has left the page of an earlier one, or none."""
+    (tmp_path / "cifar10_small.json").write_text(json.dumps(CIFAR))
+    (tmp_path / "cifar10_small.md").write_text("# CIFAR-10\n\nof an earlier run\n")
+    text = results(tmp_path)
+    assert "of an earlier run" not in text
+    assert "\n\n#### ResNet-20, test accuracy in % (dense, trained on 80.0)\n\n|  | 2.5 times fewer MACs |" in text
+    assert "\n| Torch-Pruning | 60.0 at 2.50x | 55.0 at 4.00x |\n" in text
+    assert "\n- ResNet-20, 2.5 times fewer MACs: **lightning_prune** is best" in text
+
+
+def test_minutes_of_cells_at_the_same_time_are_of_training(tmp_path: Path) -> None:
+    for workers, words in ((1, "6.0 minutes |"), (8, "6.0 minutes of training |")):
+        (tmp_path / "cifar10_small.json").write_text(json.dumps({**CIFAR, "workers": workers}))
+        assert f"a machine; {words} not yet run |" in results(tmp_path)
+
+
+def test_a_total_is_of_all_parts(tmp_path: Path) -> None:
+    for name in NAMES[:-2]:
+        _results.note(tmp_path, True, name, {"seconds": 30.0})
+    assert _results.times(tmp_path).endswith("speed 30 s; no total, as it has not yet run scale, criteria.")
+    for name in NAMES[-2:]:
+        _results.note(tmp_path, True, name, {"seconds": 60.0})
+    assert _results.times(tmp_path).endswith("criteria 60 s; together 4.0 minutes.")
+
+
+def test_how_busy_the_machine_was() -> None:
+    assert _provenance.in_words(ABOUT | {"load": 0.25}).startswith(
+        "2026-01-02, commit abc; a machine, 1 thread, load 0.2 at"
+    )
+    for older in (ABOUT, ABOUT | {"load": None}):
+        assert _provenance.in_words(older) == "2026-01-02, commit abc; a machine, 1 thread; torch 9."
+    assert "on a machine, load 3.0 at the start, 32-true" in _cifar_table.footer(CIFAR | {"load": 3.0})
+    assert _provenance.provenance()["load"] >= 0
+
+
 def test_criteria_by_hand() -> None:
     rows = [
         {"method": "dense", "granularity": "", "share": 0.0, "accuracy": 0.9},
@@ -136,32 +183,60 @@ def test_criteria_by_hand() -> None:
 
 def test_a_peer_is_ahead() -> None:
     points = {"lightning_prune": {0: 70.0, 1: 71.0}, "Torch-Pruning": {0: 72.0, 1: 75.0}, "plain L2": {0: 71.9, 1: 74}}
-    assert verdict(points) == (
-        "**Torch-Pruning** is best with 73.5 %; the best of this package, lightning_prune, is 3.0 ± 1.4 points behind "
-        "(2 seeds)."
+    assert verdict(points, 1000) == (
+        "**Torch-Pruning** is best with 73.5 %; lightning_prune, the only one of this package, is 3.0 ± 1.4 points "
+        "behind at 70.5 % (2 seeds)."
     )
 
 
 def test_we_are_ahead_over_the_seeds_that_all_have() -> None:
     points = {"movement": {0: 60.0}, "ModelPruning by an expert": {0: 50.5, 1: 99.0}}
-    assert verdict(points) == (
-        "**movement** is best with 60.0 %; the best peer, ModelPruning by an expert, is 9.5 points behind (1 seed)."
+    assert verdict(points, 600) == (  # 100 * sqrt(0.6 * 0.4 / 600) = 2
+        "**movement** is best with 60.0 %; ModelPruning by an expert, the only one of the peers, is 9.5 points behind "
+        "at 50.5 % (1 seed; the standard error of an accuracy on 600 images is 2.0 points)."
     )
-    assert verdict({"movement": {0: 60.0}, "ModelPruning by an expert": {1: 99.0}}) == ""
+    assert verdict({"movement": {0: 60.0}, "ModelPruning by an expert": {1: 99.0}}, 600) == ""
+
+
+def test_the_best_of_several_was_picked() -> None:
+    points = {"movement": {0: 60.0}, "RigL, cubic": {0: 50.0}, "ModelPruning by an expert": {0: 40.0}}
+    text = verdict(points, 600)
+    assert text.startswith(
+        "**movement** is best with 60.0 %, the best of 2 of this package; ModelPruning by an expert, "
+    )
+    assert text.endswith("is 2.0 points; the best of several is picked on these images).")
+
+
+@pytest.mark.parametrize(("theirs", "words"), [(58.1, "is level at"), (57.9, "is 2.1 points behind at")])
+def test_below_the_standard_error_is_level(theirs: float, words: str) -> None:
+    text = verdict({"movement": {0: 60.0}, "ModelPruning by an expert": {0: theirs}}, 600)
+    assert text.startswith(f"**movement** is {'highest' if 'level' in words else 'best'} with 60.0 %; ")
+    assert f", the only one of the peers, {words} {theirs} % (" in text
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_equal_accuracies_are_level(seeds: int) -> None:
+    points = {m: dict.fromkeys(range(seeds), 100.0) for m in ("lightning_prune", "Torch-Pruning")}
+    assert "Torch-Pruning, the only one of the peers, is level at 100.0 %" in verdict(points, 1000)
 
 
 def test_a_control_is_ahead() -> None:
-    points = {"lightning_prune": {0: 70.0}, "Torch-Pruning": {0: 60.0}, "random channels": {0: 71.0}}
-    assert verdict(points).startswith("**random channels** is best with 71.0 %; the best of this package, lightning_p")
+    points = {"lightning_prune": {0: 70.0}, "Torch-Pruning": {0: 60.0}, "random channels": {0: 75.0}}
+    assert verdict(points, 1000).startswith(
+        "**random channels** is best with 75.0 %; lightning_prune, the only one of this package, is 5.0 points behind "
+        "at 70.0 %; Torch-Pruning, the only one of the peers, is 15.0 points behind at 60.0 % (1 seed;"
+    )
 
 
-def cifar(method: str, accuracy: float, goal: float = 2.0, table: str = "channels") -> dict[str, Any]:
-    return {"table": table, "depth": 20, "method": method, "goal": goal, "seed": 0, "accuracy": accuracy}
+def cifar(method: str, accuracy: float, goal: float = 2.5, table: str = "channels") -> dict[str, Any]:
+    return {
+        "table": table, "depth": 20, "method": method, "goal": goal, "seed": 0, "accuracy": accuracy, "speed_up": goal,
+        "seconds": 60.0, "commit": "abc",
+    }  # fmt: skip
 
 
-CIFAR = {
-    **ABOUT,
-    "setting": {"train_images": 1000, "tuning_epochs": 3, "device": "cpu"},
+CIFAR: dict[str, Any] = {
+    **ABOUT, **CELLS,
     "rows": [
         cifar("lightning_prune", 0.7), cifar("Torch-Pruning", 0.6), cifar("Torch-Pruning, distilled", 0.65),
         cifar("dense, trained on", 0.8, 0.0, ""), cifar("lightning_prune", 0.5, 4.0), cifar("Torch-Pruning", 0.55, 4.0),
@@ -171,7 +246,7 @@ CIFAR = {
 
 def test_a_sentence_for_each_goal() -> None:
     assert [sentence[:58] for sentence in verdicts(CIFAR)] == [
-        "ResNet-20, 2 times fewer MACs: **lightning_prune** is best",
+        "ResNet-20, 2.5 times fewer MACs: **lightning_prune** is be",
         "ResNet-20, 4 times fewer MACs: **Torch-Pruning** is best w",
     ]
 
@@ -179,33 +254,68 @@ def test_a_sentence_for_each_goal() -> None:
 # ---- the README
 
 
-def test_figures_by_hand(tmp_path: Path) -> None:
+def measured() -> dict[str, Any]:
+    """Small runs with every cell that is quoted, and others."""
     speed = {"network": "resnet18", "mode": "eager", "batch": 1, "share": 0.5, "arrives": 0.4, "ideal": 3.5}
-    mnist = {"method": TRAINED, "sparsity": 0.9, "accuracy": 0.93, "bytes": 2048}
-    contents: dict[str, Any] = {
+    mnist = {"method": TRAINED, "sparsity": 0.9, "seed": 0, "accuracy": 0.93, "bytes": 2048}
+    return {
         "cifar10_small": CIFAR,
-        "speed_small": {**ABOUT, "rows": [
+        "speed_small": {**ABOUT, "hardware": "a machine, 12 cores", "device": "cpu", "rows": [
             {**speed, "kind": "round_to=8", "speed_up": 2.0}, {**speed, "kind": "masks", "speed_up": 1.04},
             {**speed, "kind": "channels", "speed_up": 9.0}, {**speed, "kind": "round_to=8", "share": 0.75},
         ]},
-        "mnist_small": {**ABOUT, "rows": [
-            mnist, {**mnist, "accuracy": 0.91}, {**mnist, "sparsity": 0.5, "bytes": 1},
+        "mnist_small": {**ABOUT, "images": {"test": 2000}, "rows": [
+            mnist, {**mnist, "seed": 1, "accuracy": 0.91}, {**mnist, "sparsity": 0.5, "bytes": 1},
             {"method": "dense, trained on", "sparsity": 0.0, "accuracy": 0.94, "bytes": 8192},
         ]},
     }  # fmt: skip
+
+
+def test_figures_by_hand(tmp_path: Path) -> None:
+    contents = measured()
     for name, content in contents.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     _, _, accuracy, speed_up, size = figures(tmp_path).splitlines()
     assert accuracy == (
-        "| ResNet-20 on CIFAR-10, 2 times fewer MACs, 3 epochs on 1,000 images: test accuracy (small run) | 70.0 % | "
-        "Torch-Pruning 60.0 %, with our distillation 65.0 %; dense 80.0 % |"
+        "| ResNet-20 on CIFAR-10, 2.5 times fewer MACs, 3 epochs on 1,000 images: accuracy on 1,000 test images, "
+        "1 seed (small run) | 70.0 % | Torch-Pruning 60.0 %, with our distillation 65.0 %; dense 80.0 % |"
     )
-    assert "batch 1, a machine: speed-up (small run) | 2.0 times; 40% of the ideal 3.5 arrives | " in speed_up
+    assert "batch 1, a machine, 1 thread: speed-up (small run) | 2.0 times; 40% of the ideal 3.5 arrives | " in speed_up
     assert speed_up.endswith(" by masks 1.0 times |")
-    assert size.endswith("(small run) | 4.0 times smaller, 92.0 ± 1.4 % accuracy | dense 8 KiB, 94.0 % |")
+    assert size.endswith(
+        "on 2,000 test images, 2 seeds (small run) | 4.0 times smaller, 92.0 ± 1.4 % accuracy | dense 8 KiB, 94.0 % |"
+    )
     full = {**contents["mnist_small"], "rows": [{**row, "accuracy": 0.99} for row in contents["mnist_small"]["rows"]]}
     (tmp_path / "mnist.json").write_text(json.dumps(full))
-    assert "state dict | 4.0 times smaller, 99.0" in figures(tmp_path)
+    assert "test images, 2 seeds | 4.0 times smaller, 99.0" in figures(tmp_path)
+    gpu = {**contents["speed_small"], "hardware": "a GPU", "device": "cuda"}
+    (tmp_path / "speed.json").write_text(json.dumps(gpu))
+    assert "batch 1, a GPU: speed-up | " in figures(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "quoted"),
+    [
+        ("cifar10", ["lightning_prune"]), ("cifar10", ["Torch-Pruning"]), ("cifar10", ["Torch-Pruning, distilled"]),
+        ("cifar10", ["dense, trained on"]), ("speed", ["round_to=8"]), ("speed", ["masks"]),
+        ("speed", ["round_to=8", "masks", "channels"]), ("mnist", [TRAINED]), ("mnist", ["dense, trained on"]),
+    ],
+)  # fmt: skip
+def test_a_figure_without_one_of_its_cells_is_left_out(name: str, quoted: list[str], tmp_path: Path) -> None:
+    """And that of the small run shown instead, where it is whole."""
+    whole = measured()[f"{name}_small"]
+    rows = [row for row in whole["rows"] if row.get("method", row.get("kind")) not in quoted]
+    assert len(rows) < len(whole["rows"])
+    (tmp_path / f"{name}.json").write_text(json.dumps({**whole, "rows": rows}))
+    assert len(figures(tmp_path).splitlines()) == 2
+    (tmp_path / f"{name}_small.json").write_text(json.dumps(whole))
+    assert figures(tmp_path).count("(small run)") == 1
+
+
+def test_accuracies_of_the_readme_are_over_the_same_seeds(tmp_path: Path) -> None:
+    more = {**CIFAR, "rows": [*CIFAR["rows"], cifar("lightning_prune", 0.1) | {"seed": 1}]}
+    (tmp_path / "cifar10.json").write_text(json.dumps(more))
+    assert "test images, 1 seed | 70.0 % | " in figures(tmp_path)
 
 
 def test_a_place_for_figures() -> None:

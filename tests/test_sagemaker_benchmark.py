@@ -202,7 +202,9 @@ ROWS = [
 ]
 CONTENT = {
     **ABOUT, "seconds": 90, "images": [1500, 600, 1000], "rows": ROWS,
-    "setting": {"pixels": 64, "dense_epochs": 7, "tuning_epochs": 1, "count": 200, "max_drop": 0.1},
+    "setting": {
+        "images": [1500, 600, 1000], "pixels": 64, "dense_epochs": 7, "tuning_epochs": 1, "count": 200, "max_drop": 0.1,
+    },
 }  # fmt: skip
 
 
@@ -221,13 +223,19 @@ def test_the_conclusion_is_of_the_last_network_within_the_limit() -> None:
     stopped, ran_out = conclusion(CONTENT), conclusion({**CONTENT, "rows": ROWS[:2]})
     assert stopped.startswith("Round 2 lost more than 10 points, where the guard stops.")
     assert ran_out.startswith("No round lost more than 10 points.")
+    assert stopped.endswith(
+        "points on the test images. The dense network is not trained to its end: it began with random weights and has "
+        "seen 1,500 images 7 times, so that what a round costs and what more training gives are not told apart."
+    )
+    full = {**CONTENT, "setting": {**CONTENT["setting"], "images": [None, None, None]}}
+    assert conclusion(full).endswith("points on the test images.")
     assert small in stopped
     assert small in ran_out
 
 
 def test_the_page_and_the_figure(tmp_path: Path) -> None:
     page = text(CONTENT, "curve.png")
-    assert page.startswith("# 200 filters a round, in one fit\n\nRound 2 lost")
+    assert page.startswith("# 200 units a round, in one fit\n\nRound 2 lost")
     assert "| 2 | 400 | 4,100 | 1.000 M | 9.00 M | 37.5 | 36.0 | -12.5 | stops |\n" in page
     assert "![Parameters and accuracy](curve.png)" in page
     assert "1,500 images train, 600 others are what the guard sees, 1,000 test" in page
