@@ -8,9 +8,17 @@ from typing import Any
 
 from lightning_prune import NM, Channels, IterativePruning, Regrowth, Scope, Weights
 from lightning_prune.budgets import ERK, Ratio, Sparsity
-from lightning_prune.callbacks import GrowingPenalty, RecalibrateBatchNorm, Supermask
-from lightning_prune.criteria import CRITERIA, Magnitude, Random
-from lightning_prune.schedules import Constant, Cubic, Linear, Rounds
+from lightning_prune.callbacks import (
+    Distillation,
+    GroupLasso,
+    GrowingPenalty,
+    RecalibrateBatchNorm,
+    Rewind,
+    SlimmingPenalty,
+    Supermask,
+)
+from lightning_prune.criteria import CRITERIA, BatchNormScale, Magnitude, Random
+from lightning_prune.schedules import Constant, Cubic, Exponential, Linear, OneCycle, Rounds
 
 SPARSITIES = (0.6, 0.8, 0.9)
 RATIOS = (0.5, 0.7)
@@ -27,12 +35,14 @@ class Variant:
         callbacks: From the share removed to what does it.
         shares: Where it is measured.
         before: Whether it starts from the initial weights.
+        cycle: Epochs in which the learning rate rises and falls; None for all of the training.
     """
 
     granularity: str
     callbacks: Callable[[float], list[Any]]
     shares: tuple[float, ...]
     before: bool = False
+    cycle: int | None = None
 
 
 def gradually() -> Cubic:
@@ -60,6 +70,39 @@ def _isomorphic(share: float) -> list[Any]:
     return [IterativePruning(in_rounds(), budget, Magnitude(), Channels(ranking="isomorphic"))]
 
 
+def _rewound(start: int, every: int, rewind: Rewind) -> Callable[[float], list[Any]]:
+    """Events at the end of each cycle but the last of 16 epochs, after which ``rewind`` begins another."""
+    end = max(range(start, 16, every))
+
+    def callbacks(share: float) -> list[Any]:
+        left = Exponential(start, end, every, left=1 - share)
+        return [IterativePruning(left, Sparsity(share), granularity=Weights()), rewind]
+
+    return callbacks
+
+
+def _iterative(share: float) -> list[Any]:
+    left = Exponential(0.0, 0.5, every=0.1, unit="share", left=1 - share)
+    return [IterativePruning(left, Sparsity(share), granularity=Weights())]
+
+
+def _one_cycle(share: float) -> list[Any]:
+    return [IterativePruning(OneCycle(0.0, 0.95, every=0.025, unit="share"), Sparsity(share), granularity=Weights())]
+
+
+def _distilled(share: float) -> list[Any]:
+    return [IterativePruning(in_rounds(), Ratio(share, per_layer=False), Magnitude(), Channels()), Distillation()]
+
+
+def _penalised(penalty: Callable[[], Any], criterion: Any) -> Callable[[float], list[Any]]:
+    """Three quarters of 16 epochs under a penalty, then all at once.
+
+    So few steps need a stronger one than in the papers. It was picked from up to four on the first two seeds.
+    """
+    when = Constant(0.75, "share")
+    return lambda share: [penalty(), IterativePruning(when, Ratio(share, per_layer=False), criterion, Channels())]
+
+
 def _heads(criterion: str) -> Callable[[float], list[Any]]:
     (named,) = (cls for cls in CRITERIA if cls.__name__ == criterion)
     attention = Channels(attention="heads"), Scope(include=["*.attention.qkv"])
@@ -81,11 +124,19 @@ def _erk(share: float) -> list[Any]:
 
 VARIANTS = {
     "ERK": Variant("weights", _erk, SPARSITIES),
+    "iterative": Variant("weights", _iterative, SPARSITIES),
+    "OneCycle": Variant("weights", _one_cycle, SPARSITIES, before=True),
+    "lottery ticket": Variant("weights", _rewound(0, 4, Rewind("init")), SPARSITIES, before=True, cycle=4),
+    "weight rewinding": Variant("weights", _rewound(1, 5, Rewind(1)), SPARSITIES, before=True, cycle=6),
+    "LR rewinding": Variant("weights", _rewound(0, 4, Rewind(0, "step", "lr")), SPARSITIES, before=True, cycle=4),
     "RigL": Variant("weights", _regrown(Regrowth(every=20)), SPARSITIES, before=True),
     "SET": Variant("weights", _regrown(Regrowth("random", every=18, end=0.95, anneal=False)), SPARSITIES, before=True),
     "Supermask": Variant("weights", lambda share: [Supermask(share)], SPARSITIES, before=True),
     "2:4": Variant("weights", lambda share: [IterativePruning(gradually(), granularity=NM(2, 4))], (0.5,)),
     "4 x 4 blocks": Variant("weights", _blocks, SPARSITIES),
+    "Distillation": Variant("channels", _distilled, RATIOS),
+    "SlimmingPenalty": Variant("channels", _penalised(lambda: SlimmingPenalty(0.03), BatchNormScale()), RATIOS, True),
+    "GroupLasso": Variant("channels", _penalised(lambda: GroupLasso(0.002), Magnitude()), RATIOS, True),
     "GrowingPenalty": Variant("channels", _growing, RATIOS),
     "RecalibrateBatchNorm": Variant("channels", _recalibrated, RATIOS),
     "isomorphic": Variant("channels", _isomorphic, RATIOS),

@@ -2,12 +2,13 @@
 
 For each seed one small residual network is trained; each run prunes a copy of it step by step and trains on with the
 same budget of epochs. What prunes before training (``BEFORE``) starts from the initial weights of that network and
-trains as long as dense training and fine-tuning take together; so does what learns its masks. ``MagnitudeIncrease``
-compares with these initial weights. What is not a criterion alone stands in ``_variants.py``. Controls: the dense
-network trained on, a network built with the widths that ``Ratio`` leaves and trained from scratch for both budgets
-together, and ``Random`` as the floor. Blocks are removed from a network of its own, with three of them a stage, of
-which seven can go, and attention heads from a small vision transformer that has 32. Figures are accuracies on the
-validation split after the last epoch, mean and standard deviation over seeds; nothing is selected by them.
+trains as long as dense training and fine-tuning take together; so does what learns its masks, rewinds, or trains under
+a penalty first. ``MagnitudeIncrease`` compares with these initial weights. What is not a criterion alone stands in
+``_variants.py``. Controls: the dense network trained on, a network built with the widths that ``Ratio`` leaves and
+trained from scratch for both budgets together, and ``Random`` as the floor. Blocks are removed from a network of its
+own, with three of them a stage, of which seven can go, and attention heads from a small vision transformer that has 32.
+Figures are accuracies on the validation split after the last epoch, mean and standard deviation over seeds; nothing but
+the strength of two penalties is selected by them.
 
 `python benchmarks/criteria.py --page docs/methods.md` measures nothing: it writes what was measured into the page.
 """
@@ -37,6 +38,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from lightning_prune import Blocks, Channels, IterativePruning, Weights
 from lightning_prune.budgets import Ratio, Sparsity
+from lightning_prune.callbacks import Supermask
 from lightning_prune.criteria import CRITERIA, Criterion, MagnitudeIncrease, Sensitivity
 from lightning_prune.schedules import Constant
 from lightning_prune.tasks import DigitsData, ImageClassifier
@@ -49,14 +51,17 @@ Cell = tuple[str, str, float]  # criterion, granularity, share removed
 
 
 class Digits(ImageClassifier):
-    """A small residual network whose learning rate rises and falls once in a training."""
+    """A small residual network whose learning rate rises and falls once in a training, or in ``cycle`` epochs."""
 
     def __init__(self, width: int = WIDTH, blocks: int = 1) -> None:
         super().__init__("small_resnet", 10, 1, {"width": width, "blocks": blocks})
+        self.cycle: int | None = None
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
         steps = int(self.trainer.estimated_stepping_batches)
+        if self.cycle is not None:
+            steps = steps // (self.trainer.max_epochs or 1) * self.cycle
         return [optimizer], [{"scheduler": OneCycleLR(optimizer, 0.1, total_steps=steps), "interval": "step"}]
 
 
@@ -148,10 +153,13 @@ def run(seed: int, chosen: list[Cell]) -> list[dict[str, Any]]:
     for name, granularity, share in chosen:
         before = name in BEFORE or (name in VARIANTS and VARIANTS[name].before)
         module = copy.deepcopy(initial if before else starts.get(granularity, dense))
+        if name in VARIANTS and VARIANTS[name].cycle is not None:
+            module.cycle = VARIANTS[name].cycle
         callbacks = callbacks_of(name, granularity, share, initial)
         epochs = both() if before else TUNING_EPOCHS
         rows.append(row(name, granularity, share, seed, partial(train, module, epochs, seed, *callbacks)))
-        check(module, callbacks[0], name, granularity, share)
+        (pruner,) = (c for c in callbacks if isinstance(c, (IterativePruning, Supermask)))
+        check(module, pruner, name, granularity, share)
         print(f"seed {seed}: {name}, {granularity} {share}: {rows[-1]['accuracy']:.4f}", file=sys.stderr, flush=True)
     return rows
 
