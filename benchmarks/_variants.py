@@ -17,7 +17,7 @@ from lightning_prune.callbacks import (
     SlimmingPenalty,
     Supermask,
 )
-from lightning_prune.criteria import CRITERIA, BatchNormScale, Magnitude, Random
+from lightning_prune.criteria import CRITERIA, BatchNormScale, Magnitude, Movement, Random
 from lightning_prune.schedules import Constant, Cubic, Exponential, Linear, OneCycle, Rounds
 
 SPARSITIES = (0.6, 0.8, 0.9)
@@ -90,6 +90,11 @@ def _one_cycle(share: float) -> list[Any]:
     return [IterativePruning(OneCycle(0.0, 0.95, every=0.025, unit="share"), Sparsity(share), granularity=Weights())]
 
 
+def _moving(share: float) -> list[Any]:
+    when = Cubic(0.375, 0.875, every=0.025, unit="share")
+    return [IterativePruning(when, Sparsity(share), Movement(), Weights())]
+
+
 def _distilled(share: float) -> list[Any]:
     return [IterativePruning(in_rounds(), Ratio(share, per_layer=False), Magnitude(), Channels()), Distillation()]
 
@@ -129,6 +134,7 @@ VARIANTS = {
     "lottery ticket": Variant("weights", _rewound(0, 4, Rewind("init")), SPARSITIES, before=True, cycle=4),
     "weight rewinding": Variant("weights", _rewound(1, 5, Rewind(1)), SPARSITIES, before=True, cycle=6),
     "LR rewinding": Variant("weights", _rewound(0, 4, Rewind(0, "step", "lr")), SPARSITIES, before=True, cycle=4),
+    "Movement from the start": Variant("weights", _moving, SPARSITIES, before=True),
     "RigL": Variant("weights", _regrown(Regrowth(every=20)), SPARSITIES, before=True),
     "SET": Variant("weights", _regrown(Regrowth("random", every=18, end=0.95, anneal=False)), SPARSITIES, before=True),
     "Supermask": Variant("weights", lambda share: [Supermask(share)], SPARSITIES, before=True),
