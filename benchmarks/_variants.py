@@ -91,7 +91,7 @@ def _one_cycle(share: float) -> list[Any]:
 
 
 def _moving(share: float) -> list[Any]:
-    when = Cubic(0.375, 0.875, every=0.025, unit="share")
+    when = Cubic(0.2, 0.75, every=0.025, unit="share")
     return [IterativePruning(when, Sparsity(share), Movement(), Weights())]
 
 
