@@ -86,6 +86,10 @@ def _iterative(share: float) -> list[Any]:
     return [IterativePruning(left, Sparsity(share), granularity=Weights())]
 
 
+def _per_layer(share: float) -> list[Any]:
+    return [IterativePruning(gradually(), Sparsity(share, per_layer=True), granularity=Weights())]
+
+
 def _one_cycle(share: float) -> list[Any]:
     return [IterativePruning(OneCycle(0.0, 0.95, every=0.025, unit="share"), Sparsity(share), granularity=Weights())]
 
@@ -130,6 +134,7 @@ def _erk(share: float) -> list[Any]:
 VARIANTS = {
     "ERK": Variant("weights", _erk, SPARSITIES),
     "iterative": Variant("weights", _iterative, SPARSITIES),
+    "every layer alike": Variant("weights", _per_layer, SPARSITIES),
     "OneCycle": Variant("weights", _one_cycle, SPARSITIES, before=True),
     "lottery ticket": Variant("weights", _rewound(0, 4, Rewind("init")), SPARSITIES, before=True, cycle=4),
     "weight rewinding": Variant("weights", _rewound(1, 5, Rewind(1)), SPARSITIES, before=True, cycle=6),

@@ -61,8 +61,7 @@ def cells(tables: list[str], seeds: list[int], small: bool) -> list[Cell]:
         for depth in depths.get("channels", ()):
             found += [Cell("channels", depth, method, goal, seed) for goal in SPEED_UPS for method in CHANNELS]
         for depth in depths.get("weights", ()):
-            goals = (0.9,) if small else SPARSITIES
-            found += [Cell("weights", depth, method, goal, seed) for goal in goals for method in WEIGHTS]
+            found += [Cell("weights", depth, method, goal, seed) for goal in SPARSITIES for method in WEIGHTS]
     return sorted(found, key=lambda cell: cell.method != DENSE)
 
 
