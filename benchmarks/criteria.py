@@ -19,6 +19,7 @@ import argparse
 import copy
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -80,12 +81,13 @@ class DigitsViT(ImageClassifier):
 def train(module: LightningModule, epochs: int, seed: int, *callbacks: Any) -> float:
     """Accuracy on the validation split after the last epoch."""
     seed_everything(seed, verbose=False)
-    trainer = Trainer(
-        accelerator="cpu", max_epochs=epochs, callbacks=list(callbacks), logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        limit_val_batches=0.0 if epochs == 0 else 1.0, check_val_every_n_epoch=max(1, epochs),
-    )  # fmt: skip
-    trainer.fit(module, DigitsData(batch_size=64))
+    with tempfile.TemporaryDirectory() as folder:  # where teachers are kept
+        trainer = Trainer(
+            accelerator="cpu", max_epochs=epochs, callbacks=list(callbacks), logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=folder,
+            limit_val_batches=0.0 if epochs == 0 else 1.0, check_val_every_n_epoch=max(1, epochs),
+        )  # fmt: skip
+        trainer.fit(module, DigitsData(batch_size=64))
     return float(trainer.callback_metrics["val_acc"])
 
 
