@@ -41,6 +41,7 @@ class Setting:
     tuning_epochs: int
     rates: tuple[float, float]  # the highest learning rate where training begins with given weights, and from scratch
     device: str
+    precision: str = "32-true"  # of the trainings, in Lightning's words
     validation: bool = False  # train without every tenth training image, and report accuracy on those
 
 
@@ -132,8 +133,8 @@ def fit(
     network.train()  # Lightning leaves modes as they are
     on_gpu = setting.device == "cuda"
     trainer = Trainer(
-        accelerator="gpu" if on_gpu else "cpu", devices=1, precision="bf16-mixed" if on_gpu else "32-true",
-        benchmark=on_gpu, max_epochs=epochs, callbacks=callbacks or [], limit_val_batches=0, logger=False,
+        accelerator="gpu" if on_gpu else "cpu", devices=1, precision=setting.precision, benchmark=on_gpu,
+        max_epochs=epochs, callbacks=callbacks or [], limit_val_batches=0, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(Classifier(network, rate, cycles), TrainingImages(images, setting.batch))

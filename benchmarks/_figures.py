@@ -12,7 +12,7 @@ from _cells import TRAINED_ON
 from _cifar_methods import OURS
 from _cifar_table import judged, percent, select
 from _results import content_of
-from _tables import markdown
+from _tables import SIZES, markdown
 from mnist import TRAINED
 
 PLACE = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
@@ -32,16 +32,15 @@ def fill(readme: str, folder: Path) -> str:
 
 
 def figures(folder: Path) -> str:
-    """A table of those that were measured, from full runs where there are; without those of which a cell is missing."""
+    """A table of those that were measured, from the largest run that has all cells of a figure."""
     lines = []
     for name, line_of in (("cifar10", accuracy), ("speed", speed), ("mnist", size)):
-        contents = {small: content_of(name, folder, small=small) for small in (False, True)}
-        found = {small: line_of(content) for small, content in contents.items() if content is not None}
-        full, small = found.get(False), found.get(True)
-        if full:
-            lines.append(full)
-        elif small:
-            lines.append([f"{small[0]} (small run)", *small[1:]])
+        for run in reversed(SIZES):
+            content = content_of(name, folder, run)
+            line = line_of(content) if content else None
+            if line:
+                lines.append(line if run == "full" else [f"{line[0]} ({run} run)", *line[1:]])
+                break
     return markdown(["", "lightning_prune", "beside it"], lines)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import _cifar_table
 from _provenance import in_words
-from _tables import markdown
+from _tables import SIZES, markdown, stem
 from _verdicts import verdicts
 from method_page import ORDER, summary, table
 
@@ -31,7 +31,7 @@ ELSEWHERE = {  # what run_all.py leaves to the scripts themselves
 
 @dataclass(frozen=True)
 class Part:
-    """A script and the files it writes: NAME_small with ``--small``, else NAME.
+    """A script and the files it writes: NAME_small with ``--small``, NAME_medium with ``--medium``, else NAME.
 
     ``page`` makes what is shown from the JSON file, where the script writes no page or may be stopped before it does.
     """
@@ -72,17 +72,22 @@ def results(folder: Path) -> str:
     parts = ["# Results", INTRODUCTION, overview(folder), times(folder)]
     for part in PARTS:
         parts.append(f"## {part.title}")
-        for small in (True, False):
-            parts += [f"### {'Small run' if small else 'Full run'}", *shown(part, folder, small)]
+        for size in sizes(part.name, folder):
+            parts += [f"### {size.capitalize()} run", *shown(part, folder, size)]
     found = [f"- [{name}]({name}): {what}" for name, what in ELSEWHERE.items() if (folder / name).is_file()]
     if found:
         parts += ["## With tables or files of their own", "\n".join(found)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def content_of(name: str, folder: Path, small: bool) -> Content | None:
+def sizes(name: str, folder: Path) -> list[str]:
+    """Of which runs there is something to say."""
+    return [size for size in SIZES if size != "medium" or content_of(name, folder, size) is not None]
+
+
+def content_of(name: str, folder: Path, size: str) -> Content | None:
     """What a run has measured; None if there was none."""
-    file = folder / f"{name}{'_small' * small}.json"
+    file = folder / f"{stem(name, size)}.json"
     if not file.is_file():
         return None
     content: Content = json.loads(file.read_text(encoding="utf-8"))
@@ -91,12 +96,12 @@ def content_of(name: str, folder: Path, small: bool) -> Content | None:
 
 def overview(folder: Path) -> str:
     """A line for each part: when, where and from which commit it was measured."""
-    lines = []
-    for part in PARTS:
-        cells = [source(content_of(part.name, folder, small)) for small in (True, False)]
-        runs = [failure(folder, part.name, small) for small in (True, False)]
-        lines.append([f"`{part.name}.py`", *(cell + run for cell, run in zip(cells, runs, strict=True))])
-    return markdown(["script", "small run", "full run"], lines)
+    lines = [
+        [f"`{part.name}.py`", size, source(content_of(part.name, folder, size)) + failure(folder, part.name, size)]
+        for part in PARTS
+        for size in sizes(part.name, folder)
+    ]
+    return markdown(["script", "run", "measured"], lines)
 
 
 def source(content: Content | None) -> str:
@@ -107,22 +112,22 @@ def source(content: Content | None) -> str:
     return f"{content['date']}, commit {content['commit']}; {content['hardware']}; {seconds / 60:.1f} {unit}"
 
 
-def shown(part: Part, folder: Path, small: bool) -> list[str]:
+def shown(part: Part, folder: Path, size: str) -> list[str]:
     """The paragraphs of one run."""
-    content = content_of(part.name, folder, small)
+    content = content_of(part.name, folder, size)
     if content is None:
-        where = " on a GPU" if part.for_gpu and not small else ""
+        where = " on a GPU" if part.for_gpu and size == "full" else ""
         return [f"{NOT_RUN.capitalize()}{where}."]
     if part.page is not None:
         text = part.page(content)
     else:
-        file = folder / f"{part.name}{'_small' * small}.md"
+        file = folder / f"{stem(part.name, size)}.md"
         if not file.is_file():
             raise FileNotFoundError(f"{file.name} is missing beside its JSON file: run {part.name}.py again")
         text = file.read_text(encoding="utf-8")
     text = re.sub(r"^(?=##)", "##", re.sub(r"\A# .*\n", "", text), flags=re.MULTILINE).strip()
     remarks = "\n".join(f"- {remark}" for remark in part.remarks(content))
-    on_cpu = part.for_gpu and not small and device_of(content) != "cuda"
+    on_cpu = part.for_gpu and size == "full" and device_of(content) != "cuda"
     return [text, remarks, f"On a GPU: {NOT_RUN}." if on_cpu else ""]
 
 
@@ -134,34 +139,34 @@ def device_of(content: Content) -> str:
 # ---- how long run_all.py took
 
 
-def runs_of(folder: Path, small: bool) -> dict[str, dict[str, Any]]:
+def runs_of(folder: Path, size: str) -> dict[str, dict[str, Any]]:
     """The last run of each script by run_all.py."""
-    file = folder / f"run_all{'_small' * small}.json"
+    file = folder / f"{stem('run_all', size)}.json"
     runs: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return runs
 
 
-def note(folder: Path, small: bool, name: str, run: dict[str, Any]) -> None:
+def note(folder: Path, size: str, name: str, run: dict[str, Any]) -> None:
     """Keep ``run``, its date, seconds and exit status, as the last of this script."""
-    runs = runs_of(folder, small) | {name: run}
-    (folder / f"run_all{'_small' * small}.json").write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+    runs = runs_of(folder, size) | {name: run}
+    (folder / f"{stem('run_all', size)}.json").write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
 
 
-def failure(folder: Path, name: str, small: bool) -> str:
-    status = runs_of(folder, small).get(name, {}).get("exit", 0)
+def failure(folder: Path, name: str, size: str) -> str:
+    status = runs_of(folder, size).get(name, {}).get("exit", 0)
     return f"; its last run FAILED with exit status {status}" if status else ""
 
 
 def times(folder: Path) -> str:
     """Wall time of the scripts as run_all.py ran them."""
     found = []
-    for small in (True, False):
-        runs = runs_of(folder, small)
+    for size in SIZES:
+        runs = runs_of(folder, size)
         if runs:
             each = ", ".join(f"{name} {run['seconds']:.0f} s" for name, run in runs.items())
             missing = [part.name for part in PARTS if part.name not in runs]
             total = f"together {sum(run['seconds'] for run in runs.values()) / 60:.1f} minutes"
             end = f"no total, as it has not yet run {', '.join(missing)}" if missing else total
-            command = f"run_all.py{' --small' * small}"
+            command = "run_all.py" if size == "full" else f"run_all.py --{size}"
             found.append(f"`{command}`, wall time of the last run of each: {each}; {end}.")
     return "\n\n".join(found)

@@ -12,6 +12,18 @@ from rich.table import Table
 
 Lines = Sequence[Sequence[str]]
 
+SIZES = ("small", "medium", "full")  # of a run; not all scripts have a medium one
+
+
+def stem(name: str, size: str) -> str:
+    """The name of the files of a run.
+
+    Example:
+        >>> stem("speed", "small"), stem("speed", "full")
+        ('speed_small', 'speed')
+    """
+    return name if size == "full" else f"{name}_{size}"
+
 
 def markdown(headings: Sequence[str], lines: Lines) -> str:
     """A Markdown table, without an end of line.

@@ -1,4 +1,4 @@
-"""CIFAR-10, ResNet-20 and ResNet-56: python benchmarks/cifar10.py [--small] [--tables channels weights].
+"""CIFAR-10, ResNet-20 and ResNet-56: python benchmarks/cifar10.py [--small | --medium] [--tables channels weights].
 
 The dense baseline is the published network fine-tuned on the JPEG training images. Every method begins with its
 weights, has the same images, optimizer, learning rates and number of epochs, and is measured after the last of them;
@@ -39,22 +39,29 @@ from _cells import DENSE, TRAINED_ON, Cell, Setting, run
 from _cifar_methods import CHANNELS, WEIGHTS
 from _cifar_table import page, show
 from _provenance import provenance
+from _tables import stem
 
 FULL = Setting(  # rates about as the square root of the batch times those of the small setting, which were tried
-    train_images=None, test_images=None, batch=256, dense_epochs=12, tuning_epochs=12, rates=(0.025, 0.1), device="cuda"
-)
+    train_images=None, test_images=None, batch=256, dense_epochs=12, tuning_epochs=12, rates=(0.025, 0.1),
+    device="cuda", precision="bf16-mixed",
+)  # fmt: skip
+MEDIUM = Setting(
+    train_images=20_000, test_images=None, batch=128, dense_epochs=2, tuning_epochs=5, rates=(0.02, 0.1),
+    device="cpu", precision="bf16-mixed",
+)  # fmt: skip
 SMALL = Setting(
     train_images=1000, test_images=1000, batch=40, dense_epochs=3, tuning_epochs=3, rates=(0.01, 0.05), device="cpu"
 )
 SPEED_UPS, SPARSITIES = (2.0, 2.5, 4.0), (0.8, 0.9, 0.95)
+SETTINGS = {"small": SMALL, "medium": MEDIUM, "full": FULL}
 DEPTHS = {"channels": (20, 56), "weights": (20,)}
 Rows = list[dict[str, Any]]
 
 
-def cells(tables: list[str], seeds: list[int], small: bool) -> list[Cell]:
+def cells(tables: list[str], seeds: list[int], size: str) -> list[Cell]:
     """The dense networks first, as all others begin with them."""
     found = []
-    depths = {table: (20,) if small else DEPTHS[table] for table in tables}
+    depths = {table: DEPTHS[table] if size == "full" else (20,) for table in tables}
     for seed in seeds:
         for depth in sorted({depth for some in depths.values() for depth in some}):
             found += [Cell("", depth, method, 0.0, seed) for method in (DENSE, TRAINED_ON)]
@@ -63,6 +70,15 @@ def cells(tables: list[str], seeds: list[int], small: bool) -> list[Cell]:
         for depth in depths.get("weights", ()):
             found += [Cell("weights", depth, method, goal, seed) for goal in SPARSITIES for method in WEIGHTS]
     return sorted(found, key=lambda cell: cell.method != DENSE)
+
+
+def wanted(options: argparse.Namespace) -> list[Cell]:
+    """The cells that were asked for."""
+    return [
+        cell
+        for cell in cells(options.tables, options.seeds, options.size)
+        if not cell.goal or (cell.method in options.methods and cell.goal in options.goals)
+    ]
 
 
 def cell_of(row: dict[str, Any]) -> Cell:
@@ -106,12 +122,6 @@ def one(cell: Cell, setting: Setting, data: Path, folder: Path) -> Rows:
     return run(cell, setting, data, start_of(cell, setting, folder))
 
 
-def surroundings(setting: Setting, workers: int) -> dict[str, Any]:
-    """What the figures depend on besides the cells."""
-    precision = "bf16-mixed" if setting.device == "cuda" else "32-true"
-    return {**provenance("torch-pruning"), "workers": workers, "precision": precision}
-
-
 def earlier(file: Path, setting: Setting) -> Rows:
     if not file.is_file():
         return []
@@ -124,8 +134,14 @@ def earlier(file: Path, setting: Setting) -> Rows:
 
 def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="few images, few epochs, one seed, ResNet-20, for a CPU")
+    sizes = parser.add_mutually_exclusive_group()
+    small, medium = "few images, few epochs, one seed, ResNet-20, for a CPU", "more of each, for a CPU with bf16"
+    sizes.add_argument("--small", dest="size", action="store_const", const="small", default="full", help=small)
+    sizes.add_argument("--medium", dest="size", action="store_const", const="medium", help=medium)
     parser.add_argument("--tables", nargs="+", choices=list(DEPTHS), default=list(DEPTHS))
+    methods, goals = [*CHANNELS, *WEIGHTS], [*SPEED_UPS, *SPARSITIES]
+    parser.add_argument("--methods", nargs="+", choices=methods, default=methods, help="dense networks are run always")
+    parser.add_argument("--goals", nargs="+", type=float, choices=goals, default=goals)
     parser.add_argument("--seeds", nargs="+", type=int, help="0 1 2, or 0 with --small")
     parser.add_argument("--data", type=Path, default=os.environ.get("LIGHTNING_PRUNE_DATA"))
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -142,8 +158,8 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     options.workers = options.workers or (8 if options.device == "cuda" else 1)
-    options.seeds = options.seeds or ([0] if options.small else [0, 1, 2])
-    name = "cifar10" + ("_small" if options.small else "") + ("_validation" if options.validation else "")
+    options.seeds = options.seeds or ([0] if options.size == "small" else [0, 1, 2])
+    name = stem("cifar10", options.size) + "_validation" * options.validation
     options.work.mkdir(parents=True, exist_ok=True)
     options.json = options.json or Path(__file__).with_name(f"{name}.json")
     return options
@@ -151,14 +167,14 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = options_of(arguments)
-    setting = replace(SMALL if options.small else FULL, device=options.device, validation=options.validation)
+    setting = replace(SETTINGS[options.size], device=options.device, validation=options.validation)
     if not options.page:
         where = partial(start_of, setting=setting, folder=options.work)
         rows = [] if options.anew else still_valid(earlier(options.json, setting), where)
         finished = {cell_of(row) for row in rows}
-        chosen = [c for c in cells(options.tables, options.seeds, options.small) if c not in finished]
+        chosen = [c for c in wanted(options) if c not in finished]
         work = partial(one, setting=setting, data=Path(options.data), folder=options.work)
-        around = surroundings(setting, options.workers)
+        around = {**provenance("torch-pruning"), "workers": options.workers, "precision": setting.precision}
         for found in measure(chosen, work, options.workers, options.seconds):
             rows += [row | {"commit": around["commit"]} for row in found]
             content = around | {"setting": asdict(setting), "rows": rows}

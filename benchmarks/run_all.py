@@ -45,7 +45,8 @@ def run(name: str, small: bool) -> int:
     with tempfile.TemporaryDirectory() as empty:
         status = subprocess.run(command_of(name, small, Path(empty)), check=False).returncode
     seconds = round(time.perf_counter() - began, 1)
-    note(FOLDER, small, name, {"date": date.today().isoformat(), "seconds": seconds, "exit": status})
+    outcome = {"date": date.today().isoformat(), "seconds": seconds, "exit": status}
+    note(FOLDER, "small" if small else "full", name, outcome)
     print(f"==== {name}: {f'FAILED with exit status {status}' if status else 'done'}, {seconds:.0f} s", flush=True)
     return status
 

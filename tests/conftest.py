@@ -1,9 +1,11 @@
 """Puts ``helpers`` on the path of every test; one thread, as tiny networks run faster so; a fixed seed."""
 
 import logging
+from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import lightning_prune.callbacks  # noqa: F401  (before a test imports both of Lightning's packages)
 
@@ -25,3 +27,17 @@ def _listening() -> None:
     logging.disable(logging.NOTSET)
     for logger, level in LEVELS.items():
         logger.setLevel(level)
+
+
+@pytest.fixture
+def saved(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures of matplotlib that a test saves."""
+    found: list[Figure] = []
+    save = Figure.savefig
+
+    def noted(figure: Figure, *args: Any, **kwargs: Any) -> None:
+        found.append(figure)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", noted)
+    return found

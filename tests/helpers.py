@@ -192,3 +192,8 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)):
         return isinstance(b, (list, tuple)) and len(a) == len(b) and all(map(same, a, b))
     return type(a) is type(b) and bool(a == b)
+
+
+def curves(axes: Any) -> dict[str, tuple[list[float], list[float]]]:
+    """Where each line of a panel of matplotlib goes, by the label that the legend shows."""
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}

@@ -15,7 +15,7 @@ import _cifar_table
 import cifar10
 import pytest
 import torch
-from _cells import DENSE, SCRATCH, SCRATCH_FULL, Cell, Setting, draw_anew, fit, height, row, run
+from _cells import DENSE, SCRATCH, SCRATCH_FULL, TRAINED_ON, Cell, Setting, draw_anew, fit, height, row, run
 from _cifar_methods import CHANNELS, DOCUMENTED, EXPERT, OURS, WEIGHTS, amount_at, macs_of_layers
 from _cifar_table import ORDER, against, grids, judged, page, percent, remarks
 from _images import Batches, Images, accuracy, augmented, balanced, decode, held_out, normalised
@@ -276,10 +276,26 @@ def test_cells_in_processes_of_their_own() -> None:
 
 
 def test_cells_of_both_commands() -> None:
-    full = cifar10.cells(["channels", "weights"], [0, 1, 2], small=False)
+    full = cifar10.cells(["channels", "weights"], [0, 1, 2], "full")
     assert len(full) == len(set(full)) == 3 * (2 * 2 + 2 * 3 * len(CHANNELS) + 3 * len(WEIGHTS))
     assert [cell.method for cell in full[:6]] == [DENSE] * 6
-    assert {cell.depth for cell in cifar10.cells(["channels", "weights"], [0], small=True)} == {20}
+    assert {cell.depth for cell in cifar10.cells(["channels", "weights"], [0], "small")} == {20}
+    medium = cifar10.cells(["channels", "weights"], [0, 1, 2], "medium")
+    assert len(medium) == 3 * (2 + 3 * len(CHANNELS) + 3 * len(WEIGHTS))
+
+
+def test_some_cells_of_the_table(data: Path) -> None:
+    command = ["--medium", "--data", str(data), "--methods", OURS, "movement", "--goals", "2.5", "0.9"]
+    options = cifar10.options_of([*command, "--seeds", "1"])
+    found = [(cell.table, cell.method, cell.goal, cell.seed) for cell in cifar10.wanted(options)]
+    assert found == [
+        ("", DENSE, 0.0, 1), ("", TRAINED_ON, 0.0, 1), ("channels", OURS, 2.5, 1), ("weights", "movement", 0.9, 1)
+    ]  # fmt: skip
+    assert options.json.name == "cifar10_medium.json"
+    with pytest.raises(SystemExit):
+        cifar10.options_of(["--medium", "--small", "--data", str(data)])
+    with pytest.raises(SystemExit):
+        cifar10.options_of(["--data", str(data), "--methods", "Torch-Prunning"])
 
 
 def test_anew_forgets_rows_once_there_is_a_new_one(small: list[Cell], data: Path, tmp_path: Path) -> None:

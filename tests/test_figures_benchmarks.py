@@ -11,6 +11,7 @@ import scale
 import speed
 import torch
 from _resources import child
+from helpers import curves
 from matplotlib.figure import Figure
 from mnist import SCRATCH, TRAINED, TwentyThousand, draw, lines, text
 from scale import cells_of as scale_cells
@@ -40,7 +41,21 @@ def test_mnist_by_hand(tmp_path) -> None:
     assert f"| {TRAINED} | 50% | 80.00 ± 0.00 | 2.0 KiB | 2.00 |\n" in page
     assert "\n\n![Size and accuracy](some.png)\n\n9 training images, 3 test images, 2 seed(s). 2026-01-02" in page
     assert page.endswith("2026-01-02, commit abc; a machine, 1 thread; torch 9.\n")
+
+
+def test_mnist_draws_size_and_accuracy(tmp_path: Path, saved: list[Figure]) -> None:
+    """Means over seeds; both begin at the dense network that was trained as long."""
+    rows = [
+        row("dense", 0.0, 0, 0.5, 9), row("dense, trained on", 0.0, 0, 0.95, 4096), row(TRAINED, 0.5, 0, 0.8, 1024),
+        row(TRAINED, 0.5, 1, 0.9, 3072), row(TRAINED, 0.9, 0, 0.6, 1024), row(SCRATCH, 0.5, 0, 0.7, 1536),
+    ]  # fmt: skip
     draw(rows, tmp_path / "mnist.png")
+    size, accuracy = saved[0].axes
+    assert curves(size) == {TRAINED: ([0, 0.5, 0.9], [4, 2, 1]), SCRATCH: ([0, 0.5], [4, 1.5])}
+    assert curves(accuracy) == {
+        TRAINED: ([0, 0.5, 0.9], pytest.approx([95, 85, 60])),
+        SCRATCH: ([0, 0.5], pytest.approx([95, 70])),
+    }
     assert (tmp_path / "mnist.png").stat().st_size > 10_000
 
 
@@ -154,15 +169,43 @@ def test_speed_has_a_panel_for_each_network_and_way(tmp_path: Path) -> None:
     assert heights[1] == pytest.approx(heights[0] + 2.8 * 150, abs=2)
 
 
-def test_scale_draws_time_memory_and_what_masks_add_to_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
-    rows = [{**SCALE_ROW, "parameters": size, "masked_step": ratio} for size, ratio in ((10, 1.5), (100, 1.25))]
+def test_speed_draws_each_cut_beside_the_ideal(tmp_path: Path, saved: list[Figure]) -> None:
+    found = [
+        {**speed_row(network, 1, kind, share), "speed_up": times * share, "ideal": 20 * share}
+        for network, factor in (("a", 1), ("b", 10))
+        for kind, times in (("dense", 0), ("masks", factor), ("channels", 4 * factor), ("round_to=8", 6 * factor))
+        for share in (0.25, 0.5)
+    ]
+    speed.draw(found, tmp_path / "speed.png")
+    first, second = saved[0].axes
+    assert (first.get_title(), second.get_title()) == ("a, batch 1, eager", "b, batch 1, eager")
+    shares = [0.25, 0.5]
+    assert curves(first) == {
+        "masks": (shares, [0.25, 0.5]), "channels": (shares, [1, 2]), "ideal": (shares, [5, 10]),
+        "round_to=8": (shares, [1.5, 3]),
+    }  # fmt: skip
+    assert curves(second)["channels"] == (shares, [10, 20])
+
+
+def test_scale_draws_time_memory_and_what_masks_add_to_a_step(tmp_path: Path, saved: list[Figure]) -> None:
+    sizes = [10, 100]
+    rows = [
+        {
+            "parameters": size, "network_bytes": size * 10**6, "step_s": 0.1 * size, "masked_step": 1 + 1 / size,
+            "masks_s": 0.2 * size, "masks_bytes": 2 * size * 10**6, "channels_s": 0.3 * size,
+            "channels_bytes": 3 * size * 10**6,
+        }
+        for size in sizes
+    ]  # fmt: skip
     scale.draw(rows, tmp_path / "scale.png")
     times, memory, overhead = saved[0].axes
     assert (times.get_ylabel(), memory.get_ylabel(), overhead.get_ylabel()) == ("seconds", "MB", "ratio")
-    masked = overhead.get_lines()[0]
-    assert (list(masked.get_xdata()), list(masked.get_ydata())) == ([10, 100], [1.5, 1.25])
+    drawn = {"a training step": 0.1, "masks": 0.2, "channels": 0.3}
+    assert curves(times) == {name: (sizes, [factor * size for size in sizes]) for name, factor in drawn.items()}
+    drawn = {"the network": 1, "masks": 2, "channels": 3}
+    assert curves(memory) == {name: (sizes, [factor * size for size in sizes]) for name, factor in drawn.items()}
+    assert curves(overhead)["with masks"] == (sizes, [1.1, 1.01])
+    assert curves(overhead)["without"][1] == [1, 1]
 
 
 @pytest.mark.slow

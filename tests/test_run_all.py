@@ -72,8 +72,9 @@ def test_one_that_fails_does_not_stop_the_others(folder: Path, capfd: pytest.Cap
     assert "==== speed: FAILED with exit status 3" in shown.out
     assert shown.err == "failed: speed\n"
     text = (folder / "RESULTS.md").read_text()
-    assert "| `speed.py` | not yet run; its last run FAILED with exit status 3 | not yet run |" in text
-    assert "| `scale.py` | 2026-01-02, commit abc; a machine; 1.5 minutes | not yet run |" in text
+    assert "| `speed.py` | small | not yet run; its last run FAILED with exit status 3 |" in text
+    assert "| `scale.py` | small | 2026-01-02, commit abc; a machine; 1.5 minutes |" in text
+    assert "| `scale.py` | full | not yet run |" in text
     assert "`run_all.py --small`, wall time of the last run of each: cifar10 " in text
     assert (folder.parent / "README.md").read_text().endswith("C\n")
 
@@ -113,7 +114,18 @@ def test_nothing_was_run(tmp_path: Path) -> None:
     text = results(tmp_path)
     assert text.count("\nNot yet run.\n") == len(PARTS) + 2  # small runs; full ones that need no GPU
     assert text.count("\nNot yet run on a GPU.\n") == len(PARTS) - 2
-    assert text.count("| not yet run | not yet run |") == len(PARTS)
+    assert text.count(" | small | not yet run |") == text.count(" | full | not yet run |") == len(PARTS)
+    assert "edium" not in text
+
+
+def test_a_medium_run_stands_between_the_others(tmp_path: Path) -> None:
+    (tmp_path / "cifar10_medium.json").write_text(json.dumps(CIFAR))
+    text = results(tmp_path)
+    heads = [line for line in text.splitlines() if line.startswith("### ")][:3]
+    assert heads == ["### Small run", "### Medium run", "### Full run"]
+    assert text.count("edium run") == 1
+    assert "| `cifar10.py` | medium | 2026-01-02, commit abc; a machine; 6.0 minutes |" in text
+    assert text.count("On a GPU: not yet run.") == 0
 
 
 def test_a_page_becomes_a_section(tmp_path: Path) -> None:
@@ -143,15 +155,15 @@ def test_cifar_is_shown_from_the_json_file(tmp_path: Path) -> None:
 def test_minutes_of_cells_at_the_same_time_are_of_training(tmp_path: Path) -> None:
     for workers, words in ((1, "6.0 minutes |"), (8, "6.0 minutes of training |")):
         (tmp_path / "cifar10_small.json").write_text(json.dumps({**CIFAR, "workers": workers}))
-        assert f"a machine; {words} not yet run |" in results(tmp_path)
+        assert f"a machine; {words}" in results(tmp_path)
 
 
 def test_a_total_is_of_all_parts(tmp_path: Path) -> None:
     for name in NAMES[:-2]:
-        _results.note(tmp_path, True, name, {"seconds": 30.0})
+        _results.note(tmp_path, "small", name, {"seconds": 30.0})
     assert _results.times(tmp_path).endswith("speed 30 s; no total, as it has not yet run scale, criteria.")
     for name in NAMES[-2:]:
-        _results.note(tmp_path, True, name, {"seconds": 60.0})
+        _results.note(tmp_path, "small", name, {"seconds": 60.0})
     assert _results.times(tmp_path).endswith("criteria 60 s; together 4.0 minutes.")
 
 
@@ -310,6 +322,8 @@ def test_a_figure_without_one_of_its_cells_is_left_out(name: str, quoted: list[s
     assert len(figures(tmp_path).splitlines()) == 2
     (tmp_path / f"{name}_small.json").write_text(json.dumps(whole))
     assert figures(tmp_path).count("(small run)") == 1
+    (tmp_path / f"{name}_medium.json").write_text(json.dumps(whole))
+    assert (figures(tmp_path).count("(small run)"), figures(tmp_path).count("(medium run)")) == (0, 1)
 
 
 def test_accuracies_of_the_readme_are_over_the_same_seeds(tmp_path: Path) -> None:

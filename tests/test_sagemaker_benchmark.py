@@ -13,7 +13,9 @@ import sagemaker
 import torch
 from _images import Images, normalised
 from _sagemaker_page import conclusion, draw, lines, text
+from helpers import curves
 from lightning.pytorch import seed_everything
+from matplotlib.figure import Figure
 from PIL import Image
 from sagemaker import Curve, Setting, curve, filters_of, height, in_batches, main, parts_of, resized
 from torch import nn
@@ -233,7 +235,7 @@ def test_the_conclusion_is_of_the_last_network_within_the_limit() -> None:
     assert small in ran_out
 
 
-def test_the_page_and_the_figure(tmp_path: Path) -> None:
+def test_the_page_and_the_figure(tmp_path: Path, saved: list[Figure]) -> None:
     page = text(CONTENT, "curve.png")
     assert page.startswith("# 200 units a round, in one fit\n\nRound 2 lost")
     assert "| 2 | 400 | 4,100 | 1.000 M | 9.00 M | 37.5 | 36.0 | -12.5 | stops |\n" in page
@@ -242,6 +244,12 @@ def test_the_page_and_the_figure(tmp_path: Path) -> None:
     assert " 1.5 minutes in all.\n" in page
     assert page.endswith("2026-01-02, commit abc; a machine, 1 thread; torch 9.\n")
     draw(CONTENT, tmp_path / "curve.png")
+    rows = CONTENT["rows"]
+    validation, test, guard = curves(saved[0].axes[0]).values()
+    params = [row["params"] for row in rows]
+    assert validation == (params, pytest.approx([100 * row["val_acc"] for row in rows]))
+    assert test == (params, pytest.approx([100 * row["test_acc"] for row in rows]))
+    assert guard[1] == pytest.approx([40, 40])  # ten points below 50 %
     with Image.open(tmp_path / "curve.png") as image:
         assert image.size == (1200, 675)
         assert len(image.convert("RGB").getcolors(2**20)) > 50

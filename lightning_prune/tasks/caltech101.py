@@ -3,17 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 
-from lightning_prune.tasks.splits import evaluation_loader, stratified_split, train_loader
+from lightning_prune.tasks.splits import SplitData, check_fractions, three_way_split
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
 
 
-class Caltech101Data(LightningDataModule):
+class Caltech101Data(SplitData):
     """Photographs of 101 kinds of objects, 8,677 in all, as RGB images `(3, image_size, image_size)`.
 
     There is no official split: test and validation images are drawn class by class with a fixed seed; the remaining
@@ -48,64 +47,36 @@ class Caltech101Data(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, num_workers)
         if image_size < 1:
             raise ValueError(f"Caltech101Data needs image_size of at least 1, got {image_size}.")
-        if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
-            raise ValueError(
-                "Caltech101Data needs val_fraction and test_fraction above 0 and below 1 together, got "
-                f"val_fraction={val_fraction} and test_fraction={test_fraction}."
-            )
+        check_fractions("Caltech101Data", val_fraction, test_fraction)
         self.root = root
         self.download = download
         self.image_size = image_size
-        self.batch_size = batch_size
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.seed = seed
-        self.num_workers = num_workers
-        self.splits: dict[str, Dataset] = {}
 
     def prepare_data(self) -> None:
         """Download the images if asked to; Lightning calls this in one process."""
         if self.download:
             datasets.Caltech101(self.root, download=True)
 
-    def setup(self, stage: str) -> None:
-        """Find and split the images, once.
+    def split(self) -> dict[str, Dataset]:
+        """Find and split the images.
 
         Raises:
             FileNotFoundError: If `root` holds no Caltech-101.
             ImportError: If SciPy is not installed.
         """
-        if self.splits:
-            return
         _check_scipy()
         end = [transforms.ToTensor(), transforms.Normalize(_MEAN, _STD)]
         cut = [transforms.RandomResizedCrop(self.image_size), transforms.RandomHorizontalFlip()]
         whole = [transforms.Resize(self.image_size), transforms.CenterCrop(self.image_size)]
         augmented, plain = self._load([*cut, *end]), self._load([*whole, *end])
-        rest, test = stratified_split(plain.y, self.test_fraction, self.seed)
-        # The fraction is of all images, the split is of those that the test left.
-        val_share = self.val_fraction * len(plain) / len(rest)
-        train_of_rest, val_of_rest = stratified_split([plain.y[i] for i in rest], val_share, self.seed)
-        self.splits = {
-            "train": Subset(augmented, [rest[i] for i in train_of_rest]),
-            "val": Subset(plain, [rest[i] for i in val_of_rest]),
-            "test": Subset(plain, test),
-        }
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled, augmented training batches."""
-        return train_loader(self.splits["train"], self.batch_size, self.num_workers)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Return the validation batches."""
-        return evaluation_loader(self.splits["val"], self.batch_size, self.num_workers)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Return the test batches."""
-        return evaluation_loader(self.splits["test"], self.batch_size, self.num_workers)
+        parts = three_way_split(plain.y, self.val_fraction, self.test_fraction, self.seed)
+        return {name: Subset(augmented if name == "train" else plain, indices) for name, indices in parts.items()}
 
     def _load(self, steps: list[Any]) -> datasets.Caltech101:
         try:

@@ -3,16 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 
-from lightning_prune.tasks.splits import evaluation_loader, stratified_split, train_loader
+from lightning_prune.tasks.splits import SplitData, stratified_split
 
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training pixels, in [0, 1]
 
 
-class CIFAR10Data(LightningDataModule):
+class CIFAR10Data(SplitData):
     """Colour images `(3, 32, 32)` of ten classes, normalised to mean 0 and deviation 1.
 
     Training images are augmented as usual: a random crop after padding by 4 pixels, and a random flip.
@@ -39,51 +38,34 @@ class CIFAR10Data(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, num_workers)
         if not 0 < val_fraction < 1:
             raise ValueError(f"CIFAR10Data needs val_fraction between 0 and 1, got {val_fraction}.")
         self.root = root
         self.download = download
-        self.batch_size = batch_size
         self.val_fraction = val_fraction
         self.seed = seed
-        self.num_workers = num_workers
-        self.splits: dict[str, Dataset] = {}
 
     def prepare_data(self) -> None:
         """Download the images if asked to; Lightning calls this in one process."""
         if self.download:
             datasets.CIFAR10(self.root, train=True, download=True)
 
-    def setup(self, stage: str) -> None:
-        """Load and split the images, once.
+    def split(self) -> dict[str, Dataset]:
+        """Load and split the images.
 
         Raises:
             FileNotFoundError: If `root` holds no CIFAR-10.
         """
-        if self.splits:
-            return
         plain = [transforms.ToTensor(), transforms.Normalize(_MEAN, _STD)]
         augmented = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), *plain]
         training = self._load(train=True, steps=augmented)
         train, val = stratified_split(training.targets, self.val_fraction, self.seed)
-        self.splits = {
+        return {
             "train": Subset(training, train),
             "val": Subset(self._load(train=True, steps=plain), val),
             "test": self._load(train=False, steps=plain),
         }
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled, augmented training batches."""
-        return train_loader(self.splits["train"], self.batch_size, self.num_workers)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Return the validation batches."""
-        return evaluation_loader(self.splits["val"], self.batch_size, self.num_workers)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Return the test batches."""
-        return evaluation_loader(self.splits["test"], self.batch_size, self.num_workers)
 
     def _load(self, train: bool, steps: list[Any]) -> datasets.CIFAR10:
         try:

@@ -1,15 +1,12 @@
 """scikit-learn's 8x8 digits: the data set that needs no download."""
 
-from typing import Any
-
 import torch
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
-from lightning_prune.tasks.splits import evaluation_loader, stratified_split, train_loader
+from lightning_prune.tasks.splits import SplitData, check_fractions, three_way_split
 
 
-class DigitsData(LightningDataModule):
+class DigitsData(SplitData):
     """1797 grey images `(1, 8, 8)` of the ten digits, in [-1, 1], embedded in scikit-learn.
 
     Test and validation images are drawn class by class with fixed seeds; the remaining ones train.
@@ -40,50 +37,22 @@ class DigitsData(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
-            raise ValueError(
-                "DigitsData needs val_fraction and test_fraction above 0 and below 1 together, got "
-                f"val_fraction={val_fraction} and test_fraction={test_fraction}."
-            )
-        self.batch_size = batch_size
+        super().__init__(batch_size, num_workers)
+        check_fractions("DigitsData", val_fraction, test_fraction)
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.seed = seed
-        self.num_workers = num_workers
-        self.splits: dict[str, Dataset] = {}
 
-    def setup(self, stage: str) -> None:
-        """Load and split the images, once.
+    def split(self) -> dict[str, Dataset]:
+        """Load and split the images.
 
         Raises:
             ImportError: If scikit-learn is not installed.
         """
-        if self.splits:
-            return
         images, labels = _load_digits()
         everything = TensorDataset(images, labels)
-        rest, test = stratified_split(labels, self.test_fraction, self.seed)
-        # The fraction is of all images, the split is of those that the test left.
-        val_share = self.val_fraction * len(labels) / len(rest)
-        train_of_rest, val_of_rest = stratified_split(labels[rest], val_share, self.seed)
-        self.splits = {
-            "train": Subset(everything, [rest[i] for i in train_of_rest]),
-            "val": Subset(everything, [rest[i] for i in val_of_rest]),
-            "test": Subset(everything, test),
-        }
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled training batches."""
-        return train_loader(self.splits["train"], self.batch_size, self.num_workers)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Return the validation batches."""
-        return evaluation_loader(self.splits["val"], self.batch_size, self.num_workers)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Return the test batches."""
-        return evaluation_loader(self.splits["test"], self.batch_size, self.num_workers)
+        parts = three_way_split(labels, self.val_fraction, self.test_fraction, self.seed)
+        return {name: Subset(everything, indices) for name, indices in parts.items()}
 
 
 def _load_digits() -> tuple[torch.Tensor, torch.Tensor]:

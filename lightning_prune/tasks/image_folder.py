@@ -3,16 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 
-from lightning_prune.tasks.splits import evaluation_loader, stratified_split, train_loader
+from lightning_prune.tasks.splits import SplitData, stratified_split
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
 
 
-class ImageFolderData(LightningDataModule):
+class ImageFolderData(SplitData):
     """Images in `root/train/<class>/`, and if there are any in `root/val/<class>/` and `root/test/<class>/`.
 
     Without `val/` the validation images are carved from the training images class by class; without `test/`
@@ -44,7 +43,7 @@ class ImageFolderData(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, num_workers)
         if image_size < 1:
             raise ValueError(f"ImageFolderData needs image_size of at least 1, got {image_size}.")
         if not 0 < val_fraction < 1:
@@ -52,21 +51,16 @@ class ImageFolderData(LightningDataModule):
         self.root = root
         self.image_size = image_size
         self.augment = augment
-        self.batch_size = batch_size
         self.val_fraction = val_fraction
         self.seed = seed
-        self.num_workers = num_workers
-        self.splits: dict[str, Dataset] = {}
 
-    def setup(self, stage: str) -> None:
-        """Find and split the images, once.
+    def split(self) -> dict[str, Dataset]:
+        """Find and split the images.
 
         Raises:
             FileNotFoundError: If there is no `train/` in `root`, or a class without an image.
             ValueError: If two splits do not have the same classes.
         """
-        if self.splits:
-            return
         root = Path(self.root)
         if not (root / "train").is_dir():
             raise FileNotFoundError(
@@ -83,19 +77,7 @@ class ImageFolderData(LightningDataModule):
             train = Subset(training, train_indices)
             val = Subset(self._open("train"), val_indices)
         test = self._open("test", like=training) if (root / "test").is_dir() else val
-        self.splits = {"train": train, "val": val, "test": test}
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled training batches."""
-        return train_loader(self.splits["train"], self.batch_size, self.num_workers)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Return the validation batches."""
-        return evaluation_loader(self.splits["val"], self.batch_size, self.num_workers)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Return the test batches."""
-        return evaluation_loader(self.splits["test"], self.batch_size, self.num_workers)
+        return {"train": train, "val": val, "test": test}
 
     def _open(
         self, folder: str, augment: bool = False, like: datasets.ImageFolder | None = None

@@ -1,18 +1,16 @@
 """MNIST through torchvision."""
 
 from pathlib import Path
-from typing import Any
 
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision import datasets
 
-from lightning_prune.tasks.splits import evaluation_loader, stratified_split, train_loader
+from lightning_prune.tasks.splits import SplitData, stratified_split
 
 _MEAN, _STD = 0.1307, 0.3081  # of the training pixels, in [0, 1]
 
 
-class MNISTData(LightningDataModule):
+class MNISTData(SplitData):
     """Grey images `(1, 28, 28)` of the ten digits, normalised to mean 0 and deviation 1.
 
     The validation images are carved from the training images class by class.
@@ -38,49 +36,32 @@ class MNISTData(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, num_workers)
         if not 0 < val_fraction < 1:
             raise ValueError(f"MNISTData needs val_fraction between 0 and 1, got {val_fraction}.")
         self.root = root
         self.download = download
-        self.batch_size = batch_size
         self.val_fraction = val_fraction
         self.seed = seed
-        self.num_workers = num_workers
-        self.splits: dict[str, Dataset] = {}
 
     def prepare_data(self) -> None:
         """Download the images if asked to; Lightning calls this in one process."""
         if self.download:
             datasets.MNIST(self.root, train=True, download=True)
 
-    def setup(self, stage: str) -> None:
-        """Load and split the images, once.
+    def split(self) -> dict[str, Dataset]:
+        """Load and split the images.
 
         Raises:
             FileNotFoundError: If `root` holds no MNIST.
         """
-        if self.splits:
-            return
         training = self._load(train=True)
         train, val = stratified_split(training.tensors[1], self.val_fraction, self.seed)
-        self.splits = {
+        return {
             "train": Subset(training, train),
             "val": Subset(training, val),
             "test": self._load(train=False),
         }
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled training batches."""
-        return train_loader(self.splits["train"], self.batch_size, self.num_workers)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Return the validation batches."""
-        return evaluation_loader(self.splits["val"], self.batch_size, self.num_workers)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Return the test batches."""
-        return evaluation_loader(self.splits["test"], self.batch_size, self.num_workers)
 
     def _load(self, train: bool) -> TensorDataset:
         try:
