@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,14 @@ def stem(name: str, size: str) -> str:
         ('speed_small', 'speed')
     """
     return name if size == "full" else f"{name}_{size}"
+
+
+def sized(parser: argparse.ArgumentParser, small: str, medium: str) -> None:
+    """Options ``--small`` and ``--medium``, of which ``size`` is what was given, else ``"full"``."""
+    either = parser.add_mutually_exclusive_group()
+    for size, meaning in (("small", small), ("medium", medium)):
+        either.add_argument(f"--{size}", dest="size", action="store_const", const=size, help=meaning)
+    parser.set_defaults(size="full")
 
 
 def markdown(headings: Sequence[str], lines: Lines) -> str:

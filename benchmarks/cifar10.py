@@ -39,7 +39,7 @@ from _cells import DENSE, TRAINED_ON, Cell, Setting, run
 from _cifar_methods import CHANNELS, WEIGHTS
 from _cifar_table import page, show
 from _provenance import provenance
-from _tables import stem
+from _tables import sized, stem
 
 FULL = Setting(  # rates about as the square root of the batch times those of the small setting, which were tried
     train_images=None, test_images=None, batch=256, dense_epochs=12, tuning_epochs=12, rates=(0.025, 0.1),
@@ -134,10 +134,8 @@ def earlier(file: Path, setting: Setting) -> Rows:
 
 def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    sizes = parser.add_mutually_exclusive_group()
-    small, medium = "few images, few epochs, one seed, ResNet-20, for a CPU", "more of each, for a CPU with bf16"
-    sizes.add_argument("--small", dest="size", action="store_const", const="small", default="full", help=small)
-    sizes.add_argument("--medium", dest="size", action="store_const", const="medium", help=medium)
+    small = "few images, few epochs, one seed, ResNet-20, for a CPU"
+    sized(parser, small, "more of each, for a CPU that multiplies in bfloat16")
     parser.add_argument("--tables", nargs="+", choices=list(DEPTHS), default=list(DEPTHS))
     methods, goals = [*CHANNELS, *WEIGHTS], [*SPEED_UPS, *SPARSITIES]
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods, help="dense networks are run always")

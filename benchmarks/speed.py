@@ -1,4 +1,4 @@
-"""What pruned networks save in time: python benchmarks/speed.py [--small] [--device cpu] [--threads 1].
+"""What pruned networks save in time: python benchmarks/speed.py [--small | --medium] [--device cpu] [--threads 1].
 
 ResNet-18 and -50, MobileNetV2 and ViT-B/16 lose 25, 50 and 75 % of the channels of every group (by magnitude; weights
 are random, which does not matter to time), with and without ``round_to=8``, and once only by masks: the same channels
@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,38 +27,55 @@ import numpy as np
 import torch
 from _provenance import in_words, provenance
 from _quiet import quiet
-from _tables import markdown, page, show, write
+from _tables import markdown, page, show, sized, stem, write
 from torch import nn
 from torchvision.models import get_model
 
 from lightning_prune import Channels, prune_once
 from lightning_prune.budgets import Ratio
+from lightning_prune.coupling import Example
+from lightning_prune.measure import count_macs
 from lightning_prune.surgery import zero_removed
 from lightning_prune.timing import Clock
 
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "vit_b_16")
 SHARES = (0.25, 0.5, 0.75)
 ROUNDINGS = (1, 8)
+BOTH = ["eager", "compiled"]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "small": {"networks": ["resnet18", "mobilenet_v2"], "batches": [1], "modes": ["eager"], "repeats": 20},
+    "medium": {"networks": list(NETWORKS), "batches": [1], "modes": BOTH, "repeats": 20},
+    "full": {"networks": list(NETWORKS), "batches": [1, 32], "modes": BOTH, "repeats": 100},
+}
 WARMUP = 5
 
 
-def variants(name: str) -> Iterator[tuple[str, float, float, nn.Module]]:
-    """What is timed: its name, the share removed, the ideal speed-up, the network."""
+@dataclass(frozen=True)
+class Variant:
+    """What is timed, and what it computes of one image."""
+
+    kind: str
+    share: float  # of the channels
+    macs: float
+    network: nn.Module
+
+
+def variants(name: str) -> Iterator[Variant]:
+    """The dense network first."""
     torch.manual_seed(0)
     dense, example = get_model(name, weights=None).eval(), torch.zeros(1, 3, 224, 224)
-    yield "dense", 0.0, 1.0, dense
+    yield Variant("dense", 0.0, count_macs(dense, Example.of(example)), dense)
     for share in SHARES:
         for rounding in ROUNDINGS:
             pruned = copy.deepcopy(dense)
             report = prune_once(pruned, example, granularity=Channels(round_to=rounding), budget=Ratio(share))
             assert report.before.macs is not None
             assert report.after.macs is not None
-            ideal = report.before.macs / report.after.macs
             if rounding == 1:
                 masked = copy.deepcopy(dense)
                 zero_removed(masked, report.plan)
-                yield "masks", share, 1.0, masked
-            yield "channels" if rounding == 1 else f"round_to={rounding}", share, ideal, pruned
+                yield Variant("masks", share, report.before.macs, masked)
+            yield Variant("channels" if rounding == 1 else f"round_to={rounding}", share, report.after.macs, pruned)
 
 
 @torch.inference_mode()
@@ -77,17 +95,18 @@ def times(networks: list[nn.Module], images: torch.Tensor, repeats: int) -> list
 def rows_of(name: str, batch: int, device: str, compiled: bool, repeats: int) -> list[dict[str, Any]]:
     """Every variant of one network under the same conditions."""
     kinds = list(variants(name))
-    networks = [network.to(device) for *_, network in kinds]
+    networks = [kind.network.to(device) for kind in kinds]
     if compiled:
         torch.compiler.reset()
         networks = [torch.compile(network, dynamic=False) for network in networks]  # type: ignore[misc]
     passes = times(networks, torch.randn(batch, 3, 224, 224, device=device), repeats)
     rows = []
-    for (kind, share, ideal, _), own in zip(kinds, passes, strict=True):
+    for kind, own in zip(kinds, passes, strict=True):
         ratio = statistics.median(d / p for d, p in zip(passes[0], own, strict=True))
+        ideal = kinds[0].macs / kind.macs
         rows.append({
             "network": name, "batch": batch, "device": device, "mode": "compiled" if compiled else "eager",
-            "kind": kind, "share": share, "median_ms": statistics.median(own),
+            "kind": kind.kind, "share": kind.share, "macs": kind.macs, "median_ms": statistics.median(own),
             "p99_ms": float(np.percentile(own, 99)), "speed_up": ratio, "ideal": ideal,
             "arrives": (ratio - 1) / (ideal - 1) if ideal > 1 else None,
         })  # fmt: skip
@@ -95,14 +114,17 @@ def rows_of(name: str, batch: int, device: str, compiled: bool, repeats: int) ->
 
 
 TITLE = "What pruned networks save in time"
-HEADINGS = ["network", "batch", "mode", "removed", "how", "median ms", "p99 ms", "speed-up", "ideal", "arrives"]
+HEADINGS = [
+    "network", "batch", "mode", "removed", "how", "MACs", "median ms", "p99 ms", "speed-up", "ideal", "arrives"
+]  # fmt: skip
 
 
 def cells_of(row: dict[str, Any]) -> list[str]:
     arrives = "" if row["arrives"] is None else f"{row['arrives']:.0%}"
+    macs = f"{row['macs'] / 1e6:,.0f} M"
     return [
-        row["network"], str(row["batch"]), row["mode"], f"{row['share']:.0%}", row["kind"], f"{row['median_ms']:.2f}",
-        f"{row['p99_ms']:.2f}", f"{row['speed_up']:.2f}", f"{row['ideal']:.2f}", arrives,
+        row["network"], str(row["batch"]), row["mode"], f"{row['share']:.0%}", row["kind"], macs,
+        f"{row['median_ms']:.2f}", f"{row['p99_ms']:.2f}", f"{row['speed_up']:.2f}", f"{row['ideal']:.2f}", arrives,
     ]  # fmt: skip
 
 
@@ -140,21 +162,20 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="ResNet-18 and MobileNetV2, batch 1, eager, 20 passes")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
-    parser.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager", "compiled"])
-    parser.add_argument("--repeats", type=int, default=100)
+    sized(parser, "ResNet-18 and MobileNetV2, batch 1, eager, 20 passes", "all networks, batch 1, 20 passes")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS)
+    parser.add_argument("--batches", nargs="+", type=int, help="1 32")
+    parser.add_argument("--modes", nargs="+", choices=BOTH)
+    parser.add_argument("--repeats", type=int, help="100 passes of each")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="of PyTorch; as they are by default")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    if options.small:
-        options.networks, options.batches = ["resnet18", "mobilenet_v2"], [1]
-        options.modes, options.repeats = ["eager"], 20
+    for name, value in SETTINGS[options.size].items():
+        setattr(options, name, getattr(options, name) or value)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    path = options.json or Path(__file__).with_name("speed_small.json" if options.small else "speed.json")
+    path = options.json or Path(__file__).with_name(f"{stem('speed', options.size)}.json")
     quiet()
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
