@@ -80,7 +80,8 @@ def load_pruned(model: type[_Module] | _Module, path: str | Path, **kwargs: Any)
 
     Raises:
         ValueError: If the file was not pruned from this network.
-        TypeError: If ``model`` is a class without ``load_from_checkpoint``, or an instance and ``kwargs`` are given.
+        TypeError: If ``model`` is neither a network nor a class with ``load_from_checkpoint``, or an instance and
+            ``kwargs`` are given.
     """
     if isinstance(model, nn.Module):
         if kwargs:
@@ -110,6 +111,8 @@ def load_pruned(model: type[_Module] | _Module, path: str | Path, **kwargs: Any)
         set_saved_buffers(model, buffers)
         model.load_state_dict(state_dict)
         return model
+    if not isinstance(model, type):
+        raise TypeError(f"load_pruned takes the network or its class first, then the path; got {model!r} for a network")
     load = getattr(model, "load_from_checkpoint", None)
     if load is None:
         raise TypeError(f"{model.__name__} has no load_from_checkpoint; build it and pass the instance to load_pruned")

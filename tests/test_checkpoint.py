@@ -153,6 +153,12 @@ def test_a_class_that_is_no_lightning_module(trained) -> None:
         load_pruned(nn.Sequential, trained[1])
 
 
+@pytest.mark.parametrize("path", ["net.ckpt", Path("net.ckpt")])
+def test_arguments_in_the_wrong_order(path: Any) -> None:
+    with pytest.raises(TypeError, match=r"takes the network or its class first, then the path; got .*net.ckpt"):
+        load_pruned(path, nn.Linear(1, 1))
+
+
 def test_keywords_with_an_instance(trained) -> None:
     message = r"load_pruned takes \['lr', 'strict'\] only with a LightningModule class, not with an instance"
     with pytest.raises(TypeError, match=message):

@@ -33,6 +33,7 @@ class Example:
         listed: Whether the batch is a list with an entry for each example, as detection networks take it.
         whole: All examples that were given (or the first 64), where these are only the first of them: what copies with
             values run on, for values decide which layers the forward pass uses.
+        module: Qualified name of the module that receives them, where that is not the whole network.
     """
 
     args: tuple[Any, ...]
@@ -40,6 +41,7 @@ class Example:
     batch: int
     listed: bool = False
     whole: Example | None = None
+    module: str = ""
 
     @classmethod
     def of(cls, inputs: Any, model: nn.Module | None = None) -> Example:
@@ -61,12 +63,15 @@ class Example:
             torch.Size([3, 8, 8])
         """
         args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
-        given = cls(args, inputs if isinstance(inputs, dict) else {}, 1)
-        candidates = [*given._batched(listed=True), *given._batched(listed=False)]
-        if not given._lists_images():
+        return cls(args, inputs if isinstance(inputs, dict) else {}, 1).cut(model)
+
+    def cut(self, model: nn.Module | None = None) -> Example:
+        """Two of the examples in these arguments, see ``of``."""
+        candidates = [*self._batched(listed=True), *self._batched(listed=False)]
+        if not self._lists_images():
             candidates.reverse()
-        candidates.append(given)
-        tensors = [leaf for leaf in tree_flatten((given.args, given.kwargs))[0] if isinstance(leaf, Tensor)]
+        candidates.append(self)
+        tensors = [leaf for leaf in tree_flatten((self.args, self.kwargs))[0] if isinstance(leaf, Tensor)]
         if model is None or len(candidates) == 1 or all(tensor.dim() > 3 for tensor in tensors):
             return candidates[0]  # four dimensions are a batch of images; with fewer the network has to tell
         return next((candidate for candidate in candidates if candidate._runs(model)), candidates[0])
@@ -80,7 +85,7 @@ class Example:
         sizes = {len(tensor) for tensor in tensors} | {len(items) for items in lists}
         shared = len(sizes) == 1 and 0 not in sizes
         if shared and (lists or (not listed and any(tensor.dim() > 1 for tensor in tensors))):
-            given = Example(self.args, self.kwargs, sizes.pop(), listed)
+            given = replace(self, batch=sizes.pop(), listed=listed)
             whole = given._with(min(given.batch, MOST_EXAMPLES)) if given.batch > 2 else None
             yield given if listed and given.batch == 1 else replace(given._with(2), whole=whole)
 
@@ -98,7 +103,8 @@ class Example:
             return tree_map(lambda leaf: _resized(leaf, times, batch), argument)
 
         kwargs = {name: resize(argument) for name, argument in self.kwargs.items()}
-        return Example(tuple(resize(argument) for argument in self.args), kwargs, batch, self.listed)
+        args = tuple(resize(argument) for argument in self.args)
+        return replace(self, args=args, kwargs=kwargs, batch=batch, whole=None)
 
     def _runs(self, model: nn.Module) -> bool:
         try:
@@ -113,15 +119,16 @@ class Example:
         def move(leaf: Any) -> Any:
             return leaf.to(device) if isinstance(leaf, Tensor) else leaf
 
-        return Example(tree_map(move, self.args), tree_map(move, dict(self.kwargs)), self.batch, self.listed)
+        return replace(self, args=tree_map(move, self.args), kwargs=tree_map(move, dict(self.kwargs)), whole=None)
 
     def repeated(self, batch: int) -> Example:
         """The same arguments with ``batch`` examples, where they are a batch."""
         return self if self.batch == 1 and not self.listed else self._with(batch)
 
     def run(self, model: nn.Module) -> Any:
-        """The output of ``model`` on these arguments."""
-        return model(*self.args, **self.kwargs)
+        """The output of ``model``, or of its ``module``, on these arguments."""
+        called = model.get_submodule(self.module) if self.module else model
+        return called(*self.args, **self.kwargs)
 
 
 def _is_batch(argument: Any) -> bool:

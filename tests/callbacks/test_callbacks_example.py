@@ -1,15 +1,17 @@
 """Where `IterativePruning` takes the example input from."""
 
+from collections import UserDict
 from typing import Any
 
 import pytest
 import torch
-from helpers import Events, Lit, fit, images, widths
+from helpers import STEPS, Events, Lit, fit, images, widths
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from torchmetrics import Accuracy
 
 from lightning_prune import IterativePruning, Weights
 from lightning_prune.budgets import Ratio, Sparsity
@@ -101,12 +103,136 @@ class NoForward(LightningModule):
     train_dataloader = Lit.train_dataloader
 
 
-def test_a_module_without_forward_is_told_to_set_example_input_array(tmp_path) -> None:
+def test_without_forward_it_is_what_the_training_step_calls(tmp_path) -> None:
+    lit = NoForward()
+    pruning = IterativePruning(Constant(1), HALF)
+    fit(tmp_path, lit, pruning, max_epochs=2)
+    assert widths(lit.net) == [4, 4, 3]
+    assert pruning.example is not None
+    assert (pruning.example.module, pruning.example.batch) == ("net", 2)
+
+
+def test_without_forward_a_training_goes_on_as_with_it(tmp_path) -> None:
+    """Looking at the training step leaves no trace: not in random numbers, in batch-norm statistics, or in logs."""
+    found = []
+    for given in (None, torch.zeros(2, 2, 3, 4)):
+        torch.manual_seed(1)
+        lit = Noisy()
+        if given is not None:
+            lit.forward, lit.example_input_array = lit.net.forward, given
+        trainer = fit(tmp_path, lit, IterativePruning(Constant(1), HALF), max_epochs=2)
+        found.append((lit.state_dict(), trainer.logged_metrics["seen"], lit.seen))
+    (state, logged, seen), (wanted, wanted_logged, wanted_seen) = found
+    assert (logged, seen) == (wanted_logged, wanted_seen)
+    assert len(seen) == 2 * STEPS
+    assert all(torch.equal(state[name], wanted[name]) for name in wanted)
+
+
+class Noisy(NoForward):
+    """Uses random numbers, counts what it has seen, logs, and takes labels out of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        labels = batch.pop()
+        self.seen.append(batch_idx)
+        self.log("seen", float(len(self.seen)))
+        return F.cross_entropy(self.net(batch[0] + torch.randn_like(batch[0])), labels)
+
+
+class BesideOthers(NoForward):
+    """Calls a frozen teacher, a loss and a metric as well, and normalises in its training step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher, self.loss, self.accuracy = Lit().net, nn.CrossEntropyLoss(), Accuracy("multiclass", num_classes=3)
+        self.teacher.requires_grad_(False)
+
+    def training_step(self, batch: Any) -> Tensor:
+        pixels = batch[0].float() / 2
+        wanted = self.teacher(pixels)
+        logits = self.net(pixels)
+        self.accuracy(logits, batch[1])
+        return self.loss(logits, batch[1]) + F.mse_loss(logits, wanted)
+
+
+def test_of_what_the_training_step_calls_one_module_trains(tmp_path) -> None:
+    lit = BesideOthers()
+    pruning = IterativePruning(Constant(1), HALF)
+    fit(tmp_path, lit, pruning, max_epochs=2)
+    assert (widths(lit.net), widths(lit.teacher)) == ([4, 4, 3], [8, 8, 3])
+    assert pruning.example is not None
+    assert pruning.example.module == "net"
+
+
+class TwoParts(NoForward):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = self.net[:-1], self.net[-1]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.head(self.body(batch[0])), batch[1])
+
+
+class Manual(NoForward):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.optimizers().zero_grad()
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("kind", [TwoParts, Manual])
+def test_without_forward_and_without_one_call_to_see(tmp_path, kind) -> None:
     message = (
-        r"the forward of NoForward runs on no part of the first training batch \(list\): .*Set `example_input_array`"
+        rf"the forward of {kind.__name__} runs on no part of the first training batch \(list\): .*"
+        "Define `forward`, and set `example_input_array`"
     )
     with pytest.raises(MisconfigurationException, match=message):
-        fit(tmp_path, NoForward(), IterativePruning(Constant(1), HALF), max_epochs=2)
+        fit(tmp_path, kind(), IterativePruning(Constant(1), HALF), max_epochs=2)
+
+
+class Scaled(Batches):
+    """No part of the batch is what ``forward`` takes: a keyword is made in the training step."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda x, y: (x, y), lambda b: b)
+
+    def forward(self, pixels: Tensor, *, scale: Tensor) -> Tensor:
+        return self.net(pixels * scale)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0], scale=torch.full((len(batch[0]), 1, 1, 1), 2.0)), batch[1])
+
+
+def test_what_only_the_training_step_knows_of_forward(tmp_path) -> None:
+    lit, pruning = Scaled(), IterativePruning(Constant(1), HALF)
+    fit(tmp_path, lit, pruning, max_epochs=2, limit_val_batches=0)
+    assert widths(lit.net) == [4, 4, 3]
+    assert pruning.example is not None
+    assert (pruning.example.module, list(pruning.example.kwargs)) == ("", ["scale"])
+    assert pruning.example.kwargs["scale"].shape == (2, 1, 1, 1)
+
+
+class Keywords(Batches):
+    """As in the tutorials of Hugging Face: whatever is in the batch goes to ``forward``."""
+
+    def forward(self, **batch: Tensor) -> Any:
+        logits = self.net(batch["pixels"])
+        return {"loss": F.cross_entropy(logits, batch["labels"]), "logits": logits}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(**batch)["loss"]
+
+
+@pytest.mark.parametrize("mapping", [dict, UserDict])
+def test_a_forward_that_takes_whatever_is_in_the_batch(tmp_path, mapping) -> None:
+    lit = Keywords(lambda x, y: mapping(labels=y, pixels=x), None)
+    pruning = IterativePruning(Constant(0), HALF)
+    fit(tmp_path, lit, pruning, max_epochs=1, limit_val_batches=0)
+    assert widths(lit.net) == [4, 4, 3]
+    assert pruning.example is not None
+    assert sorted(pruning.example.kwargs) == ["labels", "pixels"]
 
 
 def test_masks_need_no_example(tmp_path) -> None:
