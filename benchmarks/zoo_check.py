@@ -171,12 +171,17 @@ def _try_training(row: dict[str, Any], model: nn.Module, example: Any, shapes: l
         row["broken"].append(f"training fails: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
 
 
+def scope_of_exact_groups(model: nn.Module, example: Any) -> Scope:
+    """All groups but those that a norm runs across."""
+    coupling = analyse(model, Example.of(example))
+    touched = {m.tensor for g in coupling.groups.values() if g.inexact for m in g.members if not m.reads}
+    return Scope(exclude=[path for path, _ in model.named_parameters() if path in touched])
+
+
 def _check_exact_groups(row: dict[str, Any], name: str, flavour: str, prune: Prune) -> None:
     """The same again without the groups that a norm runs across."""
     model, example = randomise(build(name, flavour)), inputs(name, flavour)
-    coupling = analyse(model, Example.of(example))
-    touched = {m.tensor for g in coupling.groups.values() if g.inexact for m in g.members if not m.reads}
-    scope = Scope(exclude=[path for path, _ in model.named_parameters() if path in touched])
+    scope = scope_of_exact_groups(model, example)
     large = row["params"] > LARGE_PARAMS
     masked = model if large else copy.deepcopy(model)
     try:
