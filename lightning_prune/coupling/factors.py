@@ -7,7 +7,7 @@ can take up a change of a scalar if they are a factor wherever it is one, to the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 
@@ -150,11 +150,10 @@ class Scalar:
         """The rows that can take up a change, None where none can; to be asked when the passes are over."""
         leaks = [factors for factors, run in self.scalars.leaks if run == self.run]
         met = [factors for factors in leaks if self.number in factors.scalars]
-        for key in dict.fromkeys(origin.key for factors in met[:1] for origin in factors.origins):
-            whole = _united(origin for factors in met for origin in factors.origins if origin.key == key)
-            power = None if whole is None else self._power_of(whole, leaks)
-            if whole is not None and power:
-                return replace(whole, power=power)
+        for origin in _candidates(met):
+            power = self._power_of(origin, leaks)
+            if power:
+                return replace(origin, power=power)
         return None
 
     def _power_of(self, origin: Origin, leaks: Iterable[Factors]) -> int | None:
@@ -167,6 +166,16 @@ class Scalar:
             if times:
                 found.add(power // times)
         return found.pop() if len(found) == 1 else None
+
+
+def _candidates(met: list[Factors]) -> Iterator[Origin]:
+    """All rows of a weight that are factors of ``met``, weight by weight; then parts of them, such as keys alone."""
+    first = met[0].origins if met else ()
+    for key in dict.fromkeys(origin.key for origin in first):
+        whole = _united(origin for factors in met for origin in factors.origins if origin.key == key)
+        if whole is not None:
+            yield whole
+    yield from first
 
 
 def _united(origins: Iterable[Origin]) -> Origin | None:

@@ -147,10 +147,8 @@ class Origins:
         before, after = self._carried(source), self._carried(result)
         if before.size == after.size or not after.size:
             return factors
-        narrowed = (
-            replace(own, ids=after) if own.ids.size == before.size and np.isin(before, own.ids).all() else own
-            for own in factors.origins
-        )
+        before, after = np.unique(before), np.unique(after)  # several times where heads share a dimension with examples
+        narrowed = (replace(own, ids=after) if same_rows(own.ids, before) else own for own in factors.origins)
         return Factors(tuple(narrowed), factors.scalars)
 
     def _product(self, name: str, args: tuple[Any, ...], out: Tensor) -> None:

@@ -376,6 +376,7 @@ def test_factors_of_products_and_sums_by_hand() -> None:
         ([Factors((origin("a", [0, 1], 2),), {0: 2})], 1),
         ([Factors((origin("a", [0, 1], 2),), {0: 1}), Factors((origin("a", [0, 1]),), {0: 1})], None),
         ([Factors((origin("a", [0]), origin("a", [1])), {0: 1})], 2),
+        ([Factors((origin("a", [0]), origin("a", [1])), {0: 1}), Factors((origin("a", [0]),))], 1),
         ([Factors((origin("a", [0, 1]),), {0: 1}), Factors((origin("a", [2]),))], 1),
         ([Factors((origin("a", [0, 1]),), {0: 1}), Factors((origin("a", [1, 2]),), {0: 1})], 1),
         ([Factors((origin("a", [0, 1]),), {0: 1}), Factors((origin("a", [1, 2]),))], None),
@@ -391,3 +392,39 @@ def test_which_rows_take_up_a_scalar(leaks: list[Factors], power: int | None) ->
     scalars.found.append(Scalar(0, 0.5, np.empty(0, np.int64), "", 1, scalars))
     found = scalars.found[0].origin
     assert (None if found is None else found.power) == power
+
+
+class DecomposedPositions(nn.Module):
+    """Attention as in SAM: one layer makes queries, keys and values; queries without 1/√d meet positions as well."""
+
+    def __init__(self, pooled: bool) -> None:
+        super().__init__()
+        self.pooled, self.heads = pooled, 2
+        self.qkv, self.out, self.positions = nn.Linear(6, 24), nn.Linear(8, 3), nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = len(x)
+        qkv = self.qkv(x).view(count, 4, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.reshape(3, count * self.heads, 4, -1).unbind(0)
+        if self.pooled:
+            q = F.max_pool1d(q.transpose(1, 2), 2).transpose(1, 2)
+        bias = q @ self.positions.T
+        mixed = ((q * q.shape[-1] ** -0.5) @ k.transpose(1, 2) + bias).softmax(-1) @ v
+        return self.out(mixed.view(count, self.heads, -1, mixed.shape[-1]).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_keys_alone_take_up_the_scalar_where_queries_are_used_elsewhere(pooled: bool) -> None:
+    torch.manual_seed(0)
+    net = DecomposedPositions(pooled).double().eval()
+    x = torch.randn(2, 4, 6, dtype=torch.float64)
+    masked = copy.deepcopy(net)
+    report = prune_once(net, x)
+    zero_removed(masked, report.plan)
+    assert net.qkv.out_features == 12
+    assert report.inexact == {}
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), masked(x), rtol=1e-10, atol=1e-12)
+    for name in ("qkv.weight", "qkv.bias"):  # of two dimensions in each of two heads
+        (factors,) = report.plan.scales[name].values()
+        assert torch.allclose(factors, torch.tensor([1.0] * 4 + [0.5**0.5] * 4 + [1.0] * 4).double())
