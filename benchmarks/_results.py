@@ -23,6 +23,7 @@ and what has not been run is marked and not estimated. [README.md](README.md) sa
 ELSEWHERE = {  # what run_all.py leaves to the scripts themselves
     "overhead.md": "what pruning costs a training, beside `ModelPruning`",
     "torchvision_models.md": "every network of torchvision, pruned",
+    "libraries.md": "networks of timm, transformers, segmentation_models_pytorch and monai, pruned",
     "coupling.json": "time of an event, beside Torch-Pruning",
     "trace.json": "the pass that the analysis follows, beside real ones",
     "quickstart.json": "the quickstart recipe, three seeds",

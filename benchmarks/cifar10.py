@@ -43,7 +43,7 @@ from _tables import sized, stem
 
 FULL = Setting(  # rates about as the square root of the batch times those of the small setting, which were tried
     train_images=None, test_images=None, batch=256, dense_epochs=12, tuning_epochs=12, rates=(0.025, 0.1),
-    device="cuda", precision="bf16-mixed",
+    device="cuda",
 )  # fmt: skip
 MEDIUM = Setting(
     train_images=20_000, test_images=None, batch=128, dense_epochs=2, tuning_epochs=5, rates=(0.02, 0.1),
@@ -126,7 +126,8 @@ def earlier(file: Path, setting: Setting) -> Rows:
     if not file.is_file():
         return []
     content = json.loads(file.read_text(encoding="utf-8"))
-    if content["setting"] != json.loads(json.dumps(asdict(setting))):
+    found = Setting(**content["setting"])  # older files name no precision
+    if json.dumps(asdict(found)) != json.dumps(asdict(setting)):
         sys.exit(f"{file} was measured with another setting, {content['setting']}; give another --json, or --anew")
     rows: Rows = content["rows"]
     return rows
@@ -135,7 +136,7 @@ def earlier(file: Path, setting: Setting) -> Rows:
 def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     small = "few images, few epochs, one seed, ResNet-20, for a CPU"
-    sized(parser, small, "more of each, for a CPU that multiplies in bfloat16")
+    sized(parser, small, "more images, three seeds, bf16; ResNet-20, for a CPU that has it")
     parser.add_argument("--tables", nargs="+", choices=list(DEPTHS), default=list(DEPTHS))
     methods, goals = [*CHANNELS, *WEIGHTS], [*SPEED_UPS, *SPARSITIES]
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods, help="dense networks are run always")
@@ -166,6 +167,8 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = options_of(arguments)
     setting = replace(SETTINGS[options.size], device=options.device, validation=options.validation)
+    if options.device == "cuda":
+        setting = replace(setting, precision="bf16-mixed")
     if not options.page:
         where = partial(start_of, setting=setting, folder=options.work)
         rows = [] if options.anew else still_valid(earlier(options.json, setting), where)

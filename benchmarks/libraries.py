@@ -63,8 +63,11 @@ def check(build: Build, prune: Prune = prune_once) -> dict[str, Any]:
         try:
             report = prune(again, inputs, scope=scope_of_exact_groups(again, inputs))
         except ValueError as error:
-            row["no_exact_groups"] = str(error).splitlines()[0][:200]
+            if "leaves no removable channels" not in str(error):
+                raise
+            row["no_exact_groups"] = True
         else:
+            row["problems"] += [f"inexact: {reason}" for reason in report.inexact.values()]
             row["error"] = error_of(again, before, inputs, report)
     if row["error"] is not None and not row["error"] <= LARGEST_ERROR:
         row["problems"].append(f"relative error {row['error']:.0e}")
@@ -115,6 +118,8 @@ def difference(pruned: nn.Module, dense: nn.Module, inputs: Any, report: Report)
         raise ValueError("the shapes of the outputs changed")
     if not wanted or not all(tensor.isfinite().all() and tensor.std() > 1e-4 for tensor in wanted):
         raise ValueError("the masked network's outputs are not finite or all alike: they prove nothing")
+    if not all(tensor.isfinite().all() for tensor in found):
+        raise ValueError("outputs are no longer finite")
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, wanted, strict=True))
 
 

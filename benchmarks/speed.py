@@ -171,6 +171,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="of PyTorch; as they are by default")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
+    chosen = [name for name in SETTINGS[options.size] if getattr(options, name)]
+    if chosen and options.size != "full" and options.json is None:
+        parser.error(f"--{chosen[0]} makes another run of the {options.size} one: give --json as well")
     for name, value in SETTINGS[options.size].items():
         setattr(options, name, getattr(options, name) or value)
     if options.threads is not None:

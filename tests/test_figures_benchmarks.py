@@ -148,14 +148,21 @@ def test_a_small_run_has_files_of_its_own(
     monkeypatch.setattr(script, function, lambda *_: rows)
     monkeypatch.setenv("LIGHTNING_PRUNE_DATA", str(tmp_path))
     monkeypatch.setattr(mnist, "images", lambda *_: [0] * 7)
-    few = ["--networks", "resnet18", "--batches", "1"] if script is speed else []  # it collects garbage after each
-    script.main([*few, *["--small"] * small])
+    if script is speed:  # it collects garbage after each
+        monkeypatch.setitem(speed.SETTINGS, "full", speed.SETTINGS["small"])
+    script.main(["--small"] * small)
     stem = f"{script.__name__}{'_small' * small}"
     assert {file.name for file in tmp_path.iterdir()} == {f"{stem}.json", f"{stem}.md", f"{stem}.png"}
     content = json.loads((tmp_path / f"{stem}.json").read_text())
     assert content["seconds"] >= 0
     assert content["rows"][0] == (rows[0] if isinstance(rows, list) else rows)
     assert f"]({stem}.png)" in (tmp_path / f"{stem}.md").read_text()
+
+
+def test_another_run_of_speed_needs_a_file_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        speed.main(["--small", "--networks", "vit_b_16"])
+    assert "--networks makes another run of the small one: give --json as well" in capsys.readouterr().err
 
 
 def test_speed_has_a_panel_for_each_network_and_way(tmp_path: Path) -> None:

@@ -54,6 +54,16 @@ def test_where_a_norm_runs_over_channels_the_others_are_compared() -> None:
     assert only["no_exact_groups"]
 
 
+def test_an_error_of_the_second_pruning_is_one() -> None:
+    def fails(network: nn.Module, inputs: Any, **options: Any) -> Report:
+        if options:
+            raise ValueError("the trial failed")
+        return prune_once(network, inputs)
+
+    with pytest.raises(ValueError, match="the trial failed"):
+        check(lambda: (Normed(), torch.randn(2, 4)), fails)
+
+
 def test_a_network_that_was_cut_wrongly_is_found() -> None:
     def careless(network: nn.Module, inputs: Any, **options: Any) -> Report:
         report = prune_once(network, inputs, **options)
@@ -73,6 +83,9 @@ def test_outputs_that_prove_nothing() -> None:
         parameter.data.zero_()
     with pytest.raises(ValueError, match="prove nothing"):
         difference(net, dense, torch.randn(2, 2, 3, 4), report)
+    net[-1].bias.data[0] = torch.nan
+    with pytest.raises(ValueError, match="no longer finite"):
+        difference(net, small_net(), torch.randn(2, 2, 3, 4), report)
     with pytest.raises(ValueError, match="shapes of the outputs changed"):
         difference(nn.Flatten(), small_net(), torch.randn(2, 2, 3, 4), report)
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -375,3 +376,16 @@ def test_quiet(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_elsewhere_names_files_that_are_there() -> None:
     assert [name for name in _results.ELSEWHERE if not (ROOT / "benchmarks" / name).is_file()] == []
+
+
+def test_readme_counts_the_networks_that_are_as_they_should_be() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "libraries.json").read_text(encoding="utf-8"))["rows"]
+    good = Counter(row["library"] for row in rows if not row["problems"])
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    counts = [good[name] for name in ("timm", "transformers", "segmentation_models_pytorch", "monai")]
+    assert (
+        "a small network of each of the {} families of timm, {} networks of transformers, {} of ".format(*counts)
+        in text
+    )
+    assert f"{counts[2]} of segmentation_models_pytorch and {counts[3]} of monai; [their table]" in text
+    assert len(rows) == sum(good.values())

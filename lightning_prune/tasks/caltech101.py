@@ -7,7 +7,8 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 
-from lightning_prune.tasks.splits import SplitData, check_fractions, three_way_split
+from lightning_prune.tasks.split_data import SplitData
+from lightning_prune.tasks.splits import three_way_split
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
 
@@ -50,7 +51,7 @@ class Caltech101Data(SplitData):
         super().__init__(batch_size, num_workers)
         if image_size < 1:
             raise ValueError(f"Caltech101Data needs image_size of at least 1, got {image_size}.")
-        check_fractions("Caltech101Data", val_fraction, test_fraction)
+        self.check_fractions(val_fraction, test_fraction)
         self.root = root
         self.download = download
         self.image_size = image_size

@@ -6,7 +6,8 @@ from typing import Any
 from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 
-from lightning_prune.tasks.splits import SplitData, stratified_split
+from lightning_prune.tasks.split_data import SplitData
+from lightning_prune.tasks.splits import stratified_split
 
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training pixels, in [0, 1]
 

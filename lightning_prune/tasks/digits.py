@@ -3,7 +3,8 @@
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from lightning_prune.tasks.splits import SplitData, check_fractions, three_way_split
+from lightning_prune.tasks.split_data import SplitData
+from lightning_prune.tasks.splits import three_way_split
 
 
 class DigitsData(SplitData):
@@ -38,7 +39,7 @@ class DigitsData(SplitData):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        check_fractions("DigitsData", val_fraction, test_fraction)
+        self.check_fractions(val_fraction, test_fraction)
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.seed = seed

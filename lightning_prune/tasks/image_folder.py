@@ -6,7 +6,8 @@ from typing import Any
 from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 
-from lightning_prune.tasks.splits import SplitData, stratified_split
+from lightning_prune.tasks.split_data import SplitData
+from lightning_prune.tasks.splits import stratified_split
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision import datasets
 
-from lightning_prune.tasks.splits import SplitData, stratified_split
+from lightning_prune.tasks.split_data import SplitData
+from lightning_prune.tasks.splits import stratified_split
 
 _MEAN, _STD = 0.1307, 0.3081  # of the training pixels, in [0, 1]
 

@@ -1,11 +1,9 @@
-"""Stratified, seeded splits of labelled images, and the data modules that load them."""
+"""Stratified, seeded splits of labelled images, and the loaders over them."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -67,15 +65,6 @@ def three_way_split(
     return {"train": [rest[i] for i in train], "val": [rest[i] for i in val], "test": test}
 
 
-def check_fractions(name: str, val_fraction: float, test_fraction: float) -> None:
-    """Refuse fractions of which a three-way split is impossible."""
-    if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
-        raise ValueError(
-            f"{name} needs val_fraction and test_fraction above 0 and below 1 together, got "
-            f"val_fraction={val_fraction} and test_fraction={test_fraction}."
-        )
-
-
 def train_loader(dataset: Dataset, batch_size: int, num_workers: int) -> DataLoader[Any]:
     """Return a loader that shuffles by torch's global seed.
 
@@ -94,39 +83,3 @@ def train_loader(dataset: Dataset, batch_size: int, num_workers: int) -> DataLoa
 def evaluation_loader(dataset: Dataset, batch_size: int, num_workers: int) -> DataLoader[Any]:
     """Return a loader that gives every image once, in a fixed order."""
     return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, persistent_workers=num_workers > 0)
-
-
-class SplitData(LightningDataModule, ABC):
-    """Batches of images that are split once.
-
-    Args:
-        batch_size: Images per batch.
-        num_workers: Processes that load batches; 0 loads in the main process.
-    """
-
-    def __init__(self, batch_size: int, num_workers: int) -> None:
-        super().__init__()
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.splits: dict[str, Dataset] = {}
-
-    @abstractmethod
-    def split(self) -> dict[str, Dataset]:
-        """Load the images and return the splits `train`, `val` and `test`."""
-
-    def setup(self, stage: str) -> None:
-        """Load and split the images, once."""
-        if not self.splits:
-            self.splits = self.split()
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled training batches."""
-        return train_loader(self.splits["train"], self.batch_size, self.num_workers)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Return the validation batches."""
-        return evaluation_loader(self.splits["val"], self.batch_size, self.num_workers)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Return the test batches."""
-        return evaluation_loader(self.splits["test"], self.batch_size, self.num_workers)

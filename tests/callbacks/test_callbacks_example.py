@@ -1,12 +1,14 @@
 """Where `IterativePruning` takes the example input from."""
 
+import random
 from collections import UserDict
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import STEPS, Events, Lit, fit, images, widths
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -116,7 +118,7 @@ def test_without_forward_a_training_goes_on_as_with_it(tmp_path) -> None:
     """Looking at the training step leaves no trace: not in random numbers, in batch-norm statistics, or in logs."""
     found = []
     for given in (None, torch.zeros(2, 2, 3, 4)):
-        torch.manual_seed(1)
+        seed_everything(1)
         lit = Noisy()
         if given is not None:
             lit.forward, lit.example_input_array = lit.net.forward, given
@@ -129,7 +131,7 @@ def test_without_forward_a_training_goes_on_as_with_it(tmp_path) -> None:
 
 
 class Noisy(NoForward):
-    """Uses random numbers, counts what it has seen, logs, and takes labels out of the batch."""
+    """Uses random numbers of all kinds, counts what it has seen, logs, and takes labels out of the batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,30 +141,44 @@ class Noisy(NoForward):
         labels = batch.pop()
         self.seen.append(batch_idx)
         self.log("seen", float(len(self.seen)))
-        return F.cross_entropy(self.net(batch[0] + torch.randn_like(batch[0])), labels)
+        noise = torch.randn_like(batch[0]) * np.random.beta(0.4, 0.4) + random.random()
+        return F.cross_entropy(self.net(batch[0] + noise), labels)
 
 
 class BesideOthers(NoForward):
-    """Calls a frozen teacher, a loss and a metric as well, and normalises in its training step."""
+    """Calls the network twice, a loss and a metric as well, normalises, and asks its Trainer in the end."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.teacher, self.loss, self.accuracy = Lit().net, nn.CrossEntropyLoss(), Accuracy("multiclass", num_classes=3)
-        self.teacher.requires_grad_(False)
+        self.loss, self.accuracy = nn.CrossEntropyLoss(), Accuracy("multiclass", num_classes=3)
 
     def training_step(self, batch: Any) -> Tensor:
         pixels = batch[0].float() / 2
-        wanted = self.teacher(pixels)
         logits = self.net(pixels)
         self.accuracy(logits, batch[1])
-        return self.loss(logits, batch[1]) + F.mse_loss(logits, wanted)
+        self.log("lr", self.optimizers().param_groups[0]["lr"])
+        return self.loss(logits, batch[1]) + F.mse_loss(logits, self.net(pixels.flip(3)))
 
 
-def test_of_what_the_training_step_calls_one_module_trains(tmp_path) -> None:
-    lit = BesideOthers()
+class AnyArguments(NoForward):
+    def training_step(self, *args: Any) -> Tensor:
+        batch, batch_idx = args
+        assert isinstance(batch_idx, int)
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+
+class OnlyTheBatch(NoForward):
+    def training_step(self, batch: Any, **nothing: Any) -> Tensor:
+        assert not nothing
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize("kind", [BesideOthers, AnyArguments, OnlyTheBatch])
+def test_training_steps_that_show_the_network(tmp_path, kind) -> None:
+    lit = kind()
     pruning = IterativePruning(Constant(1), HALF)
     fit(tmp_path, lit, pruning, max_epochs=2)
-    assert (widths(lit.net), widths(lit.teacher)) == ([4, 4, 3], [8, 8, 3])
+    assert widths(lit.net) == [4, 4, 3]
     assert pruning.example is not None
     assert pruning.example.module == "net"
 
@@ -171,9 +187,16 @@ class TwoParts(NoForward):
     def __init__(self) -> None:
         super().__init__()
         self.body, self.head = self.net[:-1], self.net[-1]
+        del self.net
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return F.cross_entropy(self.head(self.body(batch[0])), batch[1])
+
+
+class FrozenBackbone(TwoParts):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body.requires_grad_(False)
 
 
 class Manual(NoForward):
@@ -182,11 +205,47 @@ class Manual(NoForward):
         return super().training_step(batch, batch_idx)
 
 
-@pytest.mark.parametrize("kind", [TwoParts, Manual])
-def test_without_forward_and_without_one_call_to_see(tmp_path, kind) -> None:
+class InTurns(NoForward):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = Lit().net
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy((self.other if batch_idx % 2 else self.net)(batch[0]), batch[1])
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.heads = nn.Linear(24, 8), nn.ModuleList([nn.Linear(8, 3), nn.Linear(8, 3)])
+
+    def forward(self, x: Tensor, head: int) -> Tensor:
+        return self.heads[head](self.trunk(x.flatten(1)).relu())
+
+
+class TwoPaths(NoForward):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = TwoHeads()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0], 0) + self.net(batch[0], 1), batch[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (TwoParts, "its training step calls 'body' and 'head'"),
+        (FrozenBackbone, "its training step calls 'body' and 'head'"),
+        (Manual, "its training step calls no module, then fails on a copy without a Trainer: "),
+        (InTurns, "its training step calls 'net' first, in which 'other.0.weight' has no part"),
+        (TwoPaths, "its training step calls 'net' first, in which 'net.heads.1.weight' has no part"),
+    ],
+)
+def test_training_steps_that_do_not_show_the_network(tmp_path, kind, reason: str) -> None:
     message = (
-        rf"the forward of {kind.__name__} runs on no part of the first training batch \(list\): .*"
-        "Define `forward`, and set `example_input_array`"
+        rf"the forward of {kind.__name__} runs on no part of the first training batch \(list\): .*; and {reason}.*"
+        r"\. Define `forward` as what the network does, and set `example_input_array`"
     )
     with pytest.raises(MisconfigurationException, match=message):
         fit(tmp_path, kind(), IterativePruning(Constant(1), HALF), max_epochs=2)
@@ -233,6 +292,38 @@ def test_a_forward_that_takes_whatever_is_in_the_batch(tmp_path, mapping) -> Non
     assert widths(lit.net) == [4, 4, 3]
     assert pruning.example is not None
     assert sorted(pruning.example.kwargs) == ["labels", "pixels"]
+
+
+class NamedAndMore(Batches):
+    """``forward`` hands on what it does not know, which need not take everything in the batch."""
+
+    def forward(self, pixels: Tensor, **options: Any) -> Tensor:
+        return self.net(pixels, **options)
+
+
+def test_named_arguments_alone_where_forward_could_take_more(tmp_path) -> None:
+    lit = NamedAndMore(lambda x, y: {"labels": y, "pixels": x}, lambda b: (b["pixels"], b["labels"]))
+    pruning = IterativePruning(Constant(0), HALF)
+    fit(tmp_path, lit, pruning, max_epochs=1, limit_val_batches=0)
+    assert pruning.example is not None
+    assert list(pruning.example.kwargs) == ["pixels"]
+
+
+class Popping(Batches):
+    """``forward`` takes the labels out of a batch that is no dict."""
+
+    def forward(self, batch: Any) -> Tensor:
+        labels = batch.pop("labels")
+        return F.cross_entropy(self.net(batch["pixels"]), labels)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(batch)
+
+
+def test_a_batch_that_forward_changes_is_left_as_it_is(tmp_path) -> None:
+    lit = Popping(lambda x, y: UserDict(labels=y, pixels=x), None)
+    fit(tmp_path, lit, IterativePruning(Constant(0), HALF), max_epochs=1, limit_val_batches=0)
+    assert widths(lit.net) == [4, 4, 3]
 
 
 def test_masks_need_no_example(tmp_path) -> None:
