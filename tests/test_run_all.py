@@ -16,7 +16,7 @@ from _figures import figures, fill
 from _quiet import quiet
 from _results import PARTS, criteria_page, results
 from _tables import markdown, page
-from _verdicts import verdict, verdicts
+from _verdicts import lost, verdict, verdicts
 from mnist import TRAINED
 
 ROOT = Path(__file__).parents[1]
@@ -257,7 +257,16 @@ CIFAR: dict[str, Any] = {
 }  # fmt: skip
 
 
+def test_what_is_lost_against_the_dense_network() -> None:
+    points = {"lightning_prune": {0: 70.0, 1: 80.0}, "Torch-Pruning": {0: 75.0, 1: 71.0, 2: 9.0}, "plain L2": {}}
+    text = " The dense network, trained on as long, has {}."
+    assert lost(points, {0: 80.0, 1: 82.0, 2: 1.0}) == text.format("81.0 %: 6.0 points more")
+    assert lost(points, {0: 60.0}) == text.format("60.0 %: no more")
+    assert lost(points, {2: 60.0}) == lost(points, {}) == ""
+
+
 def test_a_sentence_for_each_goal() -> None:
+    assert verdicts(CIFAR)[0].endswith("). The dense network, trained on as long, has 80.0 %: 10.0 points more.")
     assert [sentence[:58] for sentence in verdicts(CIFAR)] == [
         "ResNet-20, 2.5 times fewer MACs: **lightning_prune** is be",
         "ResNet-20, 4 times fewer MACs: **Torch-Pruning** is best w",
