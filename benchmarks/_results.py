@@ -108,9 +108,15 @@ def overview(folder: Path) -> str:
 def source(content: Content | None) -> str:
     if content is None:
         return NOT_RUN
-    seconds = content.get("seconds", sum(row.get("seconds", 0) for row in content["rows"]))
+    seconds = seconds_of(content)
     unit = "minutes of training" if content.get("workers", 1) > 1 else "minutes"  # which went on at the same time
     return f"{content['date']}, commit {content['commit']}; {content['hardware']}; {seconds / 60:.1f} {unit}"
+
+
+def seconds_of(content: Content) -> float:
+    """Of a whole run, or of its cells, which may be of several runs."""
+    seconds: float = content.get("seconds", sum(row.get("seconds", 0) for row in content["rows"]))
+    return seconds
 
 
 def shown(part: Part, folder: Path, size: str) -> list[str]:
@@ -159,15 +165,18 @@ def failure(folder: Path, name: str, size: str) -> str:
 
 
 def times(folder: Path) -> str:
-    """Wall time of the scripts as run_all.py ran them."""
+    """Wall time of the scripts as run_all.py ran them, or of all cells where they stem from several runs."""
     found = []
     for size in SIZES:
-        runs = runs_of(folder, size)
+        runs = {name: run["seconds"] for name, run in runs_of(folder, size).items()}
         if runs:
-            each = ", ".join(f"{name} {run['seconds']:.0f} s" for name, run in runs.items())
+            for name, part in ((name, content_of(name, folder, size)) for name in runs):
+                if part is not None and part.get("workers", 0) == 1:  # the run may have gone on from another
+                    runs[name] = max(runs[name], seconds_of(part))
+            each = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in runs.items())
             missing = [part.name for part in PARTS if part.name not in runs]
-            total = f"together {sum(run['seconds'] for run in runs.values()) / 60:.1f} minutes"
+            total = f"together {sum(runs.values()) / 60:.1f} minutes"
             end = f"no total, as it has not yet run {', '.join(missing)}" if missing else total
             command = "run_all.py" if size == "full" else f"run_all.py --{size}"
-            found.append(f"`{command}`, wall time of the last run of each: {each}; {end}.")
+            found.append(f"`{command}`, wall time of each: {each}; {end}.")
     return "\n\n".join(found)
