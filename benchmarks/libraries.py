@@ -67,7 +67,6 @@ def check(build: Build, prune: Prune = prune_once) -> dict[str, Any]:
                 raise
             row["no_exact_groups"] = True
         else:
-            row["problems"] += [f"inexact: {reason}" for reason in report.inexact.values()]
             row["error"] = error_of(again, before, inputs, report)
     if row["error"] is not None and not row["error"] <= LARGEST_ERROR:
         row["problems"].append(f"relative error {row['error']:.0e}")
