@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import sys
 import time
 from collections import Counter
@@ -169,25 +170,34 @@ WHAT = """\
 - s: seconds of the pruning, analysis included, beside whatever else the machine did"""
 
 
+def earlier(file: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Rows that were measured before, by library and name."""
+    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"rows": []}
+    return {(row["library"], row["name"]): {"commit": content["commit"], **row} for row in content["rows"]}
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", default="*", help="pattern of LIBRARY/NAME, such as 'timm/*vit*'")
+    parser.add_argument("--only", help="pattern of LIBRARY/NAME, such as 'timm/*vit*'; what else the file has stays")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args(arguments)
     quiet()
     torch.set_num_threads(1)
-    rows = []
     libraries = networks()
+    rows = earlier(options.json) if options.only else {}
+    origin = provenance(*libraries, device="cpu")
     for library, builders in libraries.items():
         for name, build in builders.items():
-            if not fnmatchcase(f"{library}/{name}", options.only):
+            if not fnmatchcase(f"{library}/{name}", options.only or "*"):
                 continue
             row, error = in_child(partial(check, build), LIMIT_S)
-            rows.append({"library": library, "name": name, **(row or {"problems": [error]})})
-            print(*cells_of(rows[-1])[:6], *rows[-1]["problems"], sep="  ", file=sys.stderr, flush=True)
-    content = provenance(*libraries, device="cpu") | {"rows": rows}
+            row = {"library": library, "name": name, "commit": origin["commit"], **(row or {"problems": [error]})}
+            rows[library, name] = row
+            print(*cells_of(row)[:6], *row["problems"], sep="  ", file=sys.stderr, flush=True)
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows.values()))
+    content = origin | {"commit": commits, "rows": list(rows.values())}
     write(options.json, content, text(content))
-    print(f"{sum(not row['problems'] for row in rows)} of {len(rows)} networks are as they should be")
+    print(f"{sum(not row['problems'] for row in rows.values())} of {len(rows)} networks are as they should be")
 
 
 if __name__ == "__main__":

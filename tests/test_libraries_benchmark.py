@@ -109,8 +109,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().out == "1 of 2 networks are as they should be\n"
     content = json.loads((tmp_path / "found.json").read_text())
     assert [(row["library"], row["name"]) for row in content["rows"]] == [("ours", "small"), ("ours", "small, broken")]
+    libraries.main(["--only", "ours/unlike", "--json", str(tmp_path / "found.json")])
+    assert capsys.readouterr().out == "2 of 3 networks are as they should be\n"
     page = (tmp_path / "found.md").read_text()
-    assert "\n## ours\n\n1 of 2 are as they should be.\n\n| network | parameters |" in page
+    assert "\n## ours\n\n2 of 3 are as they should be.\n\n| network | parameters |" in page
     assert "output of the network: 1" in page
 
 
