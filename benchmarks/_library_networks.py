@@ -106,8 +106,7 @@ def of_transformers(
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     import transformers
 
-    names = {"GPT2": "GPT2LMHeadModel", "Mamba": "MambaForCausalLM"}
-    cls = getattr(transformers, names.get(kind, kind + head))
+    cls = getattr(transformers, {"GPT2": "GPT2LMHeadModel"}.get(kind, kind + head))
     own = {name: value() if callable(value) else value for name, value in config.items()}
     return cls(getattr(transformers, f"{kind}Config")(**own)), inputs()
 
@@ -118,6 +117,12 @@ def text_input() -> dict[str, Tensor]:
 
 def both_inputs() -> dict[str, Tensor]:
     return {"input_ids": tokens(), "decoder_input_ids": tokens()}
+
+
+def resnet_stages() -> Any:
+    from transformers import ResNetConfig
+
+    return ResNetConfig(**STAGES, out_features=["stage4"])
 
 
 CLASSIFIERS: dict[str, dict[str, Any]] = {
@@ -185,18 +190,12 @@ OTHERS: dict[str, tuple[str, dict[str, Any], Callable[[], dict[str, Tensor]]]] =
     ),
     "Detr": (
         "ForObjectDetection",
-        {"backbone_config": lambda: resnet_stages(), "d_model": 32, "encoder_layers": 1, "decoder_layers": 1,
+        {"backbone_config": resnet_stages, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1,
          "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
          "num_queries": 5},
         partial(pixels, 64),
     ),
 }  # fmt: skip
-
-
-def resnet_stages() -> Any:
-    from transformers import ResNetConfig
-
-    return ResNetConfig(**STAGES, out_features=["stage4"])
 
 
 # ---- segmentation

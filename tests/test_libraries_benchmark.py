@@ -10,7 +10,7 @@ import pytest
 import torch
 from _library_networks import networks, smallness
 from helpers import small_net
-from libraries import cells_of, check, difference, text
+from libraries import cells_of, check, difference, error_of, text
 from torch import Tensor, nn
 
 from lightning_prune import Report, prune_once
@@ -73,6 +73,21 @@ def test_a_network_that_was_cut_wrongly_is_found() -> None:
 
     (problem,) = check(convolutions, careless)["problems"]
     assert problem.startswith("relative error ")
+
+
+def test_what_may_be_rounding_is_measured_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+
+    def difference(pruned: nn.Module, dense: nn.Module, inputs: Tensor, report: Any) -> float:
+        seen.append(inputs.dtype)
+        assert {p.dtype for net in (pruned, dense) for p in net.parameters()} == {inputs.dtype}
+        return 1e-4 if inputs.dtype == torch.float32 else 1e-12
+
+    monkeypatch.setattr(libraries, "difference", difference)
+    network, inputs = convolutions()
+    assert error_of(network, small_net(), inputs, None) == 1e-12  # type: ignore[arg-type]
+    assert seen == [torch.float32, torch.float64]
+    assert network[0].weight.dtype == torch.float32  # type: ignore[index]
 
 
 def test_outputs_that_prove_nothing() -> None:
