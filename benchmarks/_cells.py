@@ -84,8 +84,8 @@ def height(done: float) -> float:
     return (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP))) / 2
 
 
-def run(cell: Cell, setting: Setting, data: Path, dense_file: Path) -> list[dict[str, Any]]:
-    """The rows of a cell; that of our channels also has the two networks of its architecture from scratch.
+def run(cell: Cell, setting: Setting, data: Path, dense_file: Path, scratch: bool = True) -> list[dict[str, Any]]:
+    """The rows of a cell; that of our channels also has the two networks of its architecture from ``scratch``.
 
     The cell of the dense network writes its weights to ``dense_file``, the others begin with them.
     """
@@ -104,7 +104,7 @@ def run(cell: Cell, setting: Setting, data: Path, dense_file: Path) -> list[dict
     callbacks, cycles = callbacks_of(cell, network, setting)
     fit(network, train, setting, setting.tuning_epochs, cell.seed, setting.rates[0], callbacks, cycles)
     rows = [row(cell, network, setting, data, began)]
-    if cell.method == OURS:
+    if cell.method == OURS and scratch:
         for method, epochs in ((SCRATCH, setting.tuning_epochs), (SCRATCH_FULL, both(setting))):
             began = time.perf_counter()
             draw_anew(network, cell.seed)

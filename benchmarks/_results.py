@@ -32,7 +32,7 @@ ELSEWHERE = {  # what run_all.py leaves to the scripts themselves
 
 @dataclass(frozen=True)
 class Part:
-    """A script and the files it writes: NAME_small with ``--small``, NAME_medium with ``--medium``, else NAME.
+    """A script and the files it writes: NAME_small with ``--small`` and so on, NAME in full.
 
     ``page`` makes what is shown from the JSON file, where the script writes no page or may be stopped before it does.
     """
@@ -83,7 +83,7 @@ def results(folder: Path) -> str:
 
 def sizes(name: str, folder: Path) -> list[str]:
     """Of which runs there is something to say."""
-    return [size for size in SIZES if size != "medium" or content_of(name, folder, size) is not None]
+    return [size for size in SIZES if size in ("small", "full") or content_of(name, folder, size) is not None]
 
 
 def content_of(name: str, folder: Path, size: str) -> Content | None:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 Lines = Sequence[Sequence[str]]
 
-SIZES = ("small", "medium", "full")  # of a run; not all scripts have a medium one
+SIZES = ("small", "medium", "long", "full")  # of a run; not all scripts have those in the middle
 
 
 def stem(name: str, size: str) -> str:
@@ -26,10 +26,10 @@ def stem(name: str, size: str) -> str:
     return name if size == "full" else f"{name}_{size}"
 
 
-def sized(parser: argparse.ArgumentParser, small: str, medium: str) -> None:
-    """Options ``--small`` and ``--medium``, of which ``size`` is what was given, else ``"full"``."""
+def sized(parser: argparse.ArgumentParser, **meanings: str) -> None:
+    """An option such as ``--small`` for each size, of which ``size`` is what was given, else ``"full"``."""
     either = parser.add_mutually_exclusive_group()
-    for size, meaning in (("small", small), ("medium", medium)):
+    for size, meaning in meanings.items():
         either.add_argument(f"--{size}", dest="size", action="store_const", const=size, help=meaning)
     parser.set_defaults(size="full")
 

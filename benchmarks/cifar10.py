@@ -1,4 +1,4 @@
-"""CIFAR-10, ResNet-20 and ResNet-56: python benchmarks/cifar10.py [--small | --medium] [--tables channels weights].
+"""CIFAR-10, ResNet-20 and ResNet-56: python benchmarks/cifar10.py [--small | --medium | --long] [--goals 2.5].
 
 The dense baseline is the published network fine-tuned on the JPEG training images. Every method begins with its
 weights, has the same images, optimizer, learning rates and number of epochs, and is measured after the last of them;
@@ -53,15 +53,19 @@ SMALL = Setting(
     train_images=1000, test_images=1000, batch=40, dense_epochs=3, tuning_epochs=3, rates=(0.01, 0.05), device="cpu"
 )
 SPEED_UPS, SPARSITIES = (2.0, 2.5, 4.0), (0.8, 0.9, 0.95)
-SETTINGS = {"small": SMALL, "medium": MEDIUM, "full": FULL}
-DEPTHS = {"channels": (20, 56), "weights": (20,)}
+LONG = Setting(  # 7.5 times the steps of the medium one
+    train_images=None, test_images=None, batch=128, dense_epochs=3, tuning_epochs=14, rates=(0.05, 0.1),
+    device="cpu", precision="bf16-mixed",
+)  # fmt: skip
+SETTINGS = {"small": SMALL, "medium": MEDIUM, "long": LONG, "full": FULL}
+TABLES = ("channels", "weights")
 Rows = list[dict[str, Any]]
 
 
 def cells(tables: list[str], seeds: list[int], size: str) -> list[Cell]:
     """The dense networks first, as all others begin with them."""
     found = []
-    depths = {table: DEPTHS[table] if size == "full" else (20,) for table in tables}
+    depths = {table: depths_of(table, size) for table in tables}
     for seed in seeds:
         for depth in sorted({depth for some in depths.values() for depth in some}):
             found += [Cell("", depth, method, 0.0, seed) for method in (DENSE, TRAINED_ON)]
@@ -70,6 +74,13 @@ def cells(tables: list[str], seeds: list[int], size: str) -> list[Cell]:
         for depth in depths.get("weights", ()):
             found += [Cell("weights", depth, method, goal, seed) for goal in SPARSITIES for method in WEIGHTS]
     return sorted(found, key=lambda cell: cell.method != DENSE)
+
+
+def depths_of(table: str, size: str) -> tuple[int, ...]:
+    """Which ResNets a table has."""
+    if table == "channels":
+        return {"long": (56,), "full": (20, 56)}.get(size, (20,))
+    return () if size == "long" else (20,)
 
 
 def wanted(options: argparse.Namespace) -> list[Cell]:
@@ -118,8 +129,8 @@ def start_of(cell: Cell, setting: Setting, folder: Path) -> Path:
     return folder / f"cifar10-dense-{cell.depth}-{cell.seed}-{key:08x}.pt"
 
 
-def one(cell: Cell, setting: Setting, data: Path, folder: Path) -> Rows:
-    return run(cell, setting, data, start_of(cell, setting, folder))
+def one(cell: Cell, setting: Setting, data: Path, folder: Path, scratch: bool) -> Rows:
+    return run(cell, setting, data, start_of(cell, setting, folder), scratch)
 
 
 def earlier(file: Path, setting: Setting) -> Rows:
@@ -135,14 +146,18 @@ def earlier(file: Path, setting: Setting) -> Rows:
 
 def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    small = "few images, few epochs, one seed, ResNet-20, for a CPU"
-    sized(parser, small, "more images, three seeds, bf16; ResNet-20, for a CPU that has it")
-    parser.add_argument("--tables", nargs="+", choices=list(DEPTHS), default=list(DEPTHS))
+    sized(
+        parser, small="few images, few epochs, one seed, ResNet-20, for a CPU",
+        medium="more images, three seeds, bf16; ResNet-20, for a CPU that has it",
+        long="all images, more epochs, three seeds, bf16, channels only; ResNet-56, for a CPU that has it",
+    )  # fmt: skip
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     methods, goals = [*CHANNELS, *WEIGHTS], [*SPEED_UPS, *SPARSITIES]
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods, help="dense networks are run always")
     parser.add_argument("--goals", nargs="+", type=float, choices=goals, default=goals)
     parser.add_argument("--seeds", nargs="+", type=int, help="0 1 2, or 0 with --small")
     parser.add_argument("--data", type=Path, default=os.environ.get("LIGHTNING_PRUNE_DATA"))
+    parser.add_argument("--no-scratch", action="store_true", help="leave out the architecture of ours from scratch")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--workers", type=int, help="cells at the same time: 8 on a GPU, else 1")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no cell after so many")
@@ -174,7 +189,9 @@ def main(arguments: list[str] | None = None) -> None:
         rows = [] if options.anew else still_valid(earlier(options.json, setting), where)
         finished = {cell_of(row) for row in rows}
         chosen = [c for c in wanted(options) if c not in finished]
-        work = partial(one, setting=setting, data=Path(options.data), folder=options.work)
+        work = partial(
+            one, setting=setting, data=Path(options.data), folder=options.work, scratch=not options.no_scratch
+        )
         around = {**provenance("torch-pruning"), "workers": options.workers, "precision": setting.precision}
         for found in measure(chosen, work, options.workers, options.seconds):
             rows += [row | {"commit": around["commit"]} for row in found]

@@ -162,7 +162,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    sized(parser, "ResNet-18 and MobileNetV2, batch 1, eager, 20 passes", "all networks, batch 1, 20 passes")
+    sized(
+        parser, small="ResNet-18 and MobileNetV2, batch 1, eager, 20 passes", medium="all networks, batch 1, 20 passes"
+    )
     parser.add_argument("--networks", nargs="+", choices=NETWORKS)
     parser.add_argument("--batches", nargs="+", type=int, help="1 32")
     parser.add_argument("--modes", nargs="+", choices=BOTH)

@@ -67,7 +67,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     chosen = [Cell("", 20, DENSE, 0.0, 0), *(Cell("weights", 20, m, 0.9, 0) for m in ("cubic magnitude", EXPERT))]
     done: list[Cell] = []
 
-    def noted(cell: Cell, setting: Setting, data: Path, folder: Path) -> list[dict[str, Any]]:
+    def noted(cell: Cell, setting: Setting, data: Path, folder: Path, scratch: bool) -> list[dict[str, Any]]:
         done.append(cell)
         start = cifar10.start_of(cell, setting, folder)
         start.touch()
@@ -282,6 +282,9 @@ def test_cells_of_both_commands() -> None:
     assert {cell.depth for cell in cifar10.cells(["channels", "weights"], [0], "small")} == {20}
     medium = cifar10.cells(["channels", "weights"], [0, 1, 2], "medium")
     assert len(medium) == 3 * (2 + 3 * len(CHANNELS) + 3 * len(WEIGHTS))
+    long = cifar10.cells(["channels", "weights"], [0], "long")
+    assert {cell.depth for cell in long} == {56}
+    assert len(long) == 2 + 3 * len(CHANNELS)
 
 
 def test_some_cells_of_the_table(data: Path) -> None:
