@@ -15,7 +15,7 @@ from lightning_prune.budgets import Budget, BudgetError, Ratios, Threshold
 from lightning_prune.bundles import stay_together
 from lightning_prune.coupling import Coupling, Example, Group, analyse, collecting_later
 from lightning_prune.coupling.trace import UNUSED
-from lightning_prune.criteria import CannotScoreError, Criterion, Scoring
+from lightning_prune.criteria import Criterion, Scoring
 from lightning_prune.file_size import state_after
 from lightning_prune.granularity import Channels
 from lightning_prune.latency import SHARES, Conditions, Copies, Stopwatch
@@ -29,6 +29,7 @@ from lightning_prune.scope import Scope
 from lightning_prune.spaces import ChannelSpace
 from lightning_prune.surgery import apply_plan
 from lightning_prune.trials import BreaksError, Choice, Trials, sizes
+from lightning_prune.unscored import unscored, warn_of_unscored
 from lightning_prune.verify import ANOTHER_WAY
 
 
@@ -75,6 +76,8 @@ class ChannelPruner(Pruner):
         groups, reasons = self._candidates(model, coupling, scoring)
         scored = {name: torch.zeros(group.size) for name, group in groups.items() if name not in reasons}
         self.groups = frozenset(scored)
+        if self.event == 0:  # else a training before this one has said it
+            warn_of_unscored(self.criterion, groups, {n: why for n, why in reasons.items() if n in groups})
         if self.origin is None:
             isomorphic = self.granularity.ranking == "isomorphic"
             classes = isomorphism_classes(model, coupling, scored) if isomorphic else None
@@ -156,13 +159,7 @@ class ChannelPruner(Pruner):
         if self._scoped is None or self._scoped[0] is not coupling:
             self._scoped = coupling, *self.scope.groups(model, coupling)
         _, groups, outside = self._scoped
-        reasons = dict(outside)
-        for name, group in groups.items():
-            try:
-                self.criterion.check(group, scoring)
-            except CannotScoreError as error:
-                reasons[name] = str(error)
-        reasons = stay_together(coupling, reasons)
+        reasons = stay_together(coupling, {**outside, **unscored(self.criterion, groups, scoring)})
         if all(name in reasons for name in groups):
             raise ValueError(
                 f"criterion {self.criterion} can score no channels of {type(model).__name__}: "

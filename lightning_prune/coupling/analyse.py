@@ -113,17 +113,17 @@ def _pass(trace: Trace, copy: nn.Module, example: Example, settings: list[Any]) 
             running.append(name)
             trace.book.where = name
 
-    def end(name: str | None, output: Any) -> None:
+    def end(name: str | None, module: nn.Module, output: Any) -> None:
         if name is None:
             return
         running.pop()
         trace.book.where = running[-1] if running else ""
-        returned(tracer, name, output)
+        returned(tracer, name, module, output)
 
     names = {id(module): name for name, module in named_modules(copy)}
     handles = [  # for all modules at once, which is faster than one by one
         register_module_forward_pre_hook(lambda module, _inputs: begin(names.get(id(module)))),
-        register_module_forward_hook(lambda module, _inputs, out: end(names.get(id(module)), out)),
+        register_module_forward_hook(lambda module, _inputs, out: end(names.get(id(module)), module, out)),
     ]
     try:
         with Calls(tracer), tracer:

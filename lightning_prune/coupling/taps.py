@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_prune.coupling.slots import Ids
 from lightning_prune.coupling.tensors import tensors_in
@@ -48,17 +48,28 @@ def normalised_by(tracer: Tracer, weight: Tensor | None, source: Tensor, out: Te
         produced_by(tracer, weight, out, dim)
 
 
-def returned(tracer: Tracer, module: str, output: Any) -> None:
+def returned(tracer: Tracer, name: str, module: nn.Module, output: Any) -> None:
     """Note what ``module`` has returned: it need not be what the operation on its weight made."""
-    if not module:
+    if not name:
         tracer.origins.leak(tensors_in(output))
-    tap = tracer.trace.taps.get(module)
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        _recurrent(tracer, name, tensors_in(output)[0])
+        return
+    tap = tracer.trace.taps.get(name)
     if tap is None or not isinstance(output, Tensor):
         return
     labels = enumerate(tracer.labels(output))
     dims = [d for d, ids in labels if ids is tap.ids or (ids is not None and np.array_equal(ids, tap.ids))]
     if dims:
-        tracer.trace.taps[module] = Tap(module, tap.ids, dims[-1] - output.dim())
+        tracer.trace.taps[name] = Tap(name, tap.ids, dims[-1] - output.dim())
+
+
+def _recurrent(tracer: Tracer, name: str, output: Tensor) -> None:
+    """The hidden units of a recurrent layer are the last dimension of what it returns first."""
+    tracer.trace.taps.pop(name, None)  # of its gates
+    ids = tracer.labels(output)[-1]
+    if ids is not None:
+        tracer.trace.taps[name] = Tap(name, ids, -1)
 
 
 def add_macs(tracer: Tracer, constant: int, sizes: Sequence[int], labels: Sequence[Ids | None]) -> None:

@@ -28,7 +28,8 @@ class Taylor(Criterion):
     over space and the absolute value are taken for every example, summed over examples, steps and ranks since the
     last event, and divided by the L2 norm of the layer so that layers compare. Activations are seen at the output
     of the layer that makes the channels, behind the norm where one follows; where several layers write to the
-    same channels (residual streams) their sums are added, or taken together as ``Channels(aggregate=...)`` says.
+    same channels (residual streams) their sums are added, or taken together as ``Channels(aggregate=...)`` says. Of
+    recurrent layers all that they return counts, the last states too, with time for space.
 
     Args:
         every_n_steps: Gather on every n-th training batch only. Gathering keeps one copy of the observed activations
@@ -52,7 +53,9 @@ class Taylor(Criterion):
     def check(self, group: Group, scoring: Scoring) -> None:
         """Some layer must show the channels."""
         if not group.activations:
-            raise CannotScoreError("no layer output shows these channels, so Taylor cannot see them")
+            raise CannotScoreError(
+                "no layer output shows these channels, so Taylor cannot see them; WeightTaylor() ranks by gradients, too"
+            )
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
         """Accumulated Taylor terms with an L2 norm of 1."""

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling import Group
 from lightning_prune.statistics.base import Statistics, all_finite
+from lightning_prune.statistics.recurrent import PerExample, is_recurrent, parts_of
+
+Key = TypeVar("Key")
 
 
 class ActivationGradient(Statistics):
     """|mean over space of activation × gradient|, summed over examples, for each channel of the observed layers.
 
     Molchanov et al. 2016, eq. 8. A forward hook keeps a copy of the activation (code such as ``relu_`` overwrites the
-    original), a hook on its gradient consumes it in the backward pass.
+    original), a hook on its gradient consumes it in the backward pass. Of a recurrent layer everything that it returns
+    counts, the last states too, and time is space; what it hands on inside is not seen.
     """
 
     def __init__(self, every_n_steps: int = 1) -> None:
         super().__init__(every_n_steps)
         self.pending: dict[str, Tensor] = {}
+        self.parts: dict[tuple[str, int], Tensor] = {}  # of calls of recurrent layers: (examples, channels)
+        self.calls = 0
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._observed: list[str] = []
 
@@ -42,16 +49,22 @@ class ActivationGradient(Statistics):
     def begin_step(self, step: int) -> None:
         """Forget what no backward pass committed, and decide whether to observe this batch."""
         super().begin_step(step)
-        self.pending = {}
+        self._drop()
 
     def before_backward(self, loss: Tensor, loss_scale: float = 1.0) -> None:
         """Let what other statistics differentiate on the way be forgotten when the backward pass itself begins."""
         if self.active and loss.requires_grad:
-            loss.register_hook(lambda gradient: self.pending.clear())
+            loss.register_hook(lambda gradient: self._drop())
+
+    def _drop(self) -> None:
+        self.pending, self.parts = {}, {}
 
     def commit(self, loss_scale: float = 1.0) -> None:
         """Add the pending sums of one backward pass."""
-        pending, self.pending = self.pending, {}
+        pending, parts = self.pending, self.parts
+        self._drop()
+        for (name, _), value in parts.items():
+            _add(pending, name, value.abs().sum(0))
         if not self.active or not all_finite(pending.values()):
             return
         for name, value in pending.items():
@@ -74,24 +87,45 @@ class _Observer:
         owner = self.owner
         if owner is None or not owner.active or not torch.is_grad_enabled():
             return
-        if not isinstance(output, Tensor) or not output.requires_grad or output.dim() < -self.dim:
-            return
-        activation = output.detach().clone()
+        if is_recurrent(module):
+            self._observe(owner, parts_of(module, output))
+        elif isinstance(output, Tensor) and output.requires_grad and output.dim() >= -self.dim:
+            activation = output.detach().clone()
 
-        def consume(gradient: Tensor) -> None:
-            values = activation.float()
-            if values is activation and _graph_is_kept():
-                values = activation.clone()  # another backward pass may need it
-            value = channel_sums(values.mul_(gradient.detach()), self.dim)  # in place: half of the time, no memory
-            owner.pending[self.name] = owner.pending[self.name] + value if self.name in owner.pending else value
+            def consume(gradient: Tensor) -> None:
+                _add(owner.pending, self.name, channel_sums(_product(activation, gradient), self.dim))
 
-        output.register_hook(consume)
+            output.register_hook(consume)
+
+    def _observe(self, owner: ActivationGradient, parts: list[tuple[Tensor, PerExample]]) -> None:
+        """The absolute value comes after the sum over all parts, so that their gradients have to be waited for."""
+        owner.calls += 1
+        key = self.name, owner.calls
+
+        def consume(gradient: Tensor, activation: Tensor, per_example: PerExample) -> None:
+            _add(owner.parts, key, per_example(_product(activation, gradient)))
+
+        for tensor, per_example in parts:
+            if tensor.requires_grad:
+                tensor.register_hook(partial(consume, activation=tensor.detach().clone(), per_example=per_example))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Observer:
         return _Observer(None, self.name, self.dim)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Observer, (None, self.name, self.dim)
+
+
+def _add(sums: dict[Key, Tensor], key: Key, value: Tensor) -> None:
+    sums[key] = sums[key] + value if key in sums else value
+
+
+def _product(activation: Tensor, gradient: Tensor) -> Tensor:
+    """In float32, and in place where it may be: that is half of the time, and no memory."""
+    values = activation.float()
+    if values is activation and _graph_is_kept():
+        values = activation.clone()  # another backward pass may need it
+    return values.mul_(gradient.detach())
 
 
 def _graph_is_kept() -> bool:

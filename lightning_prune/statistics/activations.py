@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_prune.coupling import Group
 from lightning_prune.plan import Plan, select
 from lightning_prune.statistics.base import Statistics
+from lightning_prune.statistics.recurrent import sequence_in
 
 COUNT = "examples of "  # before the name of a layer: how many values each of its totals is the sum of
 
@@ -92,7 +93,7 @@ class _OfOutputs(LayerValues):
             self._hook(module, name, dim)
 
     def _values(self, inputs: Any, output: Any) -> Any:
-        return output
+        return sequence_in(output)  # of other layers this is the output
 
 
 class AbsoluteActivations(_OfOutputs):

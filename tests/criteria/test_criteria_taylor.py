@@ -147,7 +147,9 @@ def test_channels_that_no_layer_shows_cannot_be_scored() -> None:
     group = Group("w", (Member("w", 0, torch.arange(3).reshape(3, 1), False),), ())
     with pytest.raises(CannotScoreError) as error:
         Taylor().check(group, Scoring(nn.Identity(), {}))
-    assert str(error.value) == "no layer output shows these channels, so Taylor cannot see them"
+    assert str(error.value) == (
+        "no layer output shows these channels, so Taylor cannot see them; WeightTaylor() ranks by gradients, too"
+    )
 
 
 def test_every_n_steps_is_passed_on() -> None:
