@@ -54,7 +54,7 @@ class Taylor(Criterion):
         """Some layer must show the channels."""
         if not group.activations:
             raise CannotScoreError(
-                "no layer output shows these channels, so Taylor cannot see them; WeightTaylor() ranks by gradients, too"
+                "no layer output shows these channels, so Taylor cannot see them; WeightTaylor() can rank them"
             )
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:

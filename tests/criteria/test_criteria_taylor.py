@@ -148,7 +148,7 @@ def test_channels_that_no_layer_shows_cannot_be_scored() -> None:
     with pytest.raises(CannotScoreError) as error:
         Taylor().check(group, Scoring(nn.Identity(), {}))
     assert str(error.value) == (
-        "no layer output shows these channels, so Taylor cannot see them; WeightTaylor() ranks by gradients, too"
+        "no layer output shows these channels, so Taylor cannot see them; WeightTaylor() can rank them"
     )
 
 
