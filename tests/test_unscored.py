@@ -3,6 +3,7 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_prune import Channels, Scope
 from lightning_prune.budgets import Ratio
@@ -58,8 +59,15 @@ def test_nothing_is_said_again_after_an_event() -> None:
     assert prepared(BatchNormScale(), Scope(), event=1) == ""
 
 
-def test_attention_in_one_call_shows_taylor_no_heads() -> None:
-    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 1)
+def test_weights_that_a_function_reads_show_taylor_nothing() -> None:
+    class Functional(Net):
+        def forward(self, images: Tensor) -> Tensor:
+            values = self.norm(self.conv(images)).relu().mean((2, 3))
+            for layer in self.hidden:
+                assert isinstance(layer, nn.Linear)
+                values = F.linear(values, layer.weight, layer.bias).relu()
+            return self.head(values)
+
     pruner = ChannelPruner(Channels(), Taylor(), Ratio(0.5), Scope())
-    with pytest.warns(UserWarning, match=r"self_attn.*no layer output shows these channels.*Magnitude\(\) scores"):
-        pruner.prepare(nn.Sequential(nn.Linear(3, 8), net, nn.Linear(8, 2)), Example.of(torch.zeros(2, 4, 3)))
+    with pytest.warns(UserWarning, match=r"score 4 of the 5 .*cannot see them; WeightTaylor\(\) can rank them\)\."):
+        pruner.prepare(Functional(), Example.of(torch.zeros(2, 1, 5, 5)))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from lightning_prune.coupling.shown import is_recurrent, projects_in_one
 from lightning_prune.coupling.slots import Ids
 from lightning_prune.coupling.tensors import tensors_in
 from lightning_prune.coupling.trace import MacTerm, Tap
@@ -52,8 +53,12 @@ def returned(tracer: Tracer, name: str, module: nn.Module, output: Any) -> None:
     """Note what ``module`` has returned: it need not be what the operation on its weight made."""
     if not name:
         tracer.origins.leak(tensors_in(output))
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-        _recurrent(tracer, name, tensors_in(output)[0])
+    if is_recurrent(module):
+        _show(tracer, name, tracer.labels(tensors_in(output)[0])[-1])
+        return
+    if projects_in_one(module):
+        assert isinstance(module.in_proj_weight, Tensor)
+        _show(tracer, name, tracer.labels(module.in_proj_weight)[0])
         return
     tap = tracer.trace.taps.get(name)
     if tap is None or not isinstance(output, Tensor):
@@ -64,10 +69,9 @@ def returned(tracer: Tracer, name: str, module: nn.Module, output: Any) -> None:
         tracer.trace.taps[name] = Tap(name, tap.ids, dims[-1] - output.dim())
 
 
-def _recurrent(tracer: Tracer, name: str, output: Tensor) -> None:
-    """The hidden units of a recurrent layer are the last dimension of what it returns first."""
-    tracer.trace.taps.pop(name, None)  # of its gates
-    ids = tracer.labels(output)[-1]
+def _show(tracer: Tracer, name: str, ids: Ids | None) -> None:
+    """Let the layer ``name`` show the channels ``ids``, and no others that it makes inside."""
+    tracer.trace.taps.pop(name, None)
     if ids is not None:
         tracer.trace.taps[name] = Tap(name, ids, -1)
 

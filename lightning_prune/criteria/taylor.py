@@ -29,7 +29,8 @@ class Taylor(Criterion):
     last event, and divided by the L2 norm of the layer so that layers compare. Activations are seen at the output
     of the layer that makes the channels, behind the norm where one follows; where several layers write to the
     same channels (residual streams) their sums are added, or taken together as ``Channels(aggregate=...)`` says. Of
-    recurrent layers all that they return counts, the last states too, with time for space.
+    recurrent layers all that they return counts, the last states too, with time for space; of
+    ``nn.MultiheadAttention`` the queries, keys and values.
 
     Args:
         every_n_steps: Gather on every n-th training batch only. Gathering keeps one copy of the observed activations

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling import Group
+from lightning_prune.coupling.shown import is_recurrent, projects_in_one
+from lightning_prune.statistics.attention import products, projections, sources
 from lightning_prune.statistics.base import Statistics, all_finite
-from lightning_prune.statistics.recurrent import PerExample, is_recurrent, parts_of
+from lightning_prune.statistics.recurrent import PerExample, parts_of
 
 Key = TypeVar("Key")
 
@@ -37,7 +39,9 @@ class ActivationGradient(Statistics):
         self.detach()
         where = {a.module: a.dim for group in groups for a in group.activations}
         for name, dim in where.items():
-            self._handles.append(module.get_submodule(name).register_forward_hook(_Observer(self, name, dim)))
+            self._handles.append(
+                module.get_submodule(name).register_forward_hook(_Observer(self, name, dim), with_kwargs=True)
+            )
         self._observed = list(where)
 
     def detach(self) -> None:
@@ -83,12 +87,14 @@ class _Observer:
     def __init__(self, owner: ActivationGradient | None, name: str, dim: int) -> None:
         self.owner, self.name, self.dim = owner, name, dim
 
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         owner = self.owner
         if owner is None or not owner.active or not torch.is_grad_enabled():
             return
         if is_recurrent(module):
-            self._observe(owner, parts_of(module, output))
+            self._sequences(owner, parts_of(module, output))
+        elif projects_in_one(module):
+            self._projections(owner, module, args, kwargs, output[0])
         elif isinstance(output, Tensor) and output.requires_grad and output.dim() >= -self.dim:
             activation = output.detach().clone()
 
@@ -97,7 +103,7 @@ class _Observer:
 
             output.register_hook(consume)
 
-    def _observe(self, owner: ActivationGradient, parts: list[tuple[Tensor, PerExample]]) -> None:
+    def _sequences(self, owner: ActivationGradient, parts: list[tuple[Tensor, PerExample]]) -> None:
         """The absolute value comes after the sum over all parts, so that their gradients have to be waited for."""
         owner.calls += 1
         key = self.name, owner.calls
@@ -108,6 +114,25 @@ class _Observer:
         for tensor, per_example in parts:
             if tensor.requires_grad:
                 tensor.register_hook(partial(consume, activation=tensor.detach().clone(), per_example=per_example))
+
+    def _projections(self, owner: ActivationGradient, layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        """Queries, keys and values side by side, as the rows of their weight; a product may make several of them."""
+        made = projections(layer, args, kwargs)
+        width = made[0].shape[-1]
+
+        def consume(gradients: tuple[Tensor | None, ...], first: int) -> None:
+            gradient = gradients[0]
+            if gradient is None:
+                return
+            value = gradient.new_zeros(3 * width, dtype=torch.float32)
+            for part, one in enumerate(gradient.split(width, -1), first):
+                product = _product(made[part], one.reshape(made[part].shape))
+                value[part * width : (part + 1) * width] = product.mean(0).abs().sum(0)
+            _add(owner.pending, self.name, value)
+
+        weight = layer.get_parameter("in_proj_weight")
+        for node, first in products(output, sources(args, kwargs), weight):
+            node.register_prehook(partial(consume, first=first))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Observer:
         return _Observer(None, self.name, self.dim)

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling import Group
+from lightning_prune.coupling.shown import is_recurrent, projects_in_one
 from lightning_prune.plan import Plan, select
+from lightning_prune.statistics.attention import projections
 from lightning_prune.statistics.base import Statistics
 from lightning_prune.statistics.recurrent import sequence_in
 
 COUNT = "examples of "  # before the name of a layer: how many values each of its totals is the sum of
+
+
+@dataclass(frozen=True)
+class Call:
+    """A layer, what it was given, and what it returned."""
+
+    layer: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
 
 
 class LayerValues(Statistics):
@@ -42,23 +55,27 @@ class LayerValues(Statistics):
         self.steps += self.active
 
     def _hook(self, module: nn.Module, name: str, dim: int) -> None:
-        self._handles.append(module.get_submodule(name).register_forward_hook(_Observer(self, name, dim)))
+        observer = _Observer(self, name, dim)
+        self._handles.append(module.get_submodule(name).register_forward_hook(observer, with_kwargs=True))
         self._observed.append(name)
 
     @torch.no_grad()
-    def take(self, name: str, dim: int, inputs: Any, output: Any) -> None:
+    def take(self, name: str, dim: int, call: Call) -> None:
         """Add one pass through the layer ``name``."""
-        values = self._values(inputs, output)
-        if not self.active or not isinstance(values, Tensor) or values.dim() < -dim:
+        values = self._values(call) if self.active else []
+        if not values or any(not isinstance(part, Tensor) or part.dim() < -dim for part in values):
             return
-        rows = values.detach().movedim(dim, 0).flatten(1).float()
-        for key, value in ((name, self._sum(rows)), (COUNT + name, rows.new_full((), rows.shape[1]))):
+        parts = [part.detach().movedim(dim, 0).flatten(1).float() for part in values]
+        count = parts[0].shape[1]  # attention may have more keys than queries
+        sums = [self._sum(rows) * (count / rows.shape[1]) for rows in parts]
+        whole = torch.cat(sums) if len(sums) > 1 else sums[0]
+        for key, value in ((name, whole), (COUNT + name, whole.new_full((), count))):
             total = self.totals.get(key)
             self.totals[key] = value if total is None else total.to(value.device) + value
 
     @abstractmethod
-    def _values(self, inputs: Any, output: Any) -> Any:
-        """What is looked at, of what a layer takes and what it returns."""
+    def _values(self, call: Call) -> Sequence[Any]:
+        """What is looked at, with other channels in each part."""
 
     @abstractmethod
     def _sum(self, rows: Tensor) -> Tensor:
@@ -71,9 +88,9 @@ class _Observer:
     def __init__(self, owner: LayerValues | None, name: str, dim: int) -> None:
         self.owner, self.name, self.dim = owner, name, dim
 
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self.owner is not None:
-            self.owner.take(self.name, self.dim, inputs, output)
+            self.owner.take(self.name, self.dim, Call(module, args, kwargs, output))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Observer:
         return _Observer(None, self.name, self.dim)
@@ -92,8 +109,10 @@ class _OfOutputs(LayerValues):
         for name, dim in where.items():
             self._hook(module, name, dim)
 
-    def _values(self, inputs: Any, output: Any) -> Any:
-        return sequence_in(output)  # of other layers this is the output
+    def _values(self, call: Call) -> Sequence[Any]:
+        if projects_in_one(call.layer):
+            return projections(call.layer, call.args, call.kwargs)
+        return [sequence_in(call.output) if is_recurrent(call.layer) else call.output]
 
 
 class AbsoluteActivations(_OfOutputs):
@@ -135,8 +154,8 @@ class SquaredInputs(LayerValues):
             elif 1 in dims:
                 self.totals[path] = select(self.totals[path], {0: dims[1]})
 
-    def _values(self, inputs: Any, output: Any) -> Any:
-        return inputs[0] if inputs else None
+    def _values(self, call: Call) -> Sequence[Any]:
+        return call.args[:1]
 
     def _sum(self, rows: Tensor) -> Tensor:
         return rows.square().sum(1)

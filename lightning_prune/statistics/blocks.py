@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_prune.coupling import Group
-from lightning_prune.statistics.activations import LayerValues
+from lightning_prune.statistics.activations import Call, LayerValues
 
 
 class BlockChanges(LayerValues):
@@ -40,19 +41,20 @@ class BlockChanges(LayerValues):
         if self.active and inputs and isinstance(inputs[0], Tensor):
             self._received[name] = inputs[0].detach().clone()
 
-    def take(self, name: str, dim: int, inputs: Any, output: Any) -> None:
+    def take(self, name: str, dim: int, call: Call) -> None:
         """Add one pass through the module ``name``, by what it received."""
-        super().take(name, dim, self._received.pop(name, None), output)
+        received = self._received.pop(name, None)
+        super().take(name, dim, replace(call, args=() if received is None else (received,)))
 
     def end_step(self) -> None:
         """Also forget what a pass received that was broken off."""
         super().end_step()
         self._received = {}
 
-    def _values(self, inputs: Any, output: Any) -> Any:
-        if inputs is None or not isinstance(output, Tensor):
-            return None
-        return (1 - F.cosine_similarity(_vectors(inputs), _vectors(output), dim=-1)).unsqueeze(-1)
+    def _values(self, call: Call) -> Sequence[Any]:
+        if not call.args or not isinstance(call.output, Tensor):
+            return []
+        return [(1 - F.cosine_similarity(_vectors(call.args[0]), _vectors(call.output), dim=-1)).unsqueeze(-1)]
 
     def _sum(self, rows: Tensor) -> Tensor:
         return rows.sum()

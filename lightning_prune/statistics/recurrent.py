@@ -13,11 +13,6 @@ from torch.nn.utils.rnn import PackedSequence
 PerExample = Callable[[Tensor], Tensor]
 
 
-def is_recurrent(layer: nn.Module) -> bool:
-    """Whether ``layer`` is a recurrent layer or cell of PyTorch."""
-    return isinstance(layer, (nn.RNNBase, nn.RNNCellBase))
-
-
 def sequence_in(output: Any) -> Tensor:
     """The hidden states that a recurrent layer or cell returns first, units last; without the padding if packed."""
     while isinstance(output, tuple):
