@@ -1,8 +1,16 @@
-"""Layers of PyTorch that make channels inside, where no output of a layer shows them as it is."""
+"""Where layers of PyTorch show the channels that they make."""
 
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+
+def channel_dim(layer: nn.Module) -> int | None:
+    """Where channels are in what a linear layer or convolution returns, from the end; None for other layers."""
+    if isinstance(layer, nn.Linear):
+        return -1
+    return -1 - len(layer.kernel_size) if isinstance(layer, _ConvNd) else None
 
 
 def is_recurrent(layer: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from lightning_prune.coupling.shown import is_recurrent, projects_in_one
+from lightning_prune.coupling.shown import channel_dim, is_recurrent, projects_in_one
 from lightning_prune.coupling.slots import Ids
 from lightning_prune.coupling.tensors import tensors_in
 from lightning_prune.coupling.trace import MacTerm, Tap
@@ -37,8 +37,9 @@ def produced_by(tracer: Tracer, weight: Tensor, out: Tensor, dim: int) -> None:
     if name is not None and label is not None:
         owner = name.rpartition(".")[0]
         tracer.trace.produced.update(_places(tracer, weight, label))
-        tracer.trace.taps.setdefault(owner, Tap(owner, label))
-        tracer.facts(out).producer = owner
+        if ".parametrizations." not in f".{name}":  # there, another weight is made
+            tracer.trace.taps.setdefault(owner, Tap(owner, label))
+            tracer.facts(out).producer = owner
 
 
 def normalised_by(tracer: Tracer, weight: Tensor | None, source: Tensor, out: Tensor, dim: int) -> None:
@@ -54,26 +55,31 @@ def returned(tracer: Tracer, name: str, module: nn.Module, output: Any) -> None:
     if not name:
         tracer.origins.leak(tensors_in(output))
     if is_recurrent(module):
-        _show(tracer, name, tracer.labels(tensors_in(output)[0])[-1])
-        return
-    if projects_in_one(module):
-        assert isinstance(module.in_proj_weight, Tensor)
-        _show(tracer, name, tracer.labels(module.in_proj_weight)[0])
-        return
-    tap = tracer.trace.taps.get(name)
-    if tap is None or not isinstance(output, Tensor):
-        return
-    labels = enumerate(tracer.labels(output))
-    dims = [d for d, ids in labels if ids is tap.ids or (ids is not None and np.array_equal(ids, tap.ids))]
-    if dims:
-        tracer.trace.taps[name] = Tap(name, tap.ids, dims[-1] - output.dim())
+        _show(tracer, name, tracer.labels(tensors_in(output)[0])[-1], -1)
+    elif projects_in_one(module):
+        _show(tracer, name, tracer.labels(module.get_parameter("in_proj_weight"))[0], -1)
+    elif isinstance(output, Tensor):
+        _returned_tensor(tracer, name, module, output)
 
 
-def _show(tracer: Tracer, name: str, ids: Ids | None) -> None:
-    """Let the layer ``name`` show the channels ``ids``, and no others that it makes inside."""
+def _returned_tensor(tracer: Tracer, name: str, module: nn.Module, output: Tensor) -> None:
+    tap, dim = tracer.trace.taps.get(name), channel_dim(module)
+    labels = tracer.labels(output)
+    if tap is not None:
+        same = [ids is tap.ids or (ids is not None and np.array_equal(ids, tap.ids)) for ids in labels]
+        dims = [d for d, found in enumerate(same) if found]
+        if dims:
+            tracer.trace.taps[name] = Tap(name, tap.ids, dims[-1] - output.dim())
+    elif dim is not None and output.dim() >= -dim and tracer.facts(output).producer is None:
+        _show(tracer, name, labels[dim], dim)  # the weight is computed, as by weight_norm
+        tracer.facts(output).producer = name
+
+
+def _show(tracer: Tracer, name: str, ids: Ids | None, dim: int) -> None:
+    """Let the layer ``name`` show the channels ``ids`` along ``dim``, and no others that it makes inside."""
     tracer.trace.taps.pop(name, None)
     if ids is not None:
-        tracer.trace.taps[name] = Tap(name, ids, -1)
+        tracer.trace.taps[name] = Tap(name, ids, dim)
 
 
 def add_macs(tracer: Tracer, constant: int, sizes: Sequence[int], labels: Sequence[Ids | None]) -> None:
