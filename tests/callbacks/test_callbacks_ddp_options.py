@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from helpers import Events, Lit, fit, images
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
@@ -38,6 +39,15 @@ class Half(Lit):
     def train_dataloader(self):
         sampler = DistributedSampler(images(64), ranks, self.global_rank, shuffle=False)
         return DataLoader(images(64), batch_size=16 // ranks, sampler=sampler)
+
+
+class NoForward(Half):
+    forward, validation_step = LightningModule.forward, LightningModule.validation_step
+
+    def training_step(self, batch, batch_idx):
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        self.losses.append(float(loss.detach()))
+        return loss
 
 
 class Turns(Half):
@@ -78,11 +88,13 @@ def main():
         "gradient_as_bucket_view": {"gradient_as_bucket_view": True},
         "accumulation": {},
         "turns": {"find_unused_parameters": True},
+        "no forward": {},
         "spoilt": {},
     }
     for name, option in options.items():
         torch.manual_seed(0)
-        lit, events, gradients = Turns() if name == "turns" else Half(), Events(), Gradients()
+        kind = {"turns": Turns, "no forward": NoForward}.get(name, Half)
+        lit, events, gradients = kind(), Events(), Gradients()
         callbacks = [IterativePruning(Rounds(1, 1, 2), Ratio(0.5), "taylor"), events, gradients]
         result = {"error": ""}
         try:
@@ -103,7 +115,8 @@ def main():
 if __name__ == "__main__":
     main()
 """
-OPTIONS = ("plain", "find_unused_parameters", "static_graph", "gradient_as_bucket_view", "accumulation", "turns")
+DDP_OPTIONS = ("find_unused_parameters", "static_graph", "gradient_as_bucket_view")
+OPTIONS = ("plain", *DDP_OPTIONS, "accumulation", "turns", "no forward")
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +139,7 @@ def test_both_ranks_hold_the_same_pruned_network(two, option) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", ["find_unused_parameters", "static_graph", "gradient_as_bucket_view"])
+@pytest.mark.parametrize("option", [*DDP_OPTIONS, "no forward"])
 def test_an_option_changes_nothing(two, option) -> None:
     for mine, theirs in zip(two[option], two["plain"], strict=True):
         assert same(mine["plans"], theirs["plans"])
