@@ -31,6 +31,7 @@ from lightning_prune.surgery import apply_plan
 from lightning_prune.trials import BreaksError, Choice, Trials, sizes
 from lightning_prune.unscored import unscored, warn_of_unscored
 from lightning_prune.verify import ANOTHER_WAY
+from lightning_prune.weight_norms import not_made_up_for, with_lengths
 
 
 class ChannelPruner(Pruner):
@@ -123,7 +124,8 @@ class ChannelPruner(Pruner):
         plan, inexact = rescaled(removal, pruned, coupling, trial.scalars, trial.constants)
         if trial.apart:
             inexact = {**dict.fromkeys(pruned, ANOTHER_WAY), **inexact}
-        plan = with_averages(plan, model)
+        inexact = {**not_made_up_for(model, pruned, coupling), **inexact}
+        plan = with_lengths(with_averages(plan, model), model)
         before, after = sizes(model, coupling, plan, choice.removed)
         return Report(
             plan=plan,

@@ -14,6 +14,7 @@ from lightning_prune.coupling import named_tensors, sync_changed
 from lightning_prune.coupling.tensors import tensors_in
 from lightning_prune.identity import identity_for, is_identity
 from lightning_prune.plan import Plan, select
+from lightning_prune.weight_norms import keep_length, lengths
 
 
 def apply_plan(module: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) -> None:
@@ -181,11 +182,16 @@ def replace_data(tensor: Tensor, data: Tensor) -> None:
 def zero_removed(module: nn.Module, plan: Plan) -> None:
     """Mask instead of removing: write 0 where ``plan`` keeps nothing (1 into running variances).
 
-    What removal has to be equal to, for networks without statistics across channels.
+    What removal has to be equal to, for networks without statistics across channels. Rows of a weight under
+    ``weight_norm`` are divided by the norms that they had.
     """
     with torch.no_grad():
-        for name, tensor in named_tensors(module):
+        tensors, directions = dict(named_tensors(module)), lengths(module)
+        before = {name: tensors[name].clone() for name in directions if name in plan.keep}
+        for name, tensor in tensors.items():
             for dim, index in plan.keep.get(name, {}).items():
                 gone = torch.ones(tensor.shape[dim], dtype=torch.bool, device=tensor.device)
                 gone[index] = False
                 tensor.index_fill_(dim, gone.nonzero().flatten(), 1.0 if name.endswith("running_var") else 0.0)
+        for name, direction in before.items():
+            keep_length(tensors[name], tensors[directions[name]], direction)

@@ -16,6 +16,7 @@ from lightning_prune.coupling.tracer import Tracer
 from lightning_prune.coupling.values import all_leaky, is_leaky, leaky
 
 _SUMS = frozenset(("sum", "nansum", "linalg_vector_norm", "norm", "any", "count_nonzero", "cumsum"))
+_NORMS = frozenset(("linalg_vector_norm", "norm"))
 _FINDS = frozenset(("max", "min", "argmax", "argmin", "kthvalue", "median", "nanmedian", "mode", "topk"))
 
 
@@ -42,6 +43,8 @@ def _reduce(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     for label in (labels[dim] for dim in reduced):
         if label is not None:
             mark_mixed(tracer, func, given, label)
+            if op_name(func) in _NORMS and tracer.name(source) is not None:
+                tracer.slots.mark_inexact(label, tracer.says("takes the norm of a weight over what it reads"))
             for tensor in positions:
                 tracer.note_positions(tensor, label)
 
