@@ -29,7 +29,7 @@ from lightning_prune.scope import Scope
 from lightning_prune.spaces import ChannelSpace
 from lightning_prune.surgery import apply_plan
 from lightning_prune.trials import BreaksError, Choice, Trials, sizes
-from lightning_prune.unscored import unscored, warn_of_unscored
+from lightning_prune.unscored import unscored, warn_of_unreached, warn_of_unscored
 from lightning_prune.verify import ANOTHER_WAY
 from lightning_prune.weight_norms import not_made_up_for, with_lengths
 
@@ -79,6 +79,7 @@ class ChannelPruner(Pruner):
         self.groups = frozenset(scored)
         if self.event == 0:  # else a training before this one has said it
             warn_of_unscored(self.criterion, groups, {n: why for n, why in reasons.items() if n in groups})
+            warn_of_unreached(coupling.frozen)
         if self.origin is None:
             isomorphic = self.granularity.ranking == "isomorphic"
             classes = isomorphism_classes(model, coupling, scored) if isomorphic else None

@@ -1,4 +1,4 @@
-"""Groups about which a criterion can say nothing."""
+"""Groups that stay although the scope has them, and what users are told of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from torch import distributed
 
 from lightning_prune.coupling import Group
+from lightning_prune.coupling.unreached import REACHES_NOT
 from lightning_prune.criteria import CannotScoreError, Criterion, Scoring
 
 _SHOWN = 3
@@ -32,7 +33,7 @@ def warn_of_unscored(criterion: Criterion, groups: Collection[str], reasons: Map
         groups: All groups in the scope.
         reasons: Group name -> why, as ``unscored`` returns it.
     """
-    if not reasons or (distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0):
+    if not reasons or not _speaks():
         return
     by_reason: dict[str, list[str]] = {}
     for name, why in reasons.items():
@@ -43,6 +44,21 @@ def warn_of_unscored(criterion: Criterion, groups: Collection[str], reasons: Map
         f"they are ({parts}). Magnitude() scores every group.",
         stacklevel=3,
     )
+
+
+def warn_of_unreached(frozen: Mapping[str, str]) -> None:
+    """Say which groups stay because the example input does not reach all layers, once for all ranks."""
+    reasons = {name: why for name, why in frozen.items() if why.startswith(REACHES_NOT)}
+    if reasons and _speaks():
+        warnings.warn(
+            f"{_some(list(reasons))} cannot lose channels: {next(iter(reasons.values()))}. Values decide which layers "
+            "this network runs: give it more examples (in a Trainer as `example_input_array`).",
+            stacklevel=3,
+        )
+
+
+def _speaks() -> bool:
+    return not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0)
 
 
 def _some(names: list[str]) -> str:

@@ -15,6 +15,7 @@ from lightning_prune.coupling.kindred import Kindred, settle
 from lightning_prune.coupling.numbers import Equation, Expression, LinearDim, SizeOf, rewritten
 from lightning_prune.coupling.slots import FIXED, Ids, Reasons
 from lightning_prune.coupling.trace import ENTRIES, KERNEL, UNUSED, Labels, Tap, Trace
+from lightning_prune.coupling.unreached import shared_with_unreached
 
 Place = tuple[str, int]  # tensor, dimension
 
@@ -36,18 +37,23 @@ def build_coupling(trace: Trace, passes: Passes) -> Coupling:
         Equation(builder.resolved(e.left), builder.resolved(e.right), e.where)
         for e in (*trace.book.equations, *balanced)
     ]
+    on_meta = all(tensor.is_meta for tensor in trace.tensors.values())
+    unreached = [] if on_meta else [name for name in builder.parameters if name not in trace.reached]
+    apart = shared_with_unreached(groups, builder.shapes, unreached)
+    for name in apart:
+        del groups[name]
     attributes = known_attributes(equations, trace.book.values)
     bundles, stuck = bundled({name: group.size for name, group in groups.items()}, equations, attributes)
     for name in stuck:
         del groups[name]
-    frozen = {**builder.frozen(), **stuck}
+    frozen = {**builder.frozen(), **stuck, **apart}
     return Coupling(
         groups=groups,
         frozen={name: reason for name, reason in frozen.items() if name not in groups},
         shapes=builder.shapes,
         param_dims={name: builder.dims(builder.shapes[name], trace.labels[name]) for name in builder.parameters},
         mac_terms=tuple((term.constant, tuple(builder.linear(ids) for ids in term.dims)) for term in trace.macs),
-        on_meta=all(tensor.is_meta for tensor in trace.tensors.values()),
+        on_meta=on_meta,
         passes=passes,
         sizes=tuple(
             Site(where, cut, shape, builder.dims(shape, labels) if any(ids is not None for ids in labels) else ())
