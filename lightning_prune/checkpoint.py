@@ -102,8 +102,8 @@ def load_pruned(model: type[_Module] | _Module, path: str | Path, **kwargs: Any)
         if shrinks and not manifest:
             warnings.warn(
                 f"{str(path)!r} says nothing about integers that modules keep about their sizes, such as a number of "
-                "heads: if pruning has changed any, the loaded network is wrong. Save model.state_dict() with "
-                "torch.save, which keeps them.",
+                "heads: if pruning has changed any, the loaded network is wrong. Save the state_dict() of the "
+                "LightningModule or of its network with torch.save, as it is: a new dict of its tensors loses them.",
                 stacklevel=2,
             )
         reshape_to(model, state_dict)

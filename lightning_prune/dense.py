@@ -47,6 +47,23 @@ class Dense:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     surroundings: Surroundings = field(default_factory=Surroundings)
 
+    def inside(self, prefix: str) -> Dense:
+        """The same of the module whose names begin with ``prefix``, such as ``"net."``; empty for the whole."""
+        if not prefix:
+            return self
+        start = len(prefix)
+        return Dense(
+            shapes={name[start:]: shape for name, shape in self.shapes.items() if name.startswith(prefix)},
+            attributes={
+                (path[start:], name): value
+                for (path, name), value in self.attributes.items()
+                if f"{path}.".startswith(prefix)
+            },
+            buffers={name[start:]: values for name, values in self.buffers.items() if name.startswith(prefix)},
+            modules={name[start:]: module for name, module in self.modules.items() if name.startswith(prefix)},
+            surroundings=Surroundings(),
+        )
+
     def note_shapes(self, module: nn.Module) -> None:
         """Keep the shapes of all tensors that are not known yet."""
         for path, owner in named_modules(module):  # what was pruned by itself before

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from math import prod
 from typing import Any
 
@@ -21,17 +23,22 @@ MANIFEST = "lightning_prune_manifest"  # in checkpoints
 def track_shapes(module: nn.Module, surroundings: Surroundings | None = None) -> None:
     """Let ``module`` write its dense shapes into its state dicts, and take over pruned shapes when loading one.
 
+    The modules right inside ``module``, such as the network of a LightningModule, write their part as well.
+
     A tensor of a loaded state dict may differ in shape only if the file says that it was pruned from the shape that
     the module was built with; any other difference is the usual error of ``load_state_dict``. Tracking again adds the
     tensors that the module has been given since.
     """
     writer = _writer(module)
-    dense = Dense() if writer is None else writer.dense
+    dense = _known_as_part(module) if writer is None else writer.dense
     dense.note_shapes(module)
     if writer is None:
         writer = _ManifestWriter(dense)
         module._register_state_dict_hook(writer)
         module.register_load_state_dict_pre_hook(_ShapeLoader(dense))
+    for name, child in module.named_children():
+        if not any(isinstance(hook, _PartWriter) and hook.whole is writer for hook in child._state_dict_hooks.values()):
+            child._register_state_dict_hook(_PartWriter(writer, name))
     if surroundings is not None:
         dense.surroundings = surroundings
 
@@ -119,8 +126,40 @@ def with_manifest(state_dict: Mapping[str, Any], manifest: Mapping[str, Any]) ->
     return found
 
 
+def _known_as_part(module: nn.Module) -> Dense:
+    """What the module that ``module`` is right inside of knows of it, or knew of what it is a copy of."""
+    parts = (hook for hook in module._state_dict_hooks.values() if isinstance(hook, _PartWriter))
+    part = next(parts, None)
+    return Dense() if part is None else copy.deepcopy(part.whole.dense.inside(part.prefix))
+
+
 def _writer(module: nn.Module) -> _ManifestWriter | None:
     return next((hook for hook in module._state_dict_hooks.values() if isinstance(hook, _ManifestWriter)), None)
+
+
+class _PartWriter:
+    """State dict hook of a module inside a tracked one: the same, of this module alone."""
+
+    def __init__(self, whole: _ManifestWriter, name: str) -> None:
+        self.whole, self.name = whole, name
+
+    def __call__(self, module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
+        self.whole.write(module, state_dict, prefix, self.prefix)
+
+    @property
+    def prefix(self) -> str:
+        """What names begin with in the whole; nothing where a copy of the part is the whole."""
+        return f"{self.name}." if self.name else ""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _PartWriter:
+        whole = memo.get(id(self.whole))
+        if whole is not None:
+            return _PartWriter(whole, self.name)
+        return _PartWriter(_ManifestWriter(copy.deepcopy(self.whole.dense.inside(self.prefix))), "")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As a function that does nothing: a pickled network must not need this package."""
+        return getattr, (nullcontext(), "__exit__")
 
 
 class _ManifestWriter:
@@ -130,39 +169,45 @@ class _ManifestWriter:
         self.dense = dense
 
     def __call__(self, module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
+        self.write(module, state_dict, prefix, "")
+
+    def write(self, module: nn.Module, state_dict: Any, prefix: str, inside: str) -> None:
+        """Add to the metadata of ``state_dict`` what is known of ``module``, whose names begin with ``inside``."""
         if not hasattr(state_dict, "_metadata"):
             return
+        dense = self.dense.inside(inside)
         empty: dict[str, Any] = {"version": 1, "dense_shapes": {}, "attributes": {}, "buffers": {}, "skipped": {}}
         manifest = state_dict._metadata.setdefault(_KEY, empty)
-        manifest["dense_shapes"].update({prefix + name: shape for name, shape in self.pruned(module).items()})
+        manifest["dense_shapes"].update({prefix + name: shape for name, shape in self.pruned(module, dense).items()})
         manifest["attributes"].update(
-            {(prefix + path).rstrip("."): values for path, values in self.changed(module).items()}
+            {(prefix + path).rstrip("."): values for path, values in self.changed(module, dense).items()}
         )
 
         manifest["skipped"].update(
             {
-                prefix + name: {prefix + key: shape for key, shape in self.dense.held_by(name).items()}
-                for name in self.dense.skipped_in(module)
+                prefix + name: {prefix + key: shape for key, shape in dense.held_by(name).items()}
+                for name in dense.skipped_in(module)
             }
         )
         cut = kept_out(module)
-        manifest["buffers"].update({prefix + name: cut[name].detach() for name in self.dense.buffers if name in cut})
+        manifest["buffers"].update({prefix + name: cut[name].detach() for name in dense.buffers if name in cut})
 
-    def pruned(self, module: nn.Module) -> dict[str, list[int]]:
+    def pruned(self, module: nn.Module, dense: Dense | None = None) -> dict[str, list[int]]:
         """Dense shapes of the tensors that have another one now."""
+        known = (dense or self.dense).shapes
         return {
-            name: self.dense.shapes[name]
+            name: known[name]
             for name, tensor in named_tensors(module)
-            if name in self.dense.shapes and list(tensor.shape) != self.dense.shapes[name]
+            if name in known and list(tensor.shape) != known[name]
         }
 
-    def changed(self, module: nn.Module) -> dict[str, dict[str, Any]]:
+    def changed(self, module: nn.Module, dense: Dense) -> dict[str, dict[str, Any]]:
         """Values of the attributes that have another one now."""
         found: dict[str, dict[str, Any]] = {}
-        for (path, name), dense in self.dense.attributes.items():
+        for (path, name), built in dense.attributes.items():
             owner = submodule(module, path)
-            value = dense if owner is None else getattr(owner, name, dense)  # it may be removed
-            if value != dense:
+            value = built if owner is None else getattr(owner, name, built)  # it may be removed
+            if value != built:
                 found.setdefault(path, {})[name] = list(value) if isinstance(value, tuple) else value
         return found
 

@@ -78,6 +78,8 @@ def template_of(module: nn.Module) -> nn.Module:
         for hooks in (owner._forward_hooks, owner._forward_pre_hooks, owner._backward_hooks):
             for key in [key for key, hook in hooks.items() if type(hook).__module__.startswith("lightning_prune.")]:
                 del hooks[key]
+        for key in [key for key, hook in owner._state_dict_hooks.items() if hasattr(hook, "whole")]:
+            del owner._state_dict_hooks[key]
     return template
 
 
