@@ -64,6 +64,11 @@ class MaskPruner(Pruner):
             self._known_to_stay |= frozen.keys()
         self._warn_of_new(model, frozen)
 
+    def observe(self, model: nn.Module) -> None:
+        """Also of weights that were frozen when training began."""
+        if self.statistics is not None:
+            self.statistics.attach(model, parameters=self._covered(model)[0].keys())
+
     def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
         """Score, choose, and measure."""
         parameters, frozen = self._covered(model)

@@ -49,6 +49,9 @@ class Pruner(ABC):
             ValueError: If the method cannot work on this network; the message names the cure.
         """
 
+    def observe(self, model: nn.Module) -> None:  # noqa: B027  (channels are observed whether they train or not)
+        """Gather statistics of what the scope has now that other parameters train than before."""
+
     @abstractmethod
     def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
         """Decide on the next event without touching ``model``."""

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_prune.block_pruner import BlockPruner
-from lightning_prune.callbacks.packages import MisconfigurationException
+from lightning_prune.callbacks.packages import FINETUNINGS, MisconfigurationException
 from lightning_prune.callbacks.rebuild import is_sharding
 from lightning_prune.channel_pruner import ChannelPruner
 from lightning_prune.granularity import Granularity, Weights
@@ -116,15 +116,19 @@ def check_same_network(pruner: Pruner, pl_module: pl.LightningModule) -> None:
 def check_gradients(pruner: Pruner, pl_module: pl.LightningModule, unseen: list[str], certain: bool) -> None:
     """Gradients have to reach everything that is ranked by them; they have not reached the layers ``unseen`` so far.
 
-    A layer whose parameters are frozen will never see one; others may take turns until it is ``certain``.
+    A layer whose parameters are frozen will never see one, unless a callback is there that may unfreeze it; others may
+    take turns until it is ``certain``.
     """
+    may_unfreeze = any(isinstance(callback, FINETUNINGS) for callback in pl_module.trainer.callbacks)  # type: ignore[attr-defined]
     for name in unseen:
         own = dict(pl_module.named_parameters())
         parameters = [own[name]] if name in own else list(pl_module.get_submodule(name).parameters(recurse=False))
-        if certain or not any(parameter.requires_grad for parameter in parameters):
+        frozen = not any(parameter.requires_grad for parameter in parameters)
+        if not may_unfreeze if frozen else certain:
             raise MisconfigurationException(
                 f"{pruner.criterion} needs gradients of {name!r}; none has reached it so far ({len(unseen)} such "
-                f"layers). Is it frozen or unused? Exclude it: Scope(exclude=[{name!r}])."
+                f"layers). Is it frozen or unused? Exclude it: Scope(exclude=[{name!r}])"
+                f"{', or unfreeze it with a callback, BaseFinetuning' if frozen else ''}."
             )
 
 

@@ -25,11 +25,19 @@ class Observing:
     def __init__(self, pruner: Pruner) -> None:
         self._statistics, self._pruner = pruner.statistics, pruner
         self.complete = False
+        self._trained: frozenset[str] | None = None
 
-    def begin_step(self, batch_idx: int) -> None:
-        """A training batch begins."""
-        if self._statistics is not None:
-            self._statistics.begin_step(batch_idx)
+    def begin_step(self, pl_module: pl.LightningModule, batch_idx: int) -> None:
+        """A training batch begins; with an epoch, layers may have been unfrozen."""
+        if self._statistics is None:
+            return
+        if batch_idx == 0:
+            trained = frozenset(name for name, p in pl_module.named_parameters() if p.requires_grad)
+            if self._trained not in (None, trained):
+                self._pruner.observe(pl_module)
+                self.complete = False
+            self._trained = trained
+        self._statistics.begin_step(batch_idx)
 
     def begin_backward(self, trainer: pl.Trainer, loss: Tensor) -> None:
         """Look at a loss, which AMP may have scaled."""

@@ -14,7 +14,7 @@ from lightning_utilities.core import rank_zero
 from lightning_utilities.core.overrides import is_overridden
 
 if TYPE_CHECKING:
-    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.callbacks import BaseFinetuning, ModelCheckpoint
     from lightning.pytorch.loggers import TensorBoardLogger
     from lightning.pytorch.strategies import DDPStrategy
 
@@ -33,6 +33,7 @@ def _in_both(module: str, name: str) -> tuple[type[Any], ...]:
 
 
 MODEL_CHECKPOINTS: tuple[type[ModelCheckpoint], ...] = _in_both("callbacks", "ModelCheckpoint")
+FINETUNINGS: tuple[type[BaseFinetuning], ...] = _in_both("callbacks", "BaseFinetuning")
 TENSORBOARD_LOGGERS: tuple[type[TensorBoardLogger], ...] = _in_both("loggers", "TensorBoardLogger")
 DDP_STRATEGIES: tuple[type[DDPStrategy], ...] = _in_both("strategies", "DDPStrategy")
 

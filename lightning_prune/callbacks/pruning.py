@@ -176,7 +176,7 @@ class IterativePruning(Callback):
             self._act(trainer, pl_module, batch_idx)
             if trainer.should_stop and trainer.fit_loop._can_stop_early:
                 raise StopIteration  # a listener ends the training: as Lightning does it, without this batch
-        self._events.observing.begin_step(batch_idx)
+        self._events.observing.begin_step(pl_module, batch_idx)
         pl_module.log("sparsity", self.sparsity, prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
     def on_before_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruning: IterativePruning) -> None:
