@@ -58,6 +58,24 @@ def warn_if_cut_short(trainer: pl.Trainer, schedule: Schedule) -> None:
             "the budget will not be reached. End it earlier or train longer."
         )
 
+    elif (
+        schedule.unit == "share" and math.isinf(trainer.num_training_batches) and _limit(trainer.max_steps) == math.inf
+    ):
+        rank_zero_warn(
+            f"{schedule} is in shares of the training, but the training data have no length: time passes only where an "
+            "epoch ends. Set max_steps or limit_train_batches on the Trainer, or count in steps."
+        )
+
+
+def warn_if_not_reached(trainer: pl.Trainer, schedule: Schedule, fraction: float) -> None:
+    """Say so if a training whose length nobody knew has come to its end before ``schedule`` did."""
+    if fraction < 1 and math.isinf(trainer.num_training_batches) and not trainer.should_stop:
+        rank_zero_warn(
+            f"the training has ended after {trainer.current_epoch} epochs and {trainer.global_step} steps, before the "
+            f"last event of {schedule}: {fraction:.1%} of what is to go has gone. End it earlier, count in steps, or "
+            "train longer."
+        )
+
 
 def _steps_per_epoch(trainer: pl.Trainer) -> float:
     """Optimizer steps in an epoch; infinity where that is not known."""

@@ -18,7 +18,7 @@ from lightning_prune.callbacks.checks import (
     check_scopes,
     check_start,
 )
-from lightning_prune.callbacks.clock import warn_if_cut_short, window_is_open
+from lightning_prune.callbacks.clock import warn_if_cut_short, warn_if_not_reached, window_is_open
 from lightning_prune.callbacks.events import Events
 from lightning_prune.callbacks.example import declared_example, example_from_batch
 from lightning_prune.callbacks.loading import let_load_from_checkpoint, prepare_loading
@@ -227,6 +227,11 @@ class IterativePruning(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Nothing masked is saved, whoever has changed weights besides the optimizers."""
         self._events.masks.apply()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say so if the end came too early."""
+        if not self._events.finished:
+            warn_if_not_reached(trainer, self.schedule, self.pruner.fraction)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take all hooks off the network and the optimizers; pruned shapes still go into later checkpoints."""
