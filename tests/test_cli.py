@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torchvision.models import resnet18
 
 from lightning_prune import AccuracyGuard, Channels, IterativePruning, SlimmingPenalty, Weights, load_pruned
+from lightning_prune.budgets import MACs
 from lightning_prune.callbacks import PrunedCheckpoints, PruningSummary
 from lightning_prune.cli import PruneCLI, main
 from lightning_prune.criteria import Magnitude, Taylor
@@ -257,6 +258,17 @@ def test_callbacks_by_short_name() -> None:
     (penalty,) = (c for c in cli.trainer.callbacks if isinstance(c, SlimmingPenalty))
     assert penalty.strength == 1e-3
     assert pruning_of(cli).pruner.criterion == Taylor()
+
+
+def test_options_of_the_last_callback_for_a_sweep(tmp_path: Path) -> None:
+    content = yaml.safe_load(QUICKSTART.read_text(encoding="utf-8"))
+    content["trainer"]["callbacks"].reverse()
+    (config := tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    pruning = pruning_of(
+        build("--config", str(config), "--trainer.callbacks.budget.keep=0.3", "--trainer.callbacks.schedule.count=4")
+    )
+    assert pruning.pruner.budget == MACs(keep=0.3)
+    assert pruning.schedule.events == 4
 
 
 @pytest.mark.parametrize(
