@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from _cells import TRAINED_ON
+from _cells import DENSE, TRAINED_ON
 from _cifar_methods import OURS
 from _cifar_table import judged, percent, select
 from _results import content_of
@@ -34,7 +35,10 @@ def fill(readme: str, folder: Path) -> str:
 def figures(folder: Path) -> str:
     """A table of those that were measured, from the largest run that has all cells of a figure."""
     lines = []
-    for name, line_of in (("cifar10", accuracy), ("speed", speed), ("mnist", size)):
+    for name, line_of in (
+        ("cifar10", partial(accuracy, depth=56)), ("cifar10", partial(accuracy, depth=20)), ("speed", speed),
+        ("mnist", size),
+    ):  # fmt: skip
         for run in reversed(SIZES):
             content = content_of(name, folder, run)
             line = line_of(content) if content else None
@@ -44,21 +48,24 @@ def figures(folder: Path) -> str:
     return markdown(["", "lightning_prune", "beside it"], lines)
 
 
-def accuracy(content: Content) -> list[str] | None:
-    """ResNet-20 at the goal of the table, over the seeds that all methods have."""
-    rows = [row for row in content["rows"] if row["depth"] == 20]
-    cells = (OURS, FASTER), ("Torch-Pruning", FASTER), ("Torch-Pruning, distilled", FASTER), (TRAINED_ON, 0.0)
+def accuracy(content: Content, depth: int) -> list[str] | None:
+    """A ResNet at the goal of the table, over the seeds that all methods have."""
+    rows = [row for row in content["rows"] if row["depth"] == depth]
+    peers = ("Torch-Pruning", FASTER), ("Torch-Pruning, distilled", FASTER)
+    cells = (OURS, FASTER), *peers, (DENSE, 0.0), (TRAINED_ON, 0.0)
     found = [{row["seed"]: row["accuracy"] for row in select(rows, *cell)} for cell in cells]
     seeds = sorted(set.intersection(*(set(own) for own in found)))
     if not seeds:
         return None
-    ours, peer, distilled, dense = (f"{percent([own[seed] for seed in seeds])} %" for own in found)
+    ours, peer, distilled, dense, trained_on = (f"{percent([own[seed] for seed in seeds])} %" for own in found)
     setting = content["setting"]
     images = f"{setting['train_images']:,}" if setting["train_images"] else "all"
-    what = f"ResNet-20 on CIFAR-10, {FASTER:g} times fewer MACs, {setting['tuning_epochs']} epochs on {images} images"
+    what = (
+        f"ResNet-{depth} on CIFAR-10, {FASTER:g} times fewer MACs, {setting['tuning_epochs']} epochs on {images} images"
+    )
     return [
         f"{what}: accuracy on {judged(content):,} test images, {count(seeds, 'seed')}", ours,
-        f"Torch-Pruning {peer}, with our distillation {distilled}; dense {dense}",
+        f"Torch-Pruning {peer}, with our distillation {distilled}; dense {dense}, trained on as long {trained_on}",
     ]  # fmt: skip
 
 

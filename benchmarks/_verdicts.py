@@ -5,22 +5,22 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from _cells import TRAINED_ON
+from _cells import DENSE, TRAINED_ON
 from _cifar_methods import CHANNELS
 from _cifar_table import ORDER, OWN, UNITS, judged, level, noise
 
 OURS = {*OWN, *(method for method in CHANNELS if method.startswith("lightning_prune"))}  # plain L2 is a control
+UNPRUNED = {DENSE: "where all begin", TRAINED_ON: "trained on as long"}
 PEERS = ("Torch-Pruning", "ModelPruning")
 
 
 def verdicts(content: dict[str, Any]) -> list[str]:
     """A sentence for each goal, over the seeds that all methods have there."""
     found = []
-    dense = {
-        depth: {row["seed"]: 100 * row["accuracy"] for row in content["rows"]
-                if (row["depth"], row["method"]) == (depth, TRAINED_ON)}
-        for depth in {row["depth"] for row in content["rows"]}
-    }  # fmt: skip
+    dense: dict[tuple[int, str], dict[int, float]] = {}
+    for row in content["rows"]:
+        if row["method"] in UNPRUNED:
+            dense.setdefault((row["depth"], row["method"]), {})[row["seed"]] = 100 * row["accuracy"]
     for table, methods in ORDER.items():
         rows = [row for row in content["rows"] if row["table"] == table]
         for depth, goal in sorted({(row["depth"], row["goal"]) for row in rows}):
@@ -28,19 +28,24 @@ def verdicts(content: dict[str, Any]) -> list[str]:
             points = {m: {r["seed"]: 100 * r["accuracy"] for r in here if r["method"] == m} for m in methods}
             sentence = verdict({method: own for method, own in points.items() if own}, judged(content))
             if sentence:
-                found.append(f"ResNet-{depth}, {UNITS[table].format(goal)}: {sentence}{lost(points, dense[depth])}")
+                found.append(
+                    f"ResNet-{depth}, {UNITS[table].format(goal)}: {sentence}"
+                    + lost(points, {method: dense.get((depth, method), {}) for method in UNPRUNED})
+                )
     return found
 
 
-def lost(points: dict[str, dict[int, float]], dense: dict[int, float]) -> str:
-    """What the best method loses against the dense network, over the seeds that all have."""
-    seeds = set.intersection(set(dense), *(set(own) for own in points.values() if own))
-    if not seeds:
-        return ""
-    means = {method: statistics.mean(own[seed] for seed in seeds) for method, own in points.items() if own}
-    before, best = statistics.mean(dense[seed] for seed in seeds), max(means.values())
-    how = f"{before - best:.1f} points more" if best < before else "no more"
-    return f" The dense network, trained on as long, has {before:.1f} %: {how}."
+def lost(points: dict[str, dict[int, float]], dense: dict[str, dict[int, float]]) -> str:
+    """What the best method loses against the dense networks, over the seeds that all have."""
+    found = []
+    for method, own in dense.items():
+        seeds = set.intersection(set(own), *(set(others) for others in points.values() if others))
+        if seeds:
+            best = max(statistics.mean(others[seed] for seed in seeds) for others in points.values() if others)
+            before = statistics.mean(own[seed] for seed in seeds)
+            how = f"{before - best:.1f} points more" if best < before else "no more"
+            found.append(f"{before:.1f} % {UNPRUNED[method]} ({how})")
+    return f" The dense network has {' and '.join(found)}." if found else ""
 
 
 def verdict(points: dict[str, dict[int, float]], images: int) -> str:
