@@ -25,6 +25,35 @@ def averages_in(module: nn.Module) -> dict[str, AveragedModel]:
     return {path: below for path, below in named_modules(module) if path and isinstance(below, AveragedModel)}
 
 
+def frozen_copies(module: nn.Module) -> dict[str, str]:
+    """Name of each submodule that is a copy of another, with equal values that do not train -> name of that one.
+
+    So begin the teachers and target networks that a LightningModule keeps itself. Averaged models are none of them.
+    """
+    if all(parameter.requires_grad for parameter in module.parameters()):
+        return {}
+    averages = averages_in(module)
+    parts = [(path, part) for path, part in named_modules(module) if path and not is_inside(path, averages)]
+    by_kind: dict[object, list[tuple[str, nn.Module]]] = {}
+    for path, part in parts:
+        shapes = tuple((name, tensor.shape) for name, tensor in _own_tensors(part).items())
+        if any(len(shape) > 1 for _, shape in shapes):  # fresh norms are all alike
+            by_kind.setdefault((type(part), shapes), []).append((path, part))
+    found: dict[str, str] = {}
+    for alike in by_kind.values():
+        trained = [(path, part) for path, part in alike if any(p.requires_grad for p in part.parameters())]
+        for path, part in alike:
+            if not is_inside(path, found) and not any(p.requires_grad for p in part.parameters()):
+                source = next((name for name, other in trained if _equal(part, other)), None)
+                found |= {} if source is None else {path: source}
+    return found
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(_own_tensors(one).values(), _own_tensors(other).values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
 def copies_held_by(holders: Iterable[object], module: nn.Module) -> list[nn.Module]:
     """Copies of all of ``module`` in attributes of ``holders``, or in lists, tuples and dicts there; each once.
 

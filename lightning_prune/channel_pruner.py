@@ -20,6 +20,7 @@ from lightning_prune.file_size import state_after
 from lightning_prune.granularity import Channels
 from lightning_prune.latency import SHARES, Conditions, Copies, Stopwatch
 from lightning_prune.measure import Size
+from lightning_prune.notices import unscored, warn_of_copies, warn_of_unreached, warn_of_unscored
 from lightning_prune.original import Original
 from lightning_prune.plan import plan_removal, rescaled
 from lightning_prune.pruner import Pruner, check_finite
@@ -29,7 +30,6 @@ from lightning_prune.scope import Scope
 from lightning_prune.spaces import ChannelSpace
 from lightning_prune.surgery import apply_plan
 from lightning_prune.trials import BreaksError, Choice, Trials, sizes
-from lightning_prune.unscored import unscored, warn_of_unreached, warn_of_unscored
 from lightning_prune.verify import ANOTHER_WAY
 from lightning_prune.weight_norms import not_made_up_for, with_lengths
 
@@ -80,6 +80,7 @@ class ChannelPruner(Pruner):
         if self.event == 0:  # else a training before this one has said it
             warn_of_unscored(self.criterion, groups, {n: why for n, why in reasons.items() if n in groups})
             warn_of_unreached(coupling.frozen)
+            warn_of_copies(model, groups)
         if self.origin is None:
             isomorphic = self.granularity.ranking == "isomorphic"
             classes = isomorphism_classes(model, coupling, scored) if isomorphic else None

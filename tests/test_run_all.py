@@ -149,7 +149,8 @@ def test_cifar_is_shown_from_the_json_file(tmp_path: Path) -> None:
     (tmp_path / "cifar10_small.md").write_text("# CIFAR-10\n\nof an earlier run\n")
     text = results(tmp_path)
     assert "of an earlier run" not in text
-    assert "\n\n#### ResNet-20, test accuracy in % (dense 79.0; dense, trained on 80.0)\n\n|  | 2.5 times fewer MACs |" in text
+    heading = "#### ResNet-20, test accuracy in % (dense 79.0; dense, trained on 80.0)"
+    assert f"\n\n{heading}\n\n|  | 2.5 times fewer MACs |" in text
     assert "\n| Torch-Pruning | 60.0 at 2.50x | 55.0 at 4.00x |\n" in text
     assert "\n- ResNet-20, 2.5 times fewer MACs: **lightning_prune** is best" in text
 

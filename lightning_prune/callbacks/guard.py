@@ -15,7 +15,7 @@ from lightning_prune.callbacks.packages import Callback, MisconfigurationExcepti
 from lightning_prune.callbacks.pruning import IterativePruning
 from lightning_prune.callbacks.snapshot import Snapshot, check_setting, file_accepted
 from lightning_prune.callbacks.support import tell
-from lightning_prune.callbacks.verdicts import Bound, Reference, Verdict
+from lightning_prune.callbacks.verdicts import Bound, Reference, Verdict, sounds_better_low
 
 _STOPPED = (
     "It prunes no more, whatever max_drop is now, and stops at once unless Trainer(min_epochs=...) keeps it going. To "
@@ -112,6 +112,10 @@ class AccuracyGuard(Callback):
             raise MisconfigurationException(
                 f"AccuracyGuard monitors {self.monitor!r}, but no validation runs in this training; give a validation "
                 "loader (and no limit_val_batches=0), or remove the guard"
+            )
+        if self.mode == "max" and sounds_better_low(self.monitor):
+            rank_zero_warn(
+                f"AccuracyGuard monitors {self.monitor!r} with mode='max': higher is better; if not, give mode='min'"
             )
         if self.on_drop == "rollback":
             check_setting(trainer, pl_module, self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,18 @@ from typing import Literal
 Reference = Literal["previous", "baseline", "best"]
 
 _FLOAT32_ROUNDING = 1e-6  # metrics are logged in float32: 1.0 - 0.9 must be within 0.1
+
+_BETTER_LOW = ("loss", "nll", "error", "mae", "mse", "rmse", "wer", "cer", "fid", "perplexity", "ppl")
+
+
+def sounds_better_low(metric: str) -> bool:
+    """Whether a metric is called like one of which lower values are better.
+
+    Example:
+        >>> [sounds_better_low(name) for name in ("val_loss", "val/MSE", "val_acc", "lossless_score")]
+        [True, True, False, False]
+    """
+    return any(word in _BETTER_LOW for word in re.split(r"[^a-z]+", metric.lower()))
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,17 @@
-"""Groups that stay although the scope has them, and what users are told of it."""
+"""What users are told before the first event: what stays although it is in the scope, and what does not follow."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
 
-from torch import distributed
+from torch import distributed, nn
 
+from lightning_prune.averaged import frozen_copies
 from lightning_prune.coupling import Group
 from lightning_prune.coupling.unreached import REACHES_NOT
 from lightning_prune.criteria import CannotScoreError, Criterion, Scoring
+from lightning_prune.plan import is_inside
 
 _SHOWN = 3
 
@@ -55,6 +57,21 @@ def warn_of_unreached(frozen: Mapping[str, str]) -> None:
             "this network runs: give it more examples (in a Trainer as `example_input_array`).",
             stacklevel=3,
         )
+
+
+def warn_of_copies(module: nn.Module, groups: Mapping[str, Group]) -> None:
+    """Say which frozen copies will keep their sizes, once for all ranks: training may want to average them."""
+    if not _speaks():
+        return
+    made = {member.tensor for group in groups.values() for member in group.members}
+    for copy, source in frozen_copies(module).items():
+        if any(is_inside(tensor, [source]) for tensor in made):
+            warnings.warn(
+                f"{copy!r} is a frozen copy of {source!r} and keeps its size when that is pruned. This is right for a "
+                f"teacher that only gives targets; one that training averages from {source!r} has to be a "
+                "torch.optim.swa_utils.AveragedModel, which follows.",
+                stacklevel=3,
+            )
 
 
 def _speaks() -> bool:

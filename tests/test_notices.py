@@ -1,11 +1,14 @@
+import copy
 import warnings
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from lightning_prune import Channels, Scope
+from lightning_prune.averaged import frozen_copies
 from lightning_prune.budgets import Ratio
 from lightning_prune.channel_pruner import ChannelPruner
 from lightning_prune.coupling import Example
@@ -71,3 +74,43 @@ def test_weights_that_a_function_reads_show_taylor_nothing() -> None:
     pruner = ChannelPruner(Channels(), Taylor(), Ratio(0.5), Scope())
     with pytest.warns(UserWarning, match=r"score 4 of the 5 .*cannot see them; WeightTaylor\(\) can rank them\)\."):
         pruner.prepare(Functional(), Example.of(torch.zeros(2, 1, 5, 5)))
+
+
+class Student(nn.Module):
+    """A network and a copy of it that does not train."""
+
+    def __init__(self, start: str = "equal", average: bool = False) -> None:
+        super().__init__()
+        self.student = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+        self.teacher = AveragedModel(self.student) if average else copy.deepcopy(self.student)
+        self.teacher.requires_grad_(start == "trained")
+        for number in (0, 2) if start == "other" else ():
+            nn.init.normal_(self.teacher[number].weight)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.student(inputs)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [(Student(), 1), (Student("other"), 0), (Student("trained"), 0), (Student(average=True), 0), (Net(), 0)],
+)
+def test_a_frozen_copy_is_named(model: nn.Module, said: int) -> None:
+    pruner = ChannelPruner(Channels(), Magnitude(), Ratio(0.5), Scope())
+    inputs = torch.zeros(2, 1, 5, 5) if isinstance(model, Net) else torch.zeros(2, 3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pruner.prepare(model, Example.of(inputs))
+    found = [str(warning.message) for warning in caught if "frozen copy" in str(warning.message)]
+    assert len(found) == said
+    if said:
+        assert found[0].startswith("'teacher' is a frozen copy of 'student' and keeps its size")
+
+
+def test_frozen_layers_of_a_network_are_no_copies_of_it() -> None:
+    torch.manual_seed(0)
+    blocks = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(3)))
+    blocks[0].requires_grad_(False)
+    blocks.append(nn.LayerNorm(4))
+    blocks.append(nn.LayerNorm(4).requires_grad_(False))
+    assert frozen_copies(nn.Sequential(blocks)) == {}
