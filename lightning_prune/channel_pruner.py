@@ -20,7 +20,7 @@ from lightning_prune.file_size import state_after
 from lightning_prune.granularity import Channels
 from lightning_prune.latency import SHARES, Conditions, Copies, Stopwatch
 from lightning_prune.measure import Size
-from lightning_prune.notices import unscored, warn_of_copies, warn_of_unreached, warn_of_unscored
+from lightning_prune.notices import give_notice, unscored
 from lightning_prune.original import Original
 from lightning_prune.plan import plan_removal, rescaled
 from lightning_prune.pruner import Pruner, check_finite
@@ -78,9 +78,7 @@ class ChannelPruner(Pruner):
         scored = {name: torch.zeros(group.size) for name, group in groups.items() if name not in reasons}
         self.groups = frozenset(scored)
         if self.event == 0:  # else a training before this one has said it
-            warn_of_unscored(self.criterion, groups, {n: why for n, why in reasons.items() if n in groups})
-            warn_of_unreached(coupling.frozen)
-            warn_of_copies(model, groups)
+            give_notice(self.criterion, model, coupling, groups, reasons)
         if self.origin is None:
             isomorphic = self.granularity.ranking == "isomorphic"
             classes = isomorphism_classes(model, coupling, scored) if isomorphic else None
