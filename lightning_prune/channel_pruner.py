@@ -20,7 +20,7 @@ from lightning_prune.file_size import state_after
 from lightning_prune.granularity import Channels
 from lightning_prune.latency import SHARES, Conditions, Copies, Stopwatch
 from lightning_prune.measure import Size
-from lightning_prune.notices import give_notice, unscored
+from lightning_prune.notices import give_notice, unscored, warn_of_unscored
 from lightning_prune.original import Original
 from lightning_prune.plan import plan_removal, rescaled
 from lightning_prune.pruner import Pruner, check_finite
@@ -74,7 +74,7 @@ class ChannelPruner(Pruner):
         """Analyse the network, try the final widths on a copy, and hook what has to be observed."""
         scoring = self.scoring(model, example)
         coupling = self.coupling(model, example, scoring.tensors)
-        groups, reasons = self._candidates(model, coupling, scoring)
+        groups, reasons = self._candidates(model, coupling, replace(scoring, statistics={}))
         scored = {name: torch.zeros(group.size) for name, group in groups.items() if name not in reasons}
         self.groups = frozenset(scored)
         if self.event == 0:  # else a training before this one has said it
@@ -89,6 +89,13 @@ class ChannelPruner(Pruner):
         self.budget.check_units(self._space(model, coupling, scored), None if events is None else events - self.event)
         if self.statistics is not None:
             self.statistics.attach(model, [groups[name] for name in scored if name not in self.blocked])
+
+    def observe(self, model: nn.Module) -> None:
+        """Also of channels whose weights were frozen when training began."""
+        if self.statistics is not None and self._coupling is not None:
+            scoring = replace(self.scoring(model, None), statistics={})
+            groups, reasons = self._candidates(model, self._coupling, scoring)
+            self.statistics.attach(model, [g for n, g in groups.items() if n not in reasons and n not in self.blocked])
 
     def coupling(self, model: nn.Module, example: Example | None, tensors: Mapping[str, Tensor]) -> Coupling:
         """The analysis of ``model``, made again only when the shapes of its ``tensors`` have changed."""
@@ -111,6 +118,8 @@ class ChannelPruner(Pruner):
             groups, reasons = self._candidates(model, coupling, scoring)
         except ValueError as error:  # there was something to remove before the first event
             raise BudgetError(f"no channels are left to remove: {error}") from error
+        warn_of_unscored(self.criterion, groups, {n: why for n, why in reasons.items() if n in self.groups})
+        self.groups -= reasons.keys()
         left_out = reasons.keys() | self.blocked.keys()
         scores = {n: self.criterion.score_units(g, scoring) for n, g in groups.items() if n not in left_out}
         check_finite(self.criterion, scores)

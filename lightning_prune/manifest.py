@@ -58,7 +58,7 @@ def track_plan(module: nn.Module, plan: Plan) -> None:
 def is_pruned(module: nn.Module) -> bool:
     """Whether a tracked module has tensors of other shapes, or fewer modules, than it was built with."""
     writer = _writer(module)
-    return writer is not None and bool(writer.pruned(module) or writer.dense.skipped_in(module))
+    return writer is not None and bool(writer.pruned(module, writer.dense) or writer.dense.skipped_in(module))
 
 
 def skipped_in(module: nn.Module) -> list[str]:
@@ -83,7 +83,7 @@ def set_skipped(module: nn.Module, names: Collection[str]) -> None:
 def params_as_built(module: nn.Module) -> int:
     """How many parameters a tracked module had before it was pruned."""
     writer = _writer(module)
-    pruned = {} if writer is None else writer.pruned(module)
+    pruned = {} if writer is None else writer.pruned(module, writer.dense)
     removed = 0 if writer is None else writer.dense.params_removed_from(module)
     return removed + sum(prod(pruned.get(name, parameter.shape)) for name, parameter in module.named_parameters())
 
@@ -176,6 +176,8 @@ class _ManifestWriter:
         if not hasattr(state_dict, "_metadata"):
             return
         dense = self.dense.inside(inside)
+        if not dense.shapes:  # a part that goes by another name in the whole
+            return
         empty: dict[str, Any] = {"version": 1, "dense_shapes": {}, "attributes": {}, "buffers": {}, "skipped": {}}
         manifest = state_dict._metadata.setdefault(_KEY, empty)
         manifest["dense_shapes"].update({prefix + name: shape for name, shape in self.pruned(module, dense).items()})
@@ -192,9 +194,9 @@ class _ManifestWriter:
         cut = kept_out(module)
         manifest["buffers"].update({prefix + name: cut[name].detach() for name in dense.buffers if name in cut})
 
-    def pruned(self, module: nn.Module, dense: Dense | None = None) -> dict[str, list[int]]:
+    def pruned(self, module: nn.Module, dense: Dense) -> dict[str, list[int]]:
         """Dense shapes of the tensors that have another one now."""
-        known = (dense or self.dense).shapes
+        known = dense.shapes
         return {
             name: known[name]
             for name, tensor in named_tensors(module)

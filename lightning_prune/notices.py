@@ -39,22 +39,20 @@ def give_notice(
         groups: Those in the scope.
         reasons: Group name -> why it stays; of those in the scope, because ``criterion`` cannot score it.
     """
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0:
-        return
-    left_out = {name: why for name, why in reasons.items() if name in groups}
-    for notice in (_unscored(criterion, groups, left_out), _unreached(coupling.frozen), *_copies(model, groups)):
-        if notice:
-            warnings.warn(notice, stacklevel=3)
+    warn_of_unscored(criterion, groups, {name: why for name, why in reasons.items() if name in groups})
+    for notice in (_unreached(coupling.frozen), *_copies(model, groups)):
+        _warn(notice)
 
 
-def _unscored(criterion: Criterion, groups: Collection[str], reasons: Mapping[str, str]) -> str:
+def warn_of_unscored(criterion: Criterion, groups: Collection[str], reasons: Mapping[str, str]) -> None:
+    """Warn that some of ``groups`` stay, name -> why, because ``criterion`` cannot score them; once for all ranks."""
     if not reasons:
-        return ""
+        return
     by_reason: dict[str, list[str]] = {}
     for name, why in reasons.items():
         by_reason.setdefault(why, []).append(name)
     parts = "; ".join(f"{_some(names)}: {why}" for why, names in by_reason.items())
-    return (
+    _warn(
         f"{criterion} cannot score {len(reasons)} of the {len(groups)} groups of channels in the scope; these stay as "
         f"they are ({parts}). Magnitude() scores every group."
     )
@@ -65,8 +63,9 @@ def _unreached(frozen: Mapping[str, str]) -> str:
     if not reasons:
         return ""
     return (
-        f"{_some(list(reasons))} cannot lose channels: {next(iter(reasons.values()))}. Values decide which layers this "
-        "network runs: give it more examples (in a Trainer as `example_input_array`)."
+        f"{_some(list(reasons))} cannot lose channels: {next(iter(reasons.values()))}. Values may decide which layers "
+        "run here: give more examples (in a Trainer as `example_input_array`), or take out of the network what never "
+        "runs."
     )
 
 
@@ -80,6 +79,12 @@ def _copies(module: nn.Module, groups: Mapping[str, Group]) -> list[str]:
         for copy, source in frozen_copies(module).items()
         if any(is_inside(tensor, [source]) for tensor in made)
     ]
+
+
+def _warn(notice: str) -> None:
+    silent = distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0
+    if notice and not silent:
+        warnings.warn(notice, stacklevel=4)
 
 
 def _some(names: list[str]) -> str:

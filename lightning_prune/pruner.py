@@ -49,7 +49,7 @@ class Pruner(ABC):
             ValueError: If the method cannot work on this network; the message names the cure.
         """
 
-    def observe(self, model: nn.Module) -> None:  # noqa: B027  (channels are observed whether they train or not)
+    def observe(self, model: nn.Module) -> None:  # noqa: B027  (blocks are observed whether they train or not)
         """Gather statistics of what the scope has now that other parameters train than before."""
 
     @abstractmethod

@@ -39,8 +39,9 @@ def spectral(module: nn.Module) -> dict[str, tuple[str, str]]:
     """Name of each weight under ``spectral_norm`` -> names of the vectors that estimate its singular value."""
     found = {}
     for path, owner in module.named_modules():
-        if isinstance(owner, ParametrizationList) and isinstance(owner[0], parametrizations._SpectralNorm):
-            found[f"{path}.original"] = f"{path}.0._u", f"{path}.0._v"
+        for number, step in enumerate(owner if isinstance(owner, ParametrizationList) else ()):
+            if isinstance(step, parametrizations._SpectralNorm):
+                found[f"{path}.original"] = f"{path}.{number}._u", f"{path}.{number}._v"
         for hook in _hooks(owner, SpectralNorm):
             own = _join(path, hook.name)
             found[f"{own}_orig"] = f"{own}_u", f"{own}_v"

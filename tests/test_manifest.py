@@ -65,6 +65,17 @@ def test_copies_of_the_network_inside_go_their_own_ways(tmp_path) -> None:
     assert manifest_of(lit.net.state_dict()) == before
 
 
+def test_a_part_that_goes_by_another_name_claims_nothing(tmp_path) -> None:
+    lit = LitNumbered(4)
+    lit.model, lit.net = nn.ModuleDict({"inner": lit.net}), lit.net
+    lit._modules.move_to_end("net") if hasattr(lit._modules, "move_to_end") else lit._modules.update(
+        {"net": lit._modules.pop("net")}
+    )
+    prune_once(lit, EXAMPLE, granularity=Channels(attention="heads"), budget=Ratio(0.5))
+    with pytest.warns(UserWarning, match="says nothing about integers"):
+        load_pruned(Numbered(4), shipped(lit.net, tmp_path))
+
+
 def test_a_pickled_network_needs_no_more_than_torch(tmp_path) -> None:
     lit = LitSequential()
     prune_once(lit, torch.zeros(2, 3), budget=Ratio(0.5))

@@ -120,6 +120,18 @@ def test_another_singular_value_is_said_and_estimated_anew(norm: Callable[..., n
     torch.testing.assert_close(net[0].weight, tensors[weight] / (u @ tensors[weight] @ v))
 
 
+def test_a_singular_value_that_is_not_the_first_step_is_said() -> None:
+    class Double(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 2 * weight
+
+    layer = nn.Linear(5, 8)
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", Double())
+    net = nn.Sequential(parametrizations.spectral_norm(layer), nn.ReLU(), nn.Linear(8, 2))
+    assert prune_once(net.eval(), torch.randn(3, 5)).inexact == {"0.bias": SPECTRAL}
+    assert float(net[0].parametrizations.weight[1]._u.norm()) == pytest.approx(1)
+
+
 def test_a_norm_that_forward_computes_is_said() -> None:
     class Cosine(nn.Linear):
         def forward(self, inputs: Tensor) -> Tensor:

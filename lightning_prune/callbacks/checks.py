@@ -124,7 +124,7 @@ def check_gradients(pruner: Pruner, pl_module: pl.LightningModule, unseen: list[
         own = dict(pl_module.named_parameters())
         parameters = [own[name]] if name in own else list(pl_module.get_submodule(name).parameters(recurse=False))
         frozen = not any(parameter.requires_grad for parameter in parameters)
-        if not may_unfreeze if frozen else certain:
+        if (certain and not frozen) or (frozen and not may_unfreeze):
             raise MisconfigurationException(
                 f"{pruner.criterion} needs gradients of {name!r}; none has reached it so far ({len(unseen)} such "
                 f"layers). Is it frozen or unused? Exclude it: Scope(exclude=[{name!r}])"

@@ -15,6 +15,11 @@ from lightning_prune.pruner import Pruner
 _CERTAIN = 50  # batches after which a layer without gradients is not just taking turns with another
 
 
+def trained_in(module: pl.LightningModule) -> frozenset[str]:
+    """Names of the parameters that are not frozen."""
+    return frozenset(name for name, parameter in module.named_parameters() if parameter.requires_grad)
+
+
 class Observing:
     """Lets the statistics of a pruner, where its criterion needs any, gather in a Trainer.
 
@@ -27,16 +32,18 @@ class Observing:
         self.complete = False
         self._trained: frozenset[str] | None = None
 
+    def prepared(self, pl_module: pl.LightningModule) -> None:
+        """The pruner observes what trains now."""
+        self._trained = trained_in(pl_module)
+
     def begin_step(self, pl_module: pl.LightningModule, batch_idx: int) -> None:
         """A training batch begins; with an epoch, layers may have been unfrozen."""
         if self._statistics is None:
             return
-        if batch_idx == 0:
-            trained = frozenset(name for name, p in pl_module.named_parameters() if p.requires_grad)
-            if self._trained not in (None, trained):
-                self._pruner.observe(pl_module)
-                self.complete = False
-            self._trained = trained
+        if batch_idx == 0 and self._trained not in (None, trained_in(pl_module)):
+            self._pruner.observe(pl_module)
+            self.prepared(pl_module)
+            self.complete = False
         self._statistics.begin_step(batch_idx)
 
     def begin_backward(self, trainer: pl.Trainer, loss: Tensor) -> None:
@@ -67,7 +74,7 @@ class Observing:
         Raises:
             MisconfigurationException: If after so many ``batches`` it is certain that gradients never will.
         """
-        if self.complete:
+        if self.complete or (batches > _CERTAIN and not trainer.is_last_batch):
             return
         unseen = unseen_anywhere(trainer, self._pruner)
         if unseen is not None:

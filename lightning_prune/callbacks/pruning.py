@@ -263,6 +263,7 @@ class IterativePruning(Callback):
         if self.pruner.fraction < 1 and not self._events.finished:  # else nothing is left to do, as in a second fit
             with as_misconfiguration():
                 self.pruner.prepare(pl_module, example, self.schedule.events)
+            self._events.observing.prepared(pl_module)
             check_groups(self.pruner, self._others(pl_module.trainer))
         self._example, self._prepared, self._skipped = example, True, skipped_in(pl_module)
 

@@ -38,8 +38,7 @@ def build_coupling(trace: Trace, passes: Passes) -> Coupling:
         for e in (*trace.book.equations, *balanced)
     ]
     on_meta = all(tensor.is_meta for tensor in trace.tensors.values())
-    unreached = [] if on_meta else [name for name in builder.parameters if name not in trace.reached]
-    apart = shared_with_unreached(groups, builder.shapes, unreached)
+    apart = {} if on_meta else shared_with_unreached(groups, builder.shapes, trace.reached, trace.lists)
     for name in apart:
         del groups[name]
     attributes = known_attributes(equations, trace.book.values)

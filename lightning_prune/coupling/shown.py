@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+_RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+
 
 def channel_dim(layer: nn.Module) -> int | None:
     """Where channels are in what a linear layer or convolution returns, from the end; None for other layers."""
@@ -14,8 +16,9 @@ def channel_dim(layer: nn.Module) -> int | None:
 
 
 def is_recurrent(layer: nn.Module) -> bool:
-    """Whether ``layer`` is a recurrent layer or cell of PyTorch: hidden units are the last dimension of its outputs."""
-    return isinstance(layer, (nn.RNNBase, nn.RNNCellBase))
+    """Whether ``layer`` returns what PyTorch's recurrent layers and cells do: all of it ends with the hidden units."""
+    own = isinstance(layer, _RECURRENT) and any(type(layer).forward is kind.forward for kind in _RECURRENT)
+    return own and not getattr(layer, "proj_size", 0)
 
 
 def projects_in_one(layer: nn.Module) -> bool:

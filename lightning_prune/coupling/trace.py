@@ -103,6 +103,7 @@ class Trace:
     slots: Slots = field(default_factory=Slots)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     labels: dict[str, Labels] = field(default_factory=dict)
+    lists: frozenset[str] = frozenset()
     reached: set[str] = field(default_factory=set)
     consumed: set[tuple[str, int]] = field(default_factory=set)
     produced: set[tuple[str, int]] = field(default_factory=set)
@@ -133,6 +134,8 @@ class Trace:
     def register(self, module: nn.Module) -> None:
         """Give fresh slots to every dimension of every parameter and buffer of ``module``."""
         self.tensors = dict(named_tensors(module))
+        lists = (nn.ModuleList, nn.ModuleDict)
+        self.lists = frozenset(path for path, below in named_modules(module) if isinstance(below, lists))
         kernels = {
             id(tensor)
             for _, layer in named_modules(module)

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from lightning_prune.coupling.groups import Group
 
 REACHES_NOT = "the example input does not reach"
-_Place = tuple[tuple[str, ...], tuple[str, ...]]  # what stands before and after one part of a name
 
 
 def shared_with_unreached(
-    groups: Mapping[str, Group], shapes: Mapping[str, tuple[int, ...]], unreached: Collection[str]
+    groups: Mapping[str, Group],
+    shapes: Mapping[str, tuple[int, ...]],
+    reached: Collection[str],
+    lists: Collection[str],
 ) -> dict[str, str]:
     """Groups whose channels another input may send to layers that the example does not reach, and why they stay.
 
-    Which channels those layers use is known from their siblings: modules beside them with a tensor of the same name,
-    and as many channels there. What a sibling shares with the rest of the network, they share; what it has for itself
-    may go.
+    Such layers are entries of a ``ModuleList`` or ``ModuleDict`` of which nothing is reached. Which channels they use
+    is known from other entries, with a tensor of the same name and as many channels there. What these share with the
+    rest of the network, the unreached ones share; what they have for themselves may go.
 
     Args:
         groups: All groups.
         shapes: Shapes of all tensors.
-        unreached: Names of the parameters that no pass uses.
+        reached: Names of the tensors that some pass uses.
+        lists: Names of the lists and dicts of modules.
 
     Returns:
         Group name -> reason.
@@ -35,35 +38,43 @@ def shared_with_unreached(
         ...     return Group(name, tuple(Member(t, d, torch.arange(4)[:, None], False) for t, d in tensors), ())
         >>> groups = {"stem": group("stem", ("stem", 0), ("experts.0.up", 1)), "up": group("up", ("experts.0.up", 0))}
         >>> shapes = {"stem": (4, 3), "experts.0.up": (4, 4), "experts.1.up": (8, 4)}
-        >>> shared_with_unreached(groups, shapes, ["experts.1.up"])
+        >>> shared_with_unreached(groups, shapes, ["stem", "experts.0.up"], ["experts"])
         {'stem': "the example input does not reach 'experts.1.up', which may use these channels as 'experts.0.up' does"}
     """
-    siblings = _siblings(shapes, unreached)
+    alike = _alike(shapes, reached, lists)
     found = {}
     for name, group in groups.items():
         for member in group.members:
-            for module, other in siblings.get(member.tensor, ()):
-                outside = any(not each.tensor.startswith(f"{module}.") for each in group.members)
-                if outside and shapes[other][member.dim] == shapes[member.tensor][member.dim]:
+            for entry, other in alike.get(member.tensor, ()):
+                outside = any(not each.tensor.startswith(f"{entry}.") for each in group.members)
+                fits = len(shapes[other]) == len(shapes[member.tensor])
+                if outside and fits and shapes[other][member.dim] == shapes[member.tensor][member.dim]:
                     found[name] = f"{REACHES_NOT} {other!r}, which may use these channels as {member.tensor!r} does"
     return found
 
 
-def _siblings(shapes: Mapping[str, tuple[int, ...]], unreached: Collection[str]) -> dict[str, list[tuple[str, str]]]:
-    """Reached tensor -> (the module that is a sibling of an unreached one, the tensor there) for each of these."""
-    beside: defaultdict[tuple[_Place, int], list[str]] = defaultdict(list)
-    for name in sorted(shapes.keys() - unreached):
-        for _, place in _places(name):
-            beside[place, len(shapes[name])].append(name)
+def _alike(
+    shapes: Mapping[str, object], reached: Collection[str], lists: Collection[str]
+) -> dict[str, list[tuple[str, str]]]:
+    """Reached tensor -> (the entry it is in, a tensor of the same name in an unreached one) for each of these."""
+    beside: defaultdict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
+    used = set()
+    for name in sorted(shapes.keys() & set(reached)):
+        for around, entry, rest in _entries(name, lists):
+            beside[around, rest].append((entry, name))
+            used.add(entry)
     found: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
-    for name in sorted(unreached):
-        for depth, place in _places(name):
-            for sibling in beside.get((place, len(shapes[name])), ()):
-                found[sibling].append((".".join(sibling.split(".")[: depth + 1]), name))
+    for name in sorted(shapes.keys() - set(reached)):
+        for around, entry, rest in _entries(name, lists):
+            for other, tensor in beside.get((around, rest), ()) if entry not in used else ():
+                found[tensor].append((other, name))
     return found
 
 
-def _places(name: str) -> list[tuple[int, _Place]]:
-    """For each module on the way to a tensor how deep it is, and the name without its own part."""
-    parts = tuple(name.split("."))
-    return [(depth, (parts[:depth], parts[depth + 1 :])) for depth in range(len(parts) - 1)]
+def _entries(name: str, lists: Collection[str]) -> Iterator[tuple[str, str, str]]:
+    """Each list on the way to a tensor, its entry, and the tensor's name in there."""
+    parts = name.split(".")
+    for depth in range(len(parts) - 1):
+        around = ".".join(parts[:depth])
+        if around in lists:
+            yield around, ".".join(parts[: depth + 1]), ".".join(parts[depth + 1 :])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.coupling import Group
+from lightning_prune.coupling.shown import projects_in_one
 from lightning_prune.criteria.base import (
     CannotScoreError,
     Criterion,
@@ -52,11 +53,14 @@ class Taylor(Criterion):
         return ActivationGradient(self.every_n_steps)
 
     def check(self, group: Group, scoring: Scoring) -> None:
-        """Some layer must show the channels."""
+        """Some layer must show the channels, and where it is attention its projections, as far as is known by now."""
         if not group.activations:
             raise CannotScoreError(
                 "no layer output shows these channels, so Taylor cannot see them; WeightTaylor() can rank them"
             )
+        for name in {activation.module for activation in group.activations} - scoring.statistics.keys():
+            if scoring.statistics and projects_in_one(scoring.module.get_submodule(name)):
+                raise CannotScoreError(f"no gradient shows the projections inside {name!r}: is it frozen or compiled?")
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
         """Accumulated Taylor terms with an L2 norm of 1."""

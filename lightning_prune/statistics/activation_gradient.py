@@ -42,7 +42,7 @@ class ActivationGradient(Statistics):
             self._handles.append(
                 module.get_submodule(name).register_forward_hook(_Observer(self, name, dim), with_kwargs=True)
             )
-        self._observed = list(where)
+        self._observed = [name for name in where if not projects_in_one(module.get_submodule(name))]
 
     def detach(self) -> None:
         """Remove all hooks."""
@@ -77,7 +77,7 @@ class ActivationGradient(Statistics):
         self.steps += 1
 
     def unseen(self) -> list[str]:
-        """Layers that no gradient reached."""
+        """Layers that no gradient reached; frozen or compiled, the projections of attention never show theirs."""
         return [name for name in self._observed if name not in self.totals]
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn import functional as F
 
+_PRODUCTS = ("Addmm", "Mm", "Bmm", "Baddbmm", "Linear")  # a compiled network is one node with other gradients
+
 
 @torch.no_grad()
 def projections(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
@@ -49,7 +51,7 @@ def products(output: Tensor, given: Iterable[Tensor], weight: Tensor) -> Iterato
         known.add(node)
         edges = node.next_functions
         due += [below for below, _ in edges]
-        parts = [_part(below, number, weight) for below, number in edges] if len(edges) > 1 else []
+        parts = [_part(below, number, weight) for below, number in edges] if node.name().startswith(_PRODUCTS) else []
         yield from ((node, part) for part in parts if part is not None)
 
 

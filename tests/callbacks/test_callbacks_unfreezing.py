@@ -38,11 +38,12 @@ def test_channels(tmp_path, criterion: Criterion, first: bool) -> None:
 
 
 @pytest.mark.parametrize("criterion", [WeightTaylor(), Movement(), Magnitude()], ids=str)
+@pytest.mark.parametrize("epoch", [0, 1])
 @pytest.mark.parametrize("first", [True, False])
-def test_weights(tmp_path, criterion: Criterion, first: bool) -> None:
+def test_weights(tmp_path, criterion: Criterion, first: bool, epoch: int) -> None:
     pruning = IterativePruning(Rounds(3, 1, 2), Sparsity(0.5), criterion, Weights())
     lit = Lit()
-    callbacks = [pruning, Unfreezing()] if first else [Unfreezing(), pruning]
+    callbacks = [pruning, Unfreezing(epoch)] if first else [Unfreezing(epoch), pruning]
     fit(tmp_path, lit, *callbacks, max_epochs=6)
     assert pruning.sparsity == pytest.approx(0.5, abs=0.01)
     assert zero_share(lit) > 0.4

@@ -52,7 +52,7 @@ def test_any_other_input_finds_its_way(rows: int, seed: int) -> None:
     assert {e[0].out_features for e in network.experts} == {HIDDEN // 2, *([HIDDEN] if len(known) < EXPERTS else [])}
     for number, expert in enumerate(network.experts):
         assert expert[0].out_features == (HIDDEN // 2 if number in known else HIDDEN)
-    said = [str(warning.message) for warning in caught if "Values decide" in str(warning.message)]
+    said = [str(warning.message) for warning in caught if "Values may decide" in str(warning.message)]
     assert network.stem.out_features == (WIDTH // 2 if len(known) == EXPERTS else WIDTH)
     assert len(said) == (len(known) < EXPERTS)
     if said:
@@ -84,6 +84,33 @@ def test_a_layer_that_is_never_used_holds_nothing_where_values_decide_nothing() 
             return self.layers[1](self.layers[0](inputs))
 
     assert list(analyse(Unused(), Example.of(torch.zeros(2, WIDTH))).groups) == ["layers.0.weight"]
+
+
+@pytest.mark.parametrize("where", ["beside it", "in a part of an entry"])
+def test_what_nothing_uses_holds_nothing(where: str) -> None:
+    class Leftover(nn.Module):
+        """Looks at a value, so that it runs on real tensors, and has a norm that nothing uses."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Module() for _ in range(2))
+            for block in self.blocks:
+                block.conv = nn.Linear(WIDTH, WIDTH)
+            self.norm, self.other = nn.BatchNorm1d(WIDTH), nn.BatchNorm1d(WIDTH)
+            if where != "beside it":
+                for block in self.blocks:
+                    block.shortcut = nn.Linear(WIDTH, WIDTH)
+            self.head = nn.Linear(WIDTH, 2)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            values = self.norm(self.blocks[0].conv(inputs))
+            assert torch.isfinite(values).all()
+            if where != "beside it":
+                values = values + self.blocks[0].shortcut(inputs)
+            return self.head(self.blocks[1].conv(values.relu()))
+
+    report = prune_once(Leftover().eval(), torch.randn(4, WIDTH))
+    assert sorted(report.widths.values()) == [(WIDTH, WIDTH // 2)] * 2
 
 
 def test_a_router_that_moves_between_events(tmp_path) -> None:

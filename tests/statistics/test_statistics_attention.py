@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
-from lightning_prune import Channels, prune_once
+from lightning_prune import Channels, IterativePruning, prune_once
 from lightning_prune.budgets import Ratio
 from lightning_prune.coupling import Activation, Example, Group, Member, analyse
 from lightning_prune.criteria import MeanActivation, Taylor
+from lightning_prune.schedules import Rounds
 from lightning_prune.statistics import COUNT, AbsoluteActivations, ActivationGradient
 from lightning_prune.statistics.attention import products
 
@@ -174,3 +177,42 @@ def test_heads_and_their_dimensions_are_ranked(criterion: Any, attention: Any) -
     assert {before / after for before, after in report.widths.values()} == {2}
     assert net[0].out_features == WIDTH // 2
     assert net(inputs).shape == (4, 5, 2)
+
+
+def frozen(net: nn.Module) -> nn.Module:
+    for parameter in net[1].layers[0].self_attn.parameters():
+        parameter.requires_grad_(False)
+    return net
+
+
+def compiled(net: nn.Module) -> nn.Module:
+    net.compile(backend="aot_eager")
+    return net
+
+
+@pytest.mark.parametrize("how", [frozen, compiled])
+def test_attention_that_shows_no_gradients_stays(tmp_path, how: Callable[[nn.Module], nn.Module]) -> None:
+    class LitEncoder(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, HEADS, 12, batch_first=True), 1)
+            self.net = how(nn.Sequential(nn.Linear(3, WIDTH), encoder, nn.Linear(WIDTH, 2)))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.net(inputs)
+
+        def training_step(self, inputs: Tensor, batch_idx: int) -> Tensor:
+            return self(inputs).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], 0.01)
+
+    torch.manual_seed(0)
+    lit, pruning = LitEncoder(), IterativePruning(Rounds(1, 1, 2), Ratio(0.5), Taylor())
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(max_epochs=4, accelerator="cpu", callbacks=[pruning], default_root_dir=tmp_path, **off)
+    with pytest.warns(UserWarning, match=r"no gradient shows the projections inside 'net.1.layers.0.self_attn'"):
+        trainer.fit(lit, DataLoader(torch.randn(16, 5, 3), 8))
+    assert pruning.pruner.event == 2
+    layer = lit.net[1].layers[0]
+    assert (layer.self_attn.embed_dim, layer.linear1.out_features) == (WIDTH, 6)

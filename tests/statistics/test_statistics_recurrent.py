@@ -184,3 +184,41 @@ def test_units_of_both_directions_are_ranked(criterion: Any) -> None:
     assert net.rnn.hidden_size == UNITS - 1
     assert bool((net.rnn.weight_hh_l0.view(4, UNITS - 1, -1).abs().amax((0, 2)) > 0.05).all())
     assert net(inputs).shape == (EXAMPLES, 3)
+
+
+class Alone(nn.LSTM):
+    """Returns its sequence alone."""
+
+    def forward(self, inputs: Tensor, state: Any = None) -> Any:
+        return super().forward(inputs, state)[0]
+
+
+class Projected(nn.LSTM):
+    """A projected one of which the cell state is used."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes, proj_size=3)
+
+
+@pytest.mark.parametrize("kind", [Alone, Projected])
+def test_other_results_are_left_alone(kind: Any) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.first = kind(INPUTS, UNITS), nn.Linear(INPUTS, INPUTS)
+            self.head = nn.LazyLinear(2)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            found = self.rnn(self.first(inputs))
+            return self.head(found if isinstance(found, Tensor) else found[1][1])
+
+    torch.manual_seed(0)
+    net, inputs = Net(), inputs_for(batch_first=False)
+    net(inputs)
+    statistics = ActivationGradient()
+    statistics.attach(net, groups_of(net, inputs))
+    statistics.begin_step(0)
+    net(inputs).sum().backward()
+    statistics.commit()
+    assert set(statistics.totals) == {"first"}
+    assert statistics.unseen() == []
