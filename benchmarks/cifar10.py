@@ -157,7 +157,9 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--goals", nargs="+", type=float, choices=goals, default=goals)
     parser.add_argument("--seeds", nargs="+", type=int, help="0 1 2, or 0 with --small")
     parser.add_argument("--data", type=Path, default=os.environ.get("LIGHTNING_PRUNE_DATA"))
-    parser.add_argument("--no-scratch", action="store_true", help="leave out the architecture of ours from scratch")
+    parser.add_argument(
+        "--no-scratch", action="store_true", help="ours without its architecture from scratch, for good"
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--workers", type=int, help="cells at the same time: 8 on a GPU, else 1")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no cell after so many")

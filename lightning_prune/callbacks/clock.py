@@ -57,7 +57,6 @@ def warn_if_cut_short(trainer: pl.Trainer, schedule: Schedule) -> None:
             f"{schedule} has its last event at {schedule.unit} {schedule.last:g}, but the training ends at {end:g}: "
             "the budget will not be reached. End it earlier or train longer."
         )
-
     elif (
         schedule.unit == "share" and math.isinf(trainer.num_training_batches) and _limit(trainer.max_steps) == math.inf
     ):
