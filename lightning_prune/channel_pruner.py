@@ -92,9 +92,10 @@ class ChannelPruner(Pruner):
 
     def observe(self, model: nn.Module) -> None:
         """Also of channels whose weights were frozen when training began."""
-        if self.statistics is not None and self._coupling is not None:
-            scoring = replace(self.scoring(model, None), statistics={})
-            groups, reasons = self._candidates(model, self._coupling, scoring)
+        scoring = replace(self.scoring(model, None), statistics={})
+        known = self._coupling
+        if self.statistics is not None and known is not None and known.shapes.keys() == scoring.tensors.keys():
+            groups, reasons = self._candidates(model, known, scoring)
             self.statistics.attach(model, [g for n, g in groups.items() if n not in reasons and n not in self.blocked])
 
     def coupling(self, model: nn.Module, example: Example | None, tensors: Mapping[str, Tensor]) -> Coupling:

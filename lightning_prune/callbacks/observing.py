@@ -15,11 +15,6 @@ from lightning_prune.pruner import Pruner
 _CERTAIN = 50  # batches after which a layer without gradients is not just taking turns with another
 
 
-def trained_in(module: pl.LightningModule) -> frozenset[str]:
-    """Names of the parameters that are not frozen."""
-    return frozenset(name for name, parameter in module.named_parameters() if parameter.requires_grad)
-
-
 class Observing:
     """Lets the statistics of a pruner, where its criterion needs any, gather in a Trainer.
 
@@ -30,17 +25,17 @@ class Observing:
     def __init__(self, pruner: Pruner) -> None:
         self._statistics, self._pruner = pruner.statistics, pruner
         self.complete = False
-        self._trained: frozenset[str] | None = None
+        self._frozen: set[str] = set()
 
     def prepared(self, pl_module: pl.LightningModule) -> None:
         """The pruner observes what trains now."""
-        self._trained = trained_in(pl_module)
+        self._frozen = {name for name, parameter in pl_module.named_parameters() if not parameter.requires_grad}
 
     def begin_step(self, pl_module: pl.LightningModule, batch_idx: int) -> None:
         """A training batch begins; with an epoch, layers may have been unfrozen."""
         if self._statistics is None:
             return
-        if batch_idx == 0 and self._trained not in (None, trained_in(pl_module)):
+        if batch_idx == 0 and any(p.requires_grad for name, p in pl_module.named_parameters() if name in self._frozen):
             self._pruner.observe(pl_module)
             self.prepared(pl_module)
             self.complete = False
