@@ -663,3 +663,11 @@ def test_the_methods_of_the_users_own_io_are_there(tmp_path) -> None:
     assert copy.copy(trainer.strategy.checkpoint_io).flush() == "flushed"
     with pytest.raises(AttributeError):
         trainer.strategy.checkpoint_io.missing()
+
+
+def test_a_later_trainer_writes_files_that_load_from_checkpoint_reads(tmp_path) -> None:
+    lit = Lit(width=12)
+    fit(tmp_path, lit, IterativePruning(Constant(1), Ratio(0.5)), max_epochs=2)
+    save = ModelCheckpoint(tmp_path / "later", save_last=True)
+    fit(tmp_path, lit, PrunedCheckpoints(), save, max_epochs=1)
+    assert widths(Lit.load_from_checkpoint(save.last_model_path).net) == widths(lit.net) == [6, 6, 3]

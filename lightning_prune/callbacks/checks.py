@@ -141,6 +141,7 @@ def warn_unfollowed(pruner: Pruner, pl_module: pl.LightningModule) -> None:
     if unfollowed:
         rank_zero_warn(
             f"{', '.join(unfollowed[:3])}{', ...' if len(unfollowed) > 3 else ''} are trained, but `forward` does not "
-            "use them: they keep their shapes. If they read channels that pruning removes, training will fail at the "
-            "first event: call them in `forward`, or exclude the layers that feed them with Scope(exclude=[...])."
+            "use them on the example input: they keep their shapes. If they read channels that pruning removes, "
+            "training will fail at the first event: call them in `forward`, or exclude the layers that feed them with "
+            "Scope(exclude=[...])."
         )

@@ -20,6 +20,19 @@ def calibrate(network: nn.Module) -> None:
     network(torch.randn(4, 3, 32, 32)).square().mean().backward()
 
 
+def assert_scores_of_the_norm(network: nn.Sequential, group: str) -> None:
+    """Of the second of five layers, by hand."""
+    report = prune_once(
+        network, torch.zeros(1, 3, 32, 32), criterion=Taylor(), budget=Ratio(0.5), calibrate=calibrate, dry_run=True
+    )
+    torch.manual_seed(1)
+    images = torch.randn(4, 3, 32, 32)
+    seen = network[1](network[0](images)).detach().requires_grad_()
+    network[4](network[3](network[2](seen))).square().mean().backward()
+    expected = (seen * seen.grad).mean((2, 3)).abs().sum(0).detach()
+    torch.testing.assert_close(report.scores[group], expected / expected.norm())
+
+
 def test_a_norm_that_permutes_is_seen_along_its_channels() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(
@@ -29,15 +42,7 @@ def test_a_norm_that_permutes_is_seen_along_its_channels() -> None:
     (activation,) = coupling.groups["0.weight"].activations
     assert (activation.module, activation.dim) == ("1", -3)
 
-    report = prune_once(
-        network, torch.zeros(1, 3, 32, 32), criterion=Taylor(), budget=Ratio(0.5), calibrate=calibrate, dry_run=True
-    )
-    torch.manual_seed(1)
-    images = torch.randn(4, 3, 32, 32)
-    seen = network[1](network[0](images)).detach().requires_grad_()
-    network[4](network[3](network[2](seen))).square().mean().backward()
-    expected = (seen * seen.grad).mean((2, 3)).abs().sum(0).detach()
-    torch.testing.assert_close(report.scores["0.weight"], expected / expected.norm())
+    assert_scores_of_the_norm(network, "0.weight")
 
 
 def test_a_module_that_only_lends_its_weight_shows_nothing() -> None:
@@ -81,15 +86,7 @@ def test_layers_whose_weight_is_computed_show_what_they_return(kind: str, norm: 
     (activation,) = group.activations
     assert (activation.module, activation.dim) == ("1" if norm else "0", -3)
 
-    report = prune_once(
-        network, torch.zeros(1, 3, 32, 32), criterion=Taylor(), budget=Ratio(0.5), calibrate=calibrate, dry_run=True
-    )
-    torch.manual_seed(1)
-    images = torch.randn(4, 3, 32, 32)
-    seen = network[1](network[0](images)).detach().requires_grad_()
-    network[4](network[3](network[2](seen))).square().mean().backward()
-    expected = (seen * seen.grad).mean((2, 3)).abs().sum(0).detach()
-    torch.testing.assert_close(report.scores[group.name], expected / expected.norm())
+    assert_scores_of_the_norm(network, group.name)
 
 
 def test_a_linear_weight_with_a_norm_is_seen_along_the_last_dimension() -> None:
