@@ -2,7 +2,7 @@
 
 import pytest
 from helpers import Lit, fit, widths, zero_share
-from lightning.pytorch.callbacks import BaseFinetuning
+from lightning.pytorch.callbacks import BaseFinetuning, Callback
 
 from lightning_prune import Channels, IterativePruning, Weights
 from lightning_prune.budgets import Ratio, Sparsity
@@ -35,6 +35,19 @@ def test_channels(tmp_path, criterion: Criterion, first: bool) -> None:
     fit(tmp_path, lit, *callbacks, max_epochs=6)
     assert pruning.pruner.event == 2
     assert sum(widths(lit.net)[:2]) < 16
+
+
+def test_all_weights_of_a_unit_count(tmp_path) -> None:
+    class Observed(Callback):
+        names: frozenset[str] = frozenset()
+
+        def on_before_prune(self, trainer, pl_module, pruning) -> None:
+            self.names = self.names or frozenset(pruning.pruner.statistics.totals)
+
+    observed = Observed()
+    pruning = IterativePruning(Rounds(3, 1, 2), Ratio(0.5), WeightTaylor(), Channels())
+    fit(tmp_path, Lit(), pruning, Unfreezing(), observed, max_epochs=5)
+    assert observed.names >= {"net.0.weight", "net.3.weight", "net.8.weight"}
 
 
 @pytest.mark.parametrize("criterion", [WeightTaylor(), Movement(), Magnitude()], ids=str)
