@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_prune.coupling import Example
-from lightning_prune.measure import count_macs
+from lightning_prune.network.example_input import Example
+from lightning_prune.network.size import count_macs
 from lightning_prune.tasks import CifarResNet
 
 PRETRAINED = {20: "resnet20-12fca82f.th", 56: "resnet56-4bfd9763.th"}

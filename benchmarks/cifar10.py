@@ -8,7 +8,7 @@ tenth training image (``--validation``), with ResNet-20, 2.5 and 4 times fewer M
 not on the test images. The networks of the table train on all training images.
 
 Channels: each method removes channels until the network has 2, 2.5 or 4 times fewer multiply-accumulates, as
-lightning_prune.measure counts them, within 2 %. All remove the inner channels of residual blocks, one of ours those of
+`count_macs` counts them, within 2 %. All remove the inner channels of residual blocks, one of ours those of
 the residual streams as well. Weights: each method masks 80, 90 or 95 % of the weights of convolutions and the linear
 layer of ResNet-20.
 

@@ -37,7 +37,8 @@ from torchvision.models import VisionTransformer
 
 import lightning_prune
 from lightning_prune import prune_once
-from lightning_prune.coupling import Example, analyse
+from lightning_prune.coupling import analyse
+from lightning_prune.network.example_input import Example
 
 EXTRA = ("fasterrcnn_resnet50_fpn", "fcos_resnet50_fpn")  # besides the classifiers
 SMALL = (

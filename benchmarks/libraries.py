@@ -31,9 +31,9 @@ from torch.utils._pytree import tree_map
 from zoo_check import LARGEST_ERROR, scope_of_exact_groups
 
 from lightning_prune import Report, prune_once
-from lightning_prune.coupling import Example
-from lightning_prune.coupling.tensors import tensors_in
-from lightning_prune.surgery import zero_removed
+from lightning_prune.network.example_input import Example
+from lightning_prune.network.tensors import tensors_in
+from lightning_prune.surgery.apply import zero_removed
 
 LIMIT_S = 600
 Prune = Callable[..., Report]

@@ -54,9 +54,9 @@ from torch.nn.utils import prune
 from lightning_prune import IterativePruning
 from lightning_prune.budgets import Ratio, Sparsity
 from lightning_prune.criteria import Magnitude
+from lightning_prune.pruners.weight_pruner import WeightPruner
 from lightning_prune.schedules import Constant
 from lightning_prune.scope import Scope
-from lightning_prune.weight_pruner import WeightPruner
 
 LIMITS = {"Weights()": 1.02, "Taylor, every step": 1.05, "Taylor, every 10th": 1.01}
 MIB = 2**20

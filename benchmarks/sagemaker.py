@@ -41,9 +41,9 @@ from torch.utils.data import DataLoader
 
 from lightning_prune import AccuracyGuard, IterativePruning
 from lightning_prune.budgets import Count
-from lightning_prune.coupling import Example
 from lightning_prune.criteria import Taylor
-from lightning_prune.measure import evaluating, measure
+from lightning_prune.network.example_input import Example
+from lightning_prune.network.size import evaluating, measure
 from lightning_prune.schedules import Rounds
 from lightning_prune.tasks import ImageClassifier
 

@@ -27,7 +27,7 @@ from torch import nn
 from lightning_prune import Scope, prune_once
 from lightning_prune.budgets import Ratio, Sparsity
 from lightning_prune.criteria import Magnitude
-from lightning_prune.weight_pruner import WeightPruner
+from lightning_prune.pruners.weight_pruner import WeightPruner
 
 LAYERS, BATCH, TURNS = 8, 8, 21
 SIZES = (10**6, 10**7, 10**8, 10**9)

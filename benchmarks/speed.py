@@ -33,10 +33,10 @@ from torchvision.models import get_model
 
 from lightning_prune import Channels, prune_once
 from lightning_prune.budgets import Ratio
-from lightning_prune.coupling import Example
-from lightning_prune.measure import count_macs
-from lightning_prune.surgery import zero_removed
-from lightning_prune.timing import Clock
+from lightning_prune.network.example_input import Example
+from lightning_prune.network.size import count_macs
+from lightning_prune.network.timing import Clock
+from lightning_prune.surgery.apply import zero_removed
 
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "vit_b_16")
 SHARES = (0.25, 0.5, 0.75)

@@ -8,7 +8,6 @@ Inception), up to the first batch that takes as long. In turns in one process, m
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import statistics
 import time
@@ -28,11 +27,11 @@ from _children import in_child
 from rich.console import Console
 from rich.table import Table
 
-from lightning_prune.coupling import Example, analyse
+from lightning_prune.coupling import analyse
+from lightning_prune.network.example_input import Example
 
 ROUNDS = 9
 BATCHES = (1, 2, 4, 8, 16)
-_ANALYSIS = importlib.import_module("lightning_prune.coupling.analyse")  # the package has a function of this name
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def seconds(call: Callable[[], Any]) -> float:
 def traced(analysis: Callable[[], Any]) -> float:
     """Seconds of the first pass that an analysis follows."""
     took: list[float] = []
-    follow = _ANALYSIS._pass
+    follow = analysis._pass
 
     def timed(*args: Any) -> Any:
         started = time.perf_counter()
@@ -73,7 +72,7 @@ def traced(analysis: Callable[[], Any]) -> float:
         took.append(time.perf_counter() - started)
         return outputs
 
-    with mock.patch.object(_ANALYSIS, "_pass", timed):
+    with mock.patch.object(analysis, "_pass", timed):
         analysis()
     return took[0]
 

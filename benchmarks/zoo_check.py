@@ -17,9 +17,10 @@ from zoo import build, family, inputs, loss_of, randomise, raw_outputs, run, tas
 from zoo_halved import allowed, halved
 
 from lightning_prune import Report, Scope, prune_once
-from lightning_prune.coupling import Example, analyse
-from lightning_prune.plan import Plan
-from lightning_prune.surgery import zero_removed
+from lightning_prune.coupling import analyse
+from lightning_prune.network.example_input import Example
+from lightning_prune.surgery.apply import zero_removed
+from lightning_prune.surgery.plan import Plan
 
 LARGEST_ERROR = 1e-5  # of what is pruned against what is masked, in float32
 LARGE_PARAMS = 250_000_000  # networks above are compared without a second copy

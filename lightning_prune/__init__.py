@@ -5,13 +5,13 @@ The callbacks need ``lightning``; everything else works without it.
 
 from typing import TYPE_CHECKING, Any
 
-from lightning_prune.checkpoint import load_pruned, trust_builders
+from lightning_prune.checkpoint.loading import load_pruned, trust_builders
 from lightning_prune.functional import prune_once
 from lightning_prune.granularity import NM, Blocks, Channels, Weights
-from lightning_prune.plan import Plan
-from lightning_prune.regrowth import Regrowth
-from lightning_prune.report import Report
+from lightning_prune.masks.regrowth import Regrowth
 from lightning_prune.scope import Scope
+from lightning_prune.surgery.plan import Plan
+from lightning_prune.surgery.report import Report
 
 if TYPE_CHECKING:
     from lightning_prune.callbacks import AccuracyGuard, IterativePruning, SlimmingPenalty, SparsityLogger

@@ -13,8 +13,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Imported for their short names: LightningCLI finds what is imported.
 from lightning_prune import budgets, callbacks, criteria, distilling, granularity, schedules, tasks
-from lightning_prune.callbacks import PrunedCheckpoints, PruningSummary
-from lightning_prune.inspection import inspect_file, show
+from lightning_prune.callbacks.loading import PrunedCheckpoints
+from lightning_prune.callbacks.reporting.summary import PruningSummary
+from lightning_prune.checkpoint.inspection import inspect_file, show
 from lightning_prune.methods import show_methods
 
 __all__ = ["PruneCLI", "budgets", "callbacks", "criteria", "distilling", "granularity", "main", "schedules", "tasks"]

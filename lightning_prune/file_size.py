@@ -13,10 +13,10 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.averaged import with_averages
-from lightning_prune.keeper import MaskKeeper
-from lightning_prune.plan import Plan, select
-from lightning_prune.sharded import whole
+from lightning_prune.masks.enforcer import MaskKeeper
+from lightning_prune.network.sharded import whole
+from lightning_prune.surgery.averaged_copies import with_averages
+from lightning_prune.surgery.plan import Plan, select
 
 _LEVEL = 6  # of deflate: what zip programs take unless told otherwise
 _SAMPLE_BYTES = 2**18  # of each tensor that an estimate looks at

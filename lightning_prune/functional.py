@@ -8,21 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.block_pruner import BlockPruner
-from lightning_prune.budgets import Budget, Ratio, Sparsity
-from lightning_prune.channel_pruner import ChannelPruner
-from lightning_prune.coupling import Example
-from lightning_prune.criteria import Criterion, Magnitude, criterion_named
+from lightning_prune.budgets.budget import Budget
+from lightning_prune.budgets.shares import Ratio, Sparsity
+from lightning_prune.checkpoint.manifest import track_plan, track_shapes
+from lightning_prune.criteria import criterion_named
+from lightning_prune.criteria.criterion import Criterion
+from lightning_prune.criteria.magnitude import Magnitude
+from lightning_prune.criteria.statistics.second_order import Curvature
+from lightning_prune.criteria.statistics.statistics import Statistics
 from lightning_prune.granularity import NM, Blocks, Channels, Granularity, Weights
-from lightning_prune.kinds import check_kinds
-from lightning_prune.manifest import track_plan, track_shapes
-from lightning_prune.measure import evaluating
-from lightning_prune.nm_pruner import NMPruner
-from lightning_prune.pruner import Pruner
-from lightning_prune.report import Report
+from lightning_prune.network.example_input import Example
+from lightning_prune.network.size import evaluating
+from lightning_prune.pruners.arguments import check_kinds
+from lightning_prune.pruners.block_pruner import BlockPruner
+from lightning_prune.pruners.channel_pruner import ChannelPruner
+from lightning_prune.pruners.nm_pruner import NMPruner
+from lightning_prune.pruners.pruner import Pruner
+from lightning_prune.pruners.weight_pruner import WeightPruner
 from lightning_prune.scope import Scope
-from lightning_prune.statistics import Curvature, Statistics
-from lightning_prune.weight_pruner import WeightPruner
+from lightning_prune.surgery.report import Report
 
 
 def budget_for(granularity: object, budget: Budget | None) -> Budget | None:

@@ -6,7 +6,7 @@ from abc import ABC
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lightning_prune.regrowth import Regrowth
+from lightning_prune.masks.regrowth import Regrowth
 
 Attention = Literal["head_dims", "heads"]
 Ranking = Literal["global", "isomorphic"]

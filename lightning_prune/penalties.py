@@ -8,9 +8,9 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.coupling import Group, Member
+from lightning_prune.coupling.groups import Group, Member
 from lightning_prune.criteria.batchnorm import batch_norm_scales
-from lightning_prune.plan import Plan, is_inside
+from lightning_prune.surgery.plan import Plan, is_inside
 
 
 def slimming_gammas(module: nn.Module) -> dict[str, nn.Parameter]:

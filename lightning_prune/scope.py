@@ -9,10 +9,11 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from lightning_prune.averaged import averages_in, is_inside
-from lightning_prune.bundles import stay_together
-from lightning_prune.coupling import Coupling, Group
-from lightning_prune.manifest import names_removed_from
+from lightning_prune.checkpoint.manifest import names_removed_from
+from lightning_prune.coupling.groups import Coupling, Group
+from lightning_prune.coupling.shrinking_together import stay_together
+from lightning_prune.surgery.averaged_copies import averages_in
+from lightning_prune.surgery.plan import is_inside
 
 Owners = dict[str, nn.Module]  # every name of one parameter -> the module that holds it under this name
 

@@ -1,4 +1,4 @@
-"""Puts ``helpers`` on the path of every test; one thread, as tiny networks run faster so; a fixed seed."""
+"""One thread, as tiny networks run faster so; a fixed seed; what a test saves as a figure."""
 
 import logging
 from typing import Any

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torchvision
 import yaml
-from caltech import write_caltech
+from helpers.caltech import write_caltech
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torchvision.models import resnet18
 

@@ -9,13 +9,15 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from lightning_prune import Channels, IterativePruning, Scope, Weights, channel_pruner, prune_once, trials
+from lightning_prune import Channels, IterativePruning, Scope, Weights, prune_once
 from lightning_prune.budgets import BudgetError, Count, MACs, Params, Ratio, Sparsity
-from lightning_prune.channel_pruner import ChannelPruner
 from lightning_prune.cli import PruneCLI
-from lightning_prune.coupling import Bundle, Example
+from lightning_prune.coupling import Bundle
 from lightning_prune.criteria import BatchNormScale, Magnitude
-from lightning_prune.verify import Trial
+from lightning_prune.network.example_input import Example
+from lightning_prune.pruners import channel_pruner, width_trials
+from lightning_prune.pruners.channel_pruner import ChannelPruner
+from lightning_prune.surgery.dry_run import Trial
 
 QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
 INPUT = torch.zeros(2, 3)
@@ -308,7 +310,7 @@ def test_what_breaks_the_network_keeps_its_bundle(monkeypatch: pytest.MonkeyPatc
         asked.append(sorted(removed))
         return Trial({"2.weight": "with fewer channels the forward pass fails"} if "2.weight" in removed else {}, ())
 
-    monkeypatch.setattr(trials, "try_widths", failing)
+    monkeypatch.setattr(width_trials, "try_widths", failing)
     report = prune_once(mlp(8, 4, 5), INPUT)
     assert asked[:2] == [["0.weight", "2.weight", "4.weight"], ["4.weight"]]
     assert report.frozen["2.weight"] == "with fewer channels the forward pass fails"

@@ -3,9 +3,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.budgets import Ratio, Sparsity
-from lightning_prune.coupling import Example, Group, analyse
+from lightning_prune.coupling import Group, analyse
 from lightning_prune.functional import prune_once
 from lightning_prune.granularity import Weights
+from lightning_prune.network.example_input import Example
 from lightning_prune.penalties import (
     add_group_lasso_subgradient,
     add_l1_subgradient,
@@ -14,7 +15,7 @@ from lightning_prune.penalties import (
     slimming_gammas,
     unit_norms,
 )
-from lightning_prune.plan import Plan
+from lightning_prune.surgery.plan import Plan
 
 
 def network() -> nn.Sequential:

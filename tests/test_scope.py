@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.coupling import Coupling, Example, analyse
+from lightning_prune.coupling import Coupling, analyse
+from lightning_prune.network.example_input import Example
 from lightning_prune.scope import Scope
 
 

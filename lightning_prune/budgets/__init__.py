@@ -1,16 +1,16 @@
 """Budgets: until what. Shares are removed, ``keep`` is kept, counts are per event; the original is the reference."""
 
-from lightning_prune.budgets.base import Budget
+from lightning_prune.budgets.budget import Budget
 from lightning_prune.budgets.combined import All
+from lightning_prune.budgets.compressed_size import FileSize
 from lightning_prune.budgets.cost import MACs, Params
 from lightning_prune.budgets.count import Count
 from lightning_prune.budgets.erk import ERK
-from lightning_prune.budgets.file_size import FileSize
 from lightning_prune.budgets.latency import Latency
 from lightning_prune.budgets.ratios import Ratios
+from lightning_prune.budgets.search import BudgetError
 from lightning_prune.budgets.shares import Ratio, Sparsity
 from lightning_prune.budgets.threshold import Threshold
-from lightning_prune.search import BudgetError
 
 __all__ = [
     "ERK",

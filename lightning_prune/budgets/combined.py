@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lightning_prune.budgets.base import Budget
-from lightning_prune.latency import Conditions
-from lightning_prune.spaces import ChannelSpace
-from lightning_prune.weight_space import WeightSpace
+from lightning_prune.budgets.budget import Budget
+from lightning_prune.budgets.latency_table import Conditions
+from lightning_prune.budgets.spaces.channel_space import ChannelSpace
+from lightning_prune.budgets.spaces.weight_space import WeightSpace
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lightning_prune.budgets.base import Budget, check_flag, check_share
-from lightning_prune.search import shrink
-from lightning_prune.spaces import ChannelSpace
+from lightning_prune.budgets.budget import Budget, check_flag, check_share
+from lightning_prune.budgets.search import shrink
+from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_prune.budgets.base import Budget, check_share
-from lightning_prune.search import BudgetError
-from lightning_prune.spaces import ChannelSpace
-from lightning_prune.weight_space import WeightSpace
+from lightning_prune.budgets.budget import Budget, check_share
+from lightning_prune.budgets.search import BudgetError
+from lightning_prune.budgets.spaces.channel_space import ChannelSpace
+from lightning_prune.budgets.spaces.weight_space import WeightSpace
 
 _HALVINGS = 100  # of the interval in which the scale lies: beyond the precision of a double
 

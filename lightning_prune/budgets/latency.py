@@ -8,10 +8,10 @@ from math import isfinite
 
 import torch
 
-from lightning_prune.budgets.base import Budget, check_flag, check_share
-from lightning_prune.latency import Conditions
-from lightning_prune.search import BudgetError, fewest, settled
-from lightning_prune.spaces import ChannelSpace
+from lightning_prune.budgets.budget import Budget, check_flag, check_share
+from lightning_prune.budgets.latency_table import Conditions
+from lightning_prune.budgets.search import BudgetError, fewest, settled
+from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 
 _TOLERANCE = 0.05  # what an event may stay below its latency, where channels are fine enough
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from lightning_prune.budgets.base import Budget, check_moves, check_share, some
-from lightning_prune.candidates import Candidate
+from lightning_prune.budgets.budget import Budget, check_moves, check_share, some
+from lightning_prune.budgets.search import BudgetError
+from lightning_prune.budgets.spaces.candidates import Candidate
+from lightning_prune.budgets.spaces.channel_space import ChannelSpace
+from lightning_prune.budgets.spaces.weight_space import WeightSpace
 from lightning_prune.scope import any_match
-from lightning_prune.search import BudgetError
-from lightning_prune.spaces import ChannelSpace
-from lightning_prune.weight_space import WeightSpace
 
 
 @dataclass(frozen=True, repr=False)

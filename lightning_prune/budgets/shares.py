@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lightning_prune.budgets.base import Budget, check_flag, check_moves, check_share, some
-from lightning_prune.search import BudgetError, masked, shrink
-from lightning_prune.spaces import ChannelSpace
-from lightning_prune.weight_space import WeightSpace
+from lightning_prune.budgets.budget import Budget, check_flag, check_moves, check_share, some
+from lightning_prune.budgets.search import BudgetError, masked, shrink
+from lightning_prune.budgets.spaces.channel_space import ChannelSpace
+from lightning_prune.budgets.spaces.weight_space import WeightSpace
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 
-from lightning_prune.budgets.base import Budget, check_moves
-from lightning_prune.spaces import ChannelSpace
-from lightning_prune.weight_space import WeightSpace
+from lightning_prune.budgets.budget import Budget, check_moves
+from lightning_prune.budgets.spaces.channel_space import ChannelSpace
+from lightning_prune.budgets.spaces.weight_space import WeightSpace
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,20 @@
 """Lightning callbacks: thin shells that decide when."""
 
-import lightning_prune.callbacks.packages  # noqa: F401  (before anything else of Lightning's)
+import lightning_prune.callbacks.trainer.lightning_packages  # noqa: F401  (before anything else of Lightning's)
 
 # isort: split
-from lightning_prune.callbacks.distillation import Distillation
-from lightning_prune.callbacks.finetune_lr import FinetuneLR
-from lightning_prune.callbacks.group_lasso import GroupLasso
-from lightning_prune.callbacks.growing import GrowingPenalty
-from lightning_prune.callbacks.guard import AccuracyGuard
+from lightning_prune.callbacks.guard.accuracy_guard import AccuracyGuard
 from lightning_prune.callbacks.loading import PrunedCheckpoints
-from lightning_prune.callbacks.logger import SparsityLogger
-from lightning_prune.callbacks.penalty import SlimmingPenalty
-from lightning_prune.callbacks.pruning import IterativePruning
-from lightning_prune.callbacks.recalibrate import RecalibrateBatchNorm
-from lightning_prune.callbacks.rewind import Rewind
-from lightning_prune.callbacks.summary import PruningSummary
+from lightning_prune.callbacks.penalties.group_lasso import GroupLasso
+from lightning_prune.callbacks.penalties.growing import GrowingPenalty
+from lightning_prune.callbacks.penalties.slimming import SlimmingPenalty
+from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
+from lightning_prune.callbacks.reporting.logger import SparsityLogger
+from lightning_prune.callbacks.reporting.summary import PruningSummary
+from lightning_prune.callbacks.retraining.distillation import Distillation
+from lightning_prune.callbacks.retraining.finetune_lr import FinetuneLR
+from lightning_prune.callbacks.retraining.recalibrate_batchnorm import RecalibrateBatchNorm
+from lightning_prune.callbacks.retraining.rewind import Rewind
 from lightning_prune.callbacks.supermask import Supermask
 
 __all__ = [

@@ -12,16 +12,16 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune.averaged import copies_held_by
 from lightning_prune.callbacks.loading import averaged_copies
-from lightning_prune.callbacks.packages import Callback, MisconfigurationException, is_overridden
-from lightning_prune.callbacks.pruning import IterativePruning
-from lightning_prune.callbacks.rebuild import check_whole
-from lightning_prune.callbacks.support import as_misconfiguration
-from lightning_prune.kinds import check_kinds
-from lightning_prune.mask_pruner import MaskPruner
+from lightning_prune.callbacks.pruning.carry_out import check_whole
+from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
+from lightning_prune.callbacks.trainer.lightning_packages import Callback, MisconfigurationException, is_overridden
+from lightning_prune.callbacks.trainer.listeners import as_misconfiguration
+from lightning_prune.masks.supermask import LearnedMasks
+from lightning_prune.pruners.arguments import check_kinds
+from lightning_prune.pruners.mask_pruner import MaskPruner
 from lightning_prune.scope import Scope
-from lightning_prune.supermask import LearnedMasks
+from lightning_prune.surgery.averaged_copies import copies_held_by
 
 
 class Supermask(Callback):

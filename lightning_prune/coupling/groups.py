@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_prune.coupling.constants import Constants
-from lightning_prune.coupling.numbers import Attribute, Expression, LinearDim
+from lightning_prune.coupling.symbols.constants import Constants
+from lightning_prune.coupling.symbols.sizes import Attribute, Expression, LinearDim
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from difflib import get_close_matches
 
 from lightning_prune.criteria.activations import APoZ, MeanActivation
-from lightning_prune.criteria.base import CannotScoreError, Criterion, Scoring
 from lightning_prune.criteria.batchnorm import BatchNormScale
 from lightning_prune.criteria.block_influence import BlockInfluence
+from lightning_prune.criteria.criterion import CannotScoreError, Criterion, Scoring
 from lightning_prune.criteria.curvature import Fisher, GraSP, Hessian
 from lightning_prune.criteria.geometric_median import GeometricMedian
 from lightning_prune.criteria.gradients import SNIP, GateTaylor, Movement, WeightTaylor

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_prune.coupling import Group
-from lightning_prune.criteria.base import (
+from lightning_prune.coupling.groups import Group
+from lightning_prune.criteria.criterion import (
     CannotScoreError,
     Criterion,
     Scoring,
@@ -17,7 +17,8 @@ from lightning_prune.criteria.base import (
     gather_units,
     gathered,
 )
-from lightning_prune.statistics import COUNT, AbsoluteActivations, PositiveActivations, Statistics
+from lightning_prune.criteria.statistics.activation_averages import COUNT, AbsoluteActivations, PositiveActivations
+from lightning_prune.criteria.statistics.statistics import Statistics
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from lightning_prune.coupling import Group
-from lightning_prune.criteria.base import CannotScoreError, Criterion, Scoring, combine, gather_units
+from lightning_prune.coupling.groups import Group
+from lightning_prune.criteria.criterion import CannotScoreError, Criterion, Scoring, combine, gather_units
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_prune.criteria.base import Criterion, Scoring, check_every, gathered
-from lightning_prune.statistics import COUNT, BlockChanges
+from lightning_prune.criteria.criterion import Criterion, Scoring, check_every, gathered
+from lightning_prune.criteria.statistics.activation_averages import COUNT
+from lightning_prune.criteria.statistics.block_changes import BlockChanges
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_prune.coupling import Group
-from lightning_prune.criteria.base import Criterion, Scoring, by_mean, check_every, gathered
+from lightning_prune.coupling.groups import Group
+from lightning_prune.criteria.criterion import Criterion, Scoring, by_mean, check_every, gathered
 from lightning_prune.criteria.gradients import check_trained, sum_of_gathered
-from lightning_prune.statistics import Curvature, Statistics, WeightGradients
+from lightning_prune.criteria.statistics.second_order import Curvature
+from lightning_prune.criteria.statistics.statistics import Statistics
+from lightning_prune.criteria.statistics.weight_gradients import WeightGradients
 
 
 @dataclass(frozen=True)

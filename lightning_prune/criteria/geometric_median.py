@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.coupling import Group
-from lightning_prune.criteria.base import CannotScoreError, Criterion, Scoring, by_mean, combine
+from lightning_prune.coupling.groups import Group
+from lightning_prune.criteria.criterion import CannotScoreError, Criterion, Scoring, by_mean, combine
 
 
 @dataclass(frozen=True)

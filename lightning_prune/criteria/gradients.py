@@ -10,8 +10,9 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from lightning_prune.coupling import Group
-from lightning_prune.criteria.base import (
+from lightning_prune.coupling.groups import Group
+from lightning_prune.criteria.batchnorm import batch_norm_scales
+from lightning_prune.criteria.criterion import (
     CannotScoreError,
     Criterion,
     Scoring,
@@ -22,8 +23,8 @@ from lightning_prune.criteria.base import (
     parameters_of,
     sums_of_units,
 )
-from lightning_prune.criteria.batchnorm import batch_norm_scales
-from lightning_prune.statistics import GateGradients, MovementScores, Statistics, WeightGradients
+from lightning_prune.criteria.statistics.statistics import Statistics
+from lightning_prune.criteria.statistics.weight_gradients import GateGradients, MovementScores, WeightGradients
 
 
 @dataclass(frozen=True)

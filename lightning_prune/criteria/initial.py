@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_prune.coupling import Group
-from lightning_prune.criteria.base import (
+from lightning_prune.coupling.groups import Group
+from lightning_prune.criteria.criterion import (
     Criterion,
     Scoring,
     by_mean,
@@ -18,7 +18,8 @@ from lightning_prune.criteria.base import (
     sums_of_units,
 )
 from lightning_prune.criteria.gradients import check_trained
-from lightning_prune.statistics import InitialWeights, Statistics
+from lightning_prune.criteria.statistics.initial_weights import InitialWeights
+from lightning_prune.criteria.statistics.statistics import Statistics
 
 
 @dataclass(frozen=True)

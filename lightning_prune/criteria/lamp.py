@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_prune.coupling import Group
-from lightning_prune.criteria.base import Criterion, Scoring, combine, parameters_of, sums_of_units
+from lightning_prune.coupling.groups import Group
+from lightning_prune.criteria.criterion import Criterion, Scoring, combine, parameters_of, sums_of_units
 
 
 @dataclass(frozen=True)

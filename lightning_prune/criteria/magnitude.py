@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.coupling import Group
-from lightning_prune.criteria.base import Criterion, Scoring, by_mean, combine, gather_units
+from lightning_prune.coupling.groups import Group
+from lightning_prune.criteria.criterion import Criterion, Scoring, by_mean, combine, gather_units
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_prune.coupling import Group
-from lightning_prune.criteria.base import Criterion, Scoring
+from lightning_prune.coupling.groups import Group
+from lightning_prune.criteria.criterion import Criterion, Scoring
 
 
 @dataclass(frozen=True)

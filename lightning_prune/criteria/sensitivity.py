@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_prune.criteria.base import Criterion, Scoring
+from lightning_prune.criteria.criterion import Criterion, Scoring
 
 
 @dataclass(frozen=True)

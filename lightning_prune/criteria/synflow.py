@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_prune.coupling import Example, Group, copy_of
-from lightning_prune.criteria.base import (
+from lightning_prune.coupling.groups import Group
+from lightning_prune.criteria.criterion import (
     CannotScoreError,
     Criterion,
     Scoring,
@@ -20,6 +20,8 @@ from lightning_prune.criteria.base import (
     parameters_of,
     sums_of_units,
 )
+from lightning_prune.network.copies import copy_of
+from lightning_prune.network.example_input import Example
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_prune.coupling import Group
-from lightning_prune.coupling.shown import projects_in_one
-from lightning_prune.criteria.base import (
+from lightning_prune.coupling.groups import Group
+from lightning_prune.criteria.criterion import (
     CannotScoreError,
     Criterion,
     Scoring,
@@ -18,7 +17,9 @@ from lightning_prune.criteria.base import (
     gather_units,
     gathered,
 )
-from lightning_prune.statistics import ActivationGradient, Statistics
+from lightning_prune.criteria.statistics.activation_gradient import ActivationGradient
+from lightning_prune.criteria.statistics.statistics import Statistics
+from lightning_prune.network.layer_outputs import projects_in_one
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_prune.criteria.base import CannotScoreError, Criterion, Scoring
-from lightning_prune.statistics import COUNT, SquaredInputs, Statistics, input_dim
+from lightning_prune.criteria.criterion import CannotScoreError, Criterion, Scoring
+from lightning_prune.criteria.statistics.activation_averages import COUNT, SquaredInputs, input_dim
+from lightning_prune.criteria.statistics.statistics import Statistics
 
 
 @dataclass(frozen=True)

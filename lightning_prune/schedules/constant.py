@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning_prune.schedules.base import Schedule, Unit
+from lightning_prune.schedules.schedule import Schedule, Unit
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from math import ceil, cos, exp, floor, pi, pow
 
-from lightning_prune.schedules.base import ROUNDING, Schedule, Unit
+from lightning_prune.schedules.schedule import ROUNDING, Schedule, Unit
 
 
 @dataclass(frozen=True)

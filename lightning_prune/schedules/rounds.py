@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import floor
 
-from lightning_prune.schedules.base import ROUNDING, Schedule, Unit
+from lightning_prune.schedules.schedule import ROUNDING, Schedule, Unit
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
 
-from lightning_prune.schedules.base import ROUNDING, Schedule, Unit
+from lightning_prune.schedules.schedule import ROUNDING, Schedule, Unit
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 import pytest
-from bundled import by_hand, space_of
-from hand_spaces import BUNDLED, TIED, budgets, bundled, shares, spaces, steps
+from helpers.bundled import by_hand, space_of
+from helpers.hand_spaces import BUNDLED, TIED, budgets, bundled, shares, spaces, steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_prune.budgets import Budget, BudgetError, Count, MACs, Params, Ratio, Sparsity
-from lightning_prune.spaces import ChannelSpace
+from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hand_spaces import (
+from helpers.hand_spaces import (
     SCORES,
     A,
     B,
@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_prune.budgets import Budget, BudgetError, Count, MACs, Params, Ratio, Sparsity
-from lightning_prune.original import Original
-from lightning_prune.spaces import ChannelSpace
+from lightning_prune.budgets.spaces.channel_space import ChannelSpace
+from lightning_prune.budgets.spaces.dense_reference import Original
 
 # ---- channels, by hand: params 60, MACs 48; the ranking is b a b a b a b b
 

@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
-from hand_spaces import (
+from helpers.hand_spaces import (
     A,
     B,
     make_space,

@@ -1,10 +1,10 @@
 import pytest
-from hand_spaces import shares, weights
+from helpers.hand_spaces import shares, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_prune.budgets import Budget, BudgetError, Count, Ratio, Sparsity
-from lightning_prune.weight_space import WeightSpace
+from lightning_prune.budgets.spaces.weight_space import WeightSpace
 
 
 @pytest.mark.parametrize(

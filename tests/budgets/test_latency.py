@@ -1,236 +1,313 @@
-"""Tables of latencies, and the passes that they are measured in."""
+"""The network shrinks until a pass is fast enough, by a clock that layers move by what they cost."""
 
 import math
+import re
+from collections.abc import Iterator
 
 import pytest
 import torch
-from fake_time import fake_time, total
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from helpers.fake_time import Cost, FakeTime, by_inputs, by_weights, fake_time, total
+from helpers.residual import LitResidual
+from helpers.training import Events, Lit, fit, same, trainer_for, widths
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lightning_prune import timing
-from lightning_prune.coupling import Example, analyse
-from lightning_prune.latency import Conditions, Copies, Curve, Stopwatch, measure_table
-from lightning_prune.timing import layers_of, time_network, time_ratio
+from lightning_prune import Blocks, Channels, IterativePruning, Scope, Weights, prune_once
+from lightning_prune.budgets import All, BudgetError, Count, Latency, MACs, Params, Ratio, latency_table
+from lightning_prune.criteria import Magnitude, Random
+from lightning_prune.network.example_input import Example
+from lightning_prune.pruners.channel_pruner import ChannelPruner
+from lightning_prune.schedules import Rounds
+
+INPUT = torch.zeros(1, 40)
 
 
-def chain(a: int = 40, b: int = 20) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(10, a, False), nn.ReLU(), nn.Linear(a, b, False), nn.ReLU(), nn.Linear(b, 4, False))
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTime]:
+    with fake_time(monkeypatch) as fake:
+        yield fake
 
 
-EXAMPLE = Example.of(torch.zeros(2, 10))
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> list[latency_table.LatencyTable]:
+    """Every table that is measured."""
+    found: list[latency_table.LatencyTable] = []
+    measure = latency_table.measure_table
+
+    def measure_table(*args) -> latency_table.LatencyTable:
+        found.append(measure(*args))
+        return found[-1]
+
+    monkeypatch.setattr(latency_table, "measure_table", measure_table)
+    return found
 
 
-# ---- curves
+def mlp(bias: bool = False) -> nn.Sequential:
+    """Layers of different scales, so that ranking takes more of some; 71 ms by weights, 68.35 by inputs."""
+    layers = [nn.Linear(40, 200, bias), nn.ReLU(), nn.Linear(200, 300, bias), nn.ReLU(), nn.Linear(300, 10, bias)]
+    with torch.no_grad():
+        layers[2].weight.mul_(0.5)
+    return nn.Sequential(*layers)
 
 
-@given(st.lists(st.tuples(st.integers(1, 6), st.floats(0, 10)), min_size=1, max_size=12))
-@settings(deadline=None)
-def test_curves_are_isotonic_regressions(points: list[tuple[int, float]]) -> None:
-    isotonic = pytest.importorskip("sklearn.isotonic")
-    sizes, ms = zip(*points, strict=True)
-    reference = isotonic.IsotonicRegression(out_of_bounds="clip").fit(sizes, ms)
-    curve = Curve.through(["w"], points)
-    for size in (0, 1, 1.5, 2.75, 4, 6, 9):
-        assert curve.at({"w": size}) == pytest.approx(float(reference.predict([size])[0]), abs=1e-5)  # of float32
+@pytest.mark.parametrize("per_layer", [False, True])
+@pytest.mark.parametrize("granularity", [Channels(), Channels(round_to=8)], ids=repr)
+@pytest.mark.parametrize("keep", [0.8, 0.5, 0.2])
+def test_where_the_table_is_right_it_is_met_as_parameters_are(
+    granularity: Channels, per_layer: bool, keep: float, clock
+) -> None:
+    """Without biases, milliseconds are thousandths of the parameters; within 5 % nothing is corrected."""
+    net, other = mlp(), mlp()
+    other.load_state_dict(net.state_dict())
+    prune_once(net, INPUT, granularity=granularity, budget=Latency(keep=keep, per_layer=per_layer))
+    prune_once(other, INPUT, granularity=granularity, budget=Params(keep, per_layer=per_layer))
+    assert widths(net) == widths(other)
+    assert total(net) <= keep * 71 * (1 + 1e-9)
 
 
-def test_only_its_own_parameters_count() -> None:
-    curve = Curve.through(["a", "b"], [(10, 1.0), (30, 5.0)])
-    assert curve.at({"a": 12, "b": 8, "c": 100}) == 3.0
+@pytest.mark.parametrize("round_to", [1, 4])
+@pytest.mark.parametrize("ms", [50, 30, 12, 4])
+def test_where_the_table_is_wrong_measuring_corrects_it(ms: float, round_to: int, monkeypatch) -> None:
+    net = mlp()
+    with fake_time(monkeypatch, by_inputs):
+        prune_once(net, INPUT, granularity=Channels(round_to=round_to), budget=Latency(ms))
+    assert ms * 0.95 - 0.35 * round_to <= total(net, by_inputs) <= ms * (1 + 1e-9)
 
 
-def test_parameters_that_are_gone_count_nothing() -> None:
-    curve = Curve.through(["a", "b"], [(10, 1.0), (30, 5.0)])
-    assert curve.at({"b": 20}) == 3.0
-    assert curve.at({"b": 5}) == 1.0  # as the fewest that were measured
-    assert curve.at({"c": 100}) == 0.0
+def test_the_table_is_wrong_there(monkeypatch) -> None:
+    """Otherwise the test above would show nothing."""
+    with fake_time(monkeypatch, by_inputs):
+        pruner = ChannelPruner(Channels(), Magnitude(), Latency(keep=0.5), Scope())
+        net = mlp()
+        example = Example.of(INPUT)
+        pruner.prepare(net, example)
+        table = pruner.stopwatch.tables[latency_table.Conditions()]
+        coupling = pruner.coupling(net, example, dict(net.named_parameters()))
+    for gone in ({}, {"0.weight": 100, "2.weight": 150}):
+        cut = nn.Sequential(*(nn.Linear(*shape) for shape in edges(gone)))
+        assert table.ms(coupling, gone) == pytest.approx(total(cut, by_inputs), rel=0.02)
+    gone = {"2.weight": 270}
+    cut = nn.Sequential(*(nn.Linear(*shape) for shape in edges(gone)))
+    assert table.ms(coupling, gone) != pytest.approx(total(cut, by_inputs), rel=0.1)
 
 
-# ---- tables
+def edges(gone: dict[str, int]) -> list[tuple[int, int]]:
+    a, b = 200 - gone.get("0.weight", 0), 300 - gone.get("2.weight", 0)
+    return [(40, a), (a, b), (b, 10)]
 
 
-def test_a_table_foresees_what_goes_by_weights(monkeypatch) -> None:
-    """(10 a + ab + 4 b) / 1000 for two examples, which are twice one, at any widths between those measured."""
-    net = chain()
-    coupling = analyse(net, EXAMPLE)
-    with fake_time(monkeypatch):
-        table = measure_table((chain(a, b), EXAMPLE) for a, b in [(40, 20), (20, 10), (10, 5), (1, 1)])
-    for a, b in [(40, 20), (33, 20), (7, 19), (1, 1), (40, 1)]:
-        foreseen = table.ms(coupling, {"0.weight": 40 - a, "2.weight": 20 - b})
-        assert foreseen == pytest.approx(2 * (10 * a + a * b + 4 * b) / 1000)
-    assert table.dense_ms == pytest.approx(2 * total(net))
+def test_the_batch_counts(clock) -> None:
+    nets = mlp(), mlp()
+    nets[1].load_state_dict(nets[0].state_dict())
+    for net, batch in zip(nets, (1, 8), strict=True):
+        prune_once(net, INPUT, budget=Latency(30.0 * batch, batch=batch))
+    assert widths(nets[0]) == widths(nets[1])
 
 
-def test_layers_that_seem_to_take_more_than_all_are_scaled(monkeypatch) -> None:
-    """Hooks take time, too."""
-    monkeypatch.setattr("lightning_prune.latency.time_network", lambda *_: (6.0, {"0": 4.0, "2": 6.0, "4": 2.0}))
-    table = measure_table([(chain(), EXAMPLE)])
-    assert [curve.ms for curve in table.curves] == [(2.0,), (3.0,), (1.0,), (0.0,)]
+def test_on_the_way_it_is_interpolated_from_the_dense_network(tmp_path, clock, tables) -> None:
+    """Four events, one table."""
+    taken: list[float] = []
+
+    class Watch(Events):
+        def on_prune(self, trainer, pl_module, plan, report) -> None:
+            taken.append(total(pl_module))
+
+    module = Lit(width=96)
+    dense = total(module)
+    pruning = IterativePruning(Rounds(start=1, every=1, count=4), Latency(10))
+    fit(tmp_path, module, pruning, Watch(), max_epochs=6)
+    wanted = [dense - (dense - 10) * n / 4 for n in range(1, 5)]
+    assert all(0.95 * due <= ms <= due for ms, due in zip(taken, wanted, strict=True))
+    assert len(tables) == 1
+    assert tables[0].dense_ms == pytest.approx(dense)
 
 
-def test_what_is_in_no_layer_is_the_rest(monkeypatch) -> None:
-    monkeypatch.setattr("lightning_prune.latency.time_network", lambda *_: (20.0, {"0": 4.0, "2": 6.0, "4": 2.0}))
-    table = measure_table([(chain(), EXAMPLE)])
-    assert [curve.ms for curve in table.curves] == [(4.0,), (6.0,), (2.0,), (8.0,)]
-    assert table.curves[-1].sizes == (10 * 40 + 40 * 20 + 20 * 4,)
+def test_a_machine_that_is_busy_later_changes_nothing(tmp_path, clock) -> None:
+    class Busy(Callback):
+        def on_train_epoch_end(self, trainer, pl_module) -> None:
+            clock.slowness *= 3
+
+    quiet, busy = Lit(width=32), Lit(width=32)
+    busy.load_state_dict(quiet.state_dict())
+    for module, others in ((quiet, []), (busy, [Busy()])):
+        pruning = IterativePruning(Rounds(start=1, every=1, count=3), Latency(keep=0.4))
+        fit(tmp_path, module, pruning, *others, max_epochs=5)
+    assert widths(quiet) == widths(busy) != [32, 32, 3]
+    assert clock.slowness == 3**5
 
 
-def test_the_state_is_the_table_and_what_was_measured(monkeypatch) -> None:
-    net, conditions = chain(), Conditions(2)
-    copies, half = Copies(net, EXAMPLE, analyse(net, EXAMPLE)), {"0.weight": torch.arange(40) < 20}
-    stopwatch, other = Stopwatch(), Stopwatch()
-    with fake_time(monkeypatch) as clock:
-        stopwatch.add(conditions, copies, [{}, half])
-        stopwatch.measured(conditions, copies, half)
-        clock.slowness = 5
-        other.load_state_dict(stopwatch.state_dict())
-        assert other.state_dict() == stopwatch.state_dict()
-        assert other.measured(conditions, copies, half) == pytest.approx(2 * total(chain(20, 20)))
-    assert other.tables == stopwatch.tables
-    assert [len(p) for p in net.parameters()] == [40, 20, 4]
+def test_a_resumed_training_keeps_the_table(tmp_path, clock, tables) -> None:
+    def pruning() -> IterativePruning:
+        return IterativePruning(Rounds(start=1, every=1, count=3), Latency(keep=0.3))
+
+    whole, resumed = Lit(width=32), Lit(width=32)
+    save = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    resumed.load_state_dict(whole.state_dict())
+    fit(tmp_path, whole, pruning(), save, max_epochs=5)
+    trainer = trainer_for(tmp_path, pruning(), max_epochs=5)
+    trainer.fit(resumed, ckpt_path=tmp_path / "epoch=1.ckpt")
+    assert len(tables) == 1
+    assert same(dict(whole.state_dict()), dict(resumed.state_dict()))
+    assert total(whole) <= 0.3 * total(Lit(width=32))
 
 
-def test_what_was_measured_is_what_the_next_ratio_refers_to(monkeypatch) -> None:
-    """The table, through one point, knows nothing of the widths between."""
-    net, conditions = chain(), Conditions(2)
-    half = {"0.weight": torch.arange(40) < 20}
-    with fake_time(monkeypatch) as clock:
-        stopwatch = Stopwatch()
-        stopwatch.add(conditions, Copies(net, EXAMPLE, analyse(net, EXAMPLE)), [{}])
-        stopwatch.measured(conditions, Copies(net, EXAMPLE, analyse(net, EXAMPLE)), half)
-        clock.slowness = 7
-        smaller = chain(20, 20)
-        copies = Copies(smaller, EXAMPLE, analyse(smaller, EXAMPLE))
-        quarter = stopwatch.measured(conditions, copies, {"2.weight": torch.arange(20) < 10})
-    assert quarter == pytest.approx(2 * total(chain(20, 10)))
+@pytest.mark.parametrize(
+    "parts", [[MACs(0.5), Latency(keep=0.3)], [Latency(keep=0.7), MACs(0.4)], [Latency(keep=0.9), Latency(20, batch=2)]]
+)
+def test_of_several_budgets_the_stricter_decides(parts: list, clock) -> None:
+    net = mlp()
+    prune_once(net, INPUT, budget=All(parts))
+    strictest = min(10 / 71 if part.batch == 2 else part.keep for part in parts if isinstance(part, Latency))
+    strictest = min([strictest, *(part.keep for part in parts if isinstance(part, MACs))])
+    assert 0.95 * strictest - 0.01 <= total(net) / 71 <= strictest * (1 + 1e-9)
 
 
-# ---- passes
+class Unlucky(nn.Module):
+    """Runs at all widths that are tried before there are scores, and not at those that the event wants."""
 
-
-class Ticking(nn.Module):
-    """Moves the clock without being a layer with parameters."""
-
-    def __init__(self, clock: object, seconds: float) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.clock, self.seconds = clock, seconds
+        self.first, self.second = nn.Linear(40, 200, False), nn.Linear(40, 200, False)
+        self.head, self.other = nn.Linear(200, 4, False), nn.Linear(200, 4, False)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.clock.now += self.seconds
-        return x
+        y = self.second(x)
+        if 120 < y.shape[-1] < 140:  # a table has 140 and 120
+            raise RuntimeError("it is too late for that")
+        return self.head(self.first(x)) + self.other(y)
 
 
-def test_a_layer_lasts_until_the_next_begins(monkeypatch) -> None:
-    with fake_time(monkeypatch) as clock:
-        shared = nn.Linear(10, 10)
-        net = nn.Sequential(
-            Ticking(clock, 0.5),
-            shared,
-            Ticking(clock, 0.25),
-            nn.Linear(10, 20),
-            shared_after := nn.Linear(20, 10),
-            shared,
-        )
-        ms, by_layer = time_network(net, Example.of(torch.zeros(1, 10)), list(layers_of(net)))
-    assert len(shared_after.weight) == 10
-    assert ms == pytest.approx(750 + 2 * (0.1 + 0.2 + 0.2 + 0.1))
-    assert by_layer == pytest.approx({"1": 250 + 2 * (0.1 + 0.1), "3": 2 * 0.2, "4": 2 * 0.2})
-    assert not any(module._forward_pre_hooks for module in net.modules())
+def test_groups_that_cannot_be_timed_at_some_widths_stay(clock) -> None:
+    """Of 17.6 ms 68 % are 12: 128 units go. Without scores the first are taken, by magnitude some of each."""
+    net = Unlucky()
+    report = prune_once(net, INPUT, budget=Latency(keep=0.68))
+    assert "it is too late for that" in report.frozen["second.weight"]
+    assert net.second.out_features == 200
+    assert 0.6 <= total(net) / 17.6 <= 0.68
 
 
-def test_ratios_are_medians_of_passes_in_turns(monkeypatch) -> None:
-    """A machine that slows down from pass to pass has no part in them."""
-
-    class Tiring(Ticking):
-        def forward(self, x: Tensor) -> Tensor:
-            self.clock.slowness *= 1.5
-            return x
-
-    with fake_time(monkeypatch) as clock:
-        wide, narrow = nn.Sequential(nn.Linear(10, 30), Tiring(clock, 0)), nn.Sequential(nn.Linear(10, 15))
-        ratio = time_ratio(narrow, wide, Example.of(torch.zeros(1, 10)))
-        assert clock.slowness == pytest.approx(1.5 ** (timing._WARMUP + timing._FEWEST))
-    assert ratio == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize(("slow", "turns"), [(1.0, 11), (1.5, 51)])
-def test_ratios_take_longer_on_a_busy_machine(monkeypatch, slow: float, turns: int) -> None:
-    """Turns of 0.1 s end after a second; where every other pass is slow, after five."""
-    seconds, passes = 0.0, 0
-
-    def mark(clock: timing.Clock) -> float:
-        nonlocal seconds, passes
-        passes += 1
-        seconds += 0.025 * (slow if passes % 8 == 2 else 1)
-        return seconds
-
-    monkeypatch.setattr(timing.Clock, "mark", mark)
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: seconds)
-    net = chain().eval()
-    assert time_ratio(net, net, EXAMPLE) == pytest.approx(1.0 if slow == 1 else 1.25, abs=0.26)
-    assert passes // 4 - timing._WARMUP == pytest.approx(turns, abs=max(1, turns // 6))
+@pytest.mark.parametrize("budget", [Latency(0.05), Latency(keep=0.0005)], ids=repr)
+def test_what_cannot_be_met_says_what_can(budget: Latency, clock) -> None:
+    net = mlp()
+    message = (
+        f"{budget} cannot be met: with the fewest channels left everywhere, a pass takes 0.051 ms, of 71 ms when "
+        "dense. Widen the scope or ask for less."
+    )  # 40 + 1 + 10 weights
+    with pytest.raises(BudgetError, match=f"^{re.escape(message)}$"):
+        prune_once(net, INPUT, budget=budget)
+    assert widths(net) == [200, 300, 10]
+    with pytest.raises(BudgetError, match=r"a pass takes 5.936 ms.* Widen the scope, lower round_to or ask for less"):
+        prune_once(net, INPUT, granularity=Channels(round_to=56), budget=budget)  # 56 · (40 + 56 + 10) weights
+    assert prune_once(mlp(), INPUT, budget=Latency(0.06)).after.params <= 60
 
 
-def test_passes_are_in_inference_mode_and_leave_the_random_state() -> None:
-    seen: list[tuple[bool, bool]] = []
-
-    class Random(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            seen.append((torch.is_inference_mode_enabled(), self.training))
-            return x + torch.rand(1)
-
-    before = torch.get_rng_state()
-    time_network(Random().eval(), Example.of(torch.zeros(1, 10)), [])
-    assert set(seen) == {(True, False)}
-    assert torch.equal(before, torch.get_rng_state())
+def test_the_floor_is_measured_before_it_is_given_up(monkeypatch) -> None:
+    """The table is right about the narrowest network, and what it foresees between is too fast."""
+    with fake_time(monkeypatch, by_inputs):
+        net = mlp()
+        least = total(nn.Sequential(nn.Linear(40, 1), nn.Linear(1, 1), nn.Linear(1, 10)), by_inputs)
+        prune_once(net, INPUT, budget=Latency(least * 1.01))
+    assert total(net, by_inputs) <= least * 1.01
 
 
-class Own(nn.Module):
-    """A module of the user's with a parameter beside layers, one without layers, and one that holds only these."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.token = nn.Parameter(torch.zeros(4))
-        self.first, self.second = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.ModuleList([nn.LSTM(4, 4)])
-        self.attention = nn.TransformerEncoderLayer(4, 2, 8)
-        self.tied = nn.Linear(4, 4)
-        self.tied.weight = self.first[0].weight
-        self.scale = Scale()
-        self.frozen = nn.Identity()
+def test_what_is_met_already_is_said(clock) -> None:
+    with pytest.raises(BudgetError, match=r"is met already: a pass of the dense network takes 71 ms$"):
+        prune_once(mlp(), INPUT, budget=Latency(80))
 
 
-class Scale(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.factor, self.inner = nn.Parameter(torch.ones(4)), nn.Dropout()
+def test_it_is_said_before_an_epoch_is_spent(tmp_path, clock) -> None:
+    module = Lit()
+    with pytest.raises(MisconfigurationException, match="cannot be met: with the fewest"):
+        fit(tmp_path, module, IterativePruning(Rounds(start=2, every=1, count=2), Latency(1e-4)), max_epochs=5)
+    assert module.losses == []
 
 
-def test_layers_are_what_computes_with_parameters_of_its_own() -> None:
-    found = layers_of(Own())
-    assert list(found) == ["first.0", "second.0", "attention", "tied", "scale"]
-    assert found["first.0"] == ["first.0.bias", "first.0.weight"]
-    assert found["tied"] == ["first.0.weight", "tied.bias"]
-    assert found["scale"] == ["scale.factor"]
-    assert len(found["attention"]) == 12
-    assert layers_of(nn.Linear(2, 2)) == {"": ["bias", "weight"]}
-    assert layers_of(nn.ReLU()) == {}
+def test_weights_have_no_latency() -> None:
+    with pytest.raises(ValueError, match=r"with Weights\(\) use Sparsity or Count$"):
+        prune_once(mlp(), INPUT, granularity=Weights(), budget=Latency(5))
 
 
-def test_copies_have_the_batch_that_is_asked_for() -> None:
-    net = chain()
-    copies = Copies(net, EXAMPLE, analyse(net, EXAMPLE))
-    for batch in (1, 2, 5):
-        network, inputs = copies.cut({"2.weight": torch.arange(20) < 15}, Conditions(batch, "cpu"))
-        assert inputs.args[0].shape == (batch, 10)
-        assert [len(p) for p in network.parameters()] == [40, 5, 4]
-        assert not network.training
-    assert net.training
-    assert math.prod(net[2].weight.shape) == 800
+def test_an_input_without_a_batch_has_one_example(clock) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    with pytest.raises(ValueError, match=r"^Latency batch=4: the example input has no batch dimension; use batch=1$"):
+        prune_once(net, {"input": torch.zeros(3, 4, 4)}, budget=Latency(keep=0.5, batch=4))
 
 
-def test_the_clock_of_the_machine_goes_forward() -> None:
-    net = chain().eval()
-    ms, by_layer = time_network(net, EXAMPLE, list(layers_of(net)))
-    assert min(ms, *by_layer.values(), time_ratio(net, net, EXAMPLE)) > 0
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a device that is not there")
+def test_a_device_that_is_not_there_is_named(clock) -> None:
+    with pytest.raises(ValueError, match=r"^Latency device='cuda:0' cannot be used: "):
+        prune_once(mlp(), INPUT, budget=Latency(keep=0.5, device="cuda:0"))
+
+
+def test_other_budgets_measure_nothing(clock, tables) -> None:
+    report = prune_once(mlp(), INPUT, budget=All([MACs(0.5), Ratio(0.1)]))
+    assert report.removes
+    assert not tables
+
+
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        ({}, "Latency ms=None, keep=None: give one of them, such as ms=5 or keep=0.5"),
+        ({"ms": 5, "keep": 0.5}, "Latency ms=5, keep=0.5: give one of them, such as ms=5 or keep=0.5"),
+        *(
+            ({"ms": value}, f"Latency ms={value!r} must be a positive number of milliseconds, such as 5")
+            for value in (0, -3, True, "5", math.nan, math.inf)
+        ),
+        ({"keep": 50}, "Latency keep=50 is outside [0, 1]; half is 0.5"),
+        *(
+            ({"ms": 5, "batch": value}, f"Latency batch={value!r} must be a whole number of at least 1")
+            for value in (0, True, 1.5, None)
+        ),
+        ({"ms": 5, "device": "gpu"}, "Latency device='gpu' is no device; 'cpu' and 'cuda:0' are"),
+        ({"ms": 5, "per_layer": 1}, "Latency per_layer=1 must be True or False"),
+    ],
+    ids=str,
+)
+def test_arguments_are_checked(init: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Latency(**init)
+
+
+def test_the_real_clock_leaves_the_network_alone() -> None:
+    """Only that it runs, and that something goes: how much depends on the machine."""
+    net = nn.Sequential(nn.Linear(64, 1024), nn.Dropout(), nn.Linear(1024, 64)).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    random = torch.get_rng_state()
+    report = prune_once(net, torch.zeros(4, 64), budget=Latency(keep=0.6, batch=64), dry_run=True)
+    assert same(before, dict(net.state_dict()))
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(module.training and not module._forward_pre_hooks for module in net.modules())
+    assert report.after.params < report.before.params
+
+
+COSTS: dict[str, Cost] = {"weights": by_weights, "inputs": by_inputs}
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_what_was_measured_last_is_where_the_next_event_starts(cost: str, monkeypatch, tmp_path) -> None:
+    """Ratios to networks that were measured before: no error of the table is left in them."""
+    with fake_time(monkeypatch, COSTS[cost]) as clock:
+
+        class Slower(Callback):
+            def on_train_epoch_end(self, trainer, pl_module) -> None:
+                clock.slowness *= 2
+
+        module = Lit(width=64)
+        dense = total(module, COSTS[cost])
+        pruning = IterativePruning(Rounds(start=1, every=1, count=4), Latency(keep=0.3))
+        fit(tmp_path, module, pruning, Slower(), max_epochs=6)
+        assert 0.9 * 0.3 <= total(module, COSTS[cost]) / dense <= 0.3 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("blocks_first", [True, False])
+def test_blocks_may_go_beside(blocks_first: bool, tmp_path, clock) -> None:
+    """What a block took is not counted any longer: from 0.4 blocks fewer channels have to go."""
+    lit = LitResidual()
+    dense = total(lit)
+    blocks = IterativePruning(Rounds(1, 1, 2), Count(1), Random(), Blocks())
+    channels = IterativePruning(Rounds(2, 1, 2), Latency(keep=0.4), granularity=Channels())
+    fit(tmp_path, lit, *([blocks, channels] if blocks_first else [channels, blocks]), max_epochs=4)
+    assert len(blocks.pruner.removed) == 2
+    assert 0.3 * dense < total(lit) <= 0.4 * dense

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Lit, same, trainer_for, widths, zero_share
+from helpers.ranks import launch
+from helpers.training import Lit, same, trainer_for, widths, zero_share
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from test_callbacks_ddp import launch
 
 import lightning_prune.callbacks
 from lightning_prune import (

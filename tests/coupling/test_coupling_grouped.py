@@ -4,14 +4,15 @@ import copy
 
 import pytest
 import torch
-from coupling_nets import image
+from helpers.coupling_nets import image
 from torch import Tensor, nn
 
 from lightning_prune import load_pruned, prune_once
 from lightning_prune.budgets import Ratio
-from lightning_prune.checkpoint import reshape_to
-from lightning_prune.coupling import Example, analyse
-from lightning_prune.manifest import track_shapes
+from lightning_prune.checkpoint.loading import reshape_to
+from lightning_prune.checkpoint.manifest import track_shapes
+from lightning_prune.coupling import analyse
+from lightning_prune.network.example_input import Example
 
 
 def grouped_net(groups: int = 4) -> nn.Sequential:

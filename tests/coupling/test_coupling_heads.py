@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from coupling_nets import error_between
+from helpers.coupling_nets import error_between
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from lightning_prune import Channels, Scope, prune_once
 from lightning_prune.budgets import Ratio
-from lightning_prune.coupling import Coupling, Example, analyse
-from lightning_prune.report import Report
-from lightning_prune.surgery import zero_removed
+from lightning_prune.coupling import Coupling, analyse
+from lightning_prune.network.example_input import Example
+from lightning_prune.surgery.apply import zero_removed
+from lightning_prune.surgery.report import Report
 
 TOKENS = 7
 

@@ -9,10 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_prune.budgets import Ratio
-from lightning_prune.channel_pruner import ChannelPruner
-from lightning_prune.coupling import Example
 from lightning_prune.criteria import Magnitude
 from lightning_prune.granularity import Channels
+from lightning_prune.network.example_input import Example
+from lightning_prune.pruners.channel_pruner import ChannelPruner
 from lightning_prune.scope import Scope
 
 

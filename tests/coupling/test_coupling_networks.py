@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from coupling_nets import Net, conv, groups_of, image, pooled, randomise, removal_error
+from helpers.coupling_nets import Net, conv, groups_of, image, pooled, randomise, removal_error
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_prune import prune_once
-from lightning_prune.coupling import Example, analyse
+from lightning_prune.coupling import analyse
+from lightning_prune.network.example_input import Example
 
 Groups = dict[str, tuple[int, dict[tuple[str, int], int]]]
 

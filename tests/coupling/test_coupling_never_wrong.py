@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from coupling_nets import Net, error_between
+from helpers.coupling_nets import Net, error_between
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lightning_prune import Report, prune_once
-from lightning_prune.coupling import Example, analyse
-from lightning_prune.coupling.constants import constants_of, setting_places, settings_at
-from lightning_prune.coupling.modes import GradWatch, ModeWatch
-from lightning_prune.surgery import zero_removed
+from lightning_prune.coupling import analyse
+from lightning_prune.coupling.symbols.constants import constants_of, setting_places, settings_at
+from lightning_prune.coupling.train_mode import GradWatch, ModeWatch
+from lightning_prune.network.example_input import Example
+from lightning_prune.surgery.apply import zero_removed
 
 
 def data(*shape: int) -> Tensor:

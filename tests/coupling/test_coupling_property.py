@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from coupling_nets import conv, image, randomise, removal_error
+from helpers.coupling_nets import conv, image, randomise, removal_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn

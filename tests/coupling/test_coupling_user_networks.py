@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 import user_nets as nets
-from coupling_nets import error_between, image, randomise
+from helpers.coupling_nets import error_between, image, randomise
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lightning_prune.coupling import Example, analyse
-from lightning_prune.coupling.tensors import tensors_in
+from lightning_prune.coupling import analyse
 from lightning_prune.functional import prune_once
-from lightning_prune.plan import Plan
-from lightning_prune.surgery import zero_removed
+from lightning_prune.network.example_input import Example
+from lightning_prune.network.tensors import tensors_in
+from lightning_prune.surgery.apply import zero_removed
+from lightning_prune.surgery.plan import Plan
 
 
 @dataclass(frozen=True)

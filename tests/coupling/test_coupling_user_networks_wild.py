@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 import user_nets_wild as nets
-from coupling_nets import Net, error_between, groups_of, image, removal_error
+from helpers.coupling_nets import Net, error_between, groups_of, image, removal_error
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_prune.coupling import Example, analyse, run_on_copy
+from lightning_prune.coupling import analyse
 from lightning_prune.functional import prune_once
-from lightning_prune.surgery import zero_removed
+from lightning_prune.network.example_input import Example, run_on_copy
+from lightning_prune.surgery.apply import zero_removed
 
 FOUND = {
     "convolutional LSTM": (nets.ConvLSTM, (2, 3, 3, 4, 4), {"gates.weight": 8}),

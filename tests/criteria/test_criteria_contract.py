@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune import criteria
-from lightning_prune.coupling import Coupling, Example, analyse, named_tensors
+from lightning_prune.coupling import Coupling, analyse
 from lightning_prune.criteria import (
     LAMP,
     SNIP,
@@ -36,8 +36,10 @@ from lightning_prune.criteria import (
     Wanda,
     WeightTaylor,
 )
-from lightning_prune.criteria.base import combine
-from lightning_prune.statistics import BlockChanges
+from lightning_prune.criteria.criterion import combine
+from lightning_prune.criteria.statistics import BlockChanges
+from lightning_prune.network.example_input import Example
+from lightning_prune.network.tensors import named_tensors
 
 ROWS = [
     Magnitude(), Magnitude(p=1), BatchNormScale(), Random(), Random(seed=7), Taylor(), Taylor(every_n_steps=2), APoZ(),

@@ -6,7 +6,7 @@ from math import e, pi, sqrt
 import pytest
 
 from lightning_prune.schedules import Constant, Cosine, Cubic, Exponential, Linear, OneCycle, Rounds, Schedule, Steps
-from lightning_prune.schedules.base import Unit
+from lightning_prune.schedules.schedule import Unit
 
 UNITS = {"epoch": 1, "step": 100, "share": 0.125}  # what one tick of the tables below is in each unit
 TICKS = [-1, 0, 1, 1.875, 2, 3, 4, 4.875, 5, 6, 7, 7.875, 8]

@@ -6,9 +6,7 @@ from typing import Any
 
 from lightning_prune.coupling.rules.pointwise import pointwise
 from lightning_prune.coupling.rules.registry import op_name, rule_for
-from lightning_prune.coupling.tensors import tensors_in
-from lightning_prune.coupling.tracer import Tracer
-from lightning_prune.coupling.values import (
+from lightning_prune.coupling.tracing.constant_values import (
     adopt,
     adopt_whole,
     all_leaky,
@@ -17,6 +15,8 @@ from lightning_prune.coupling.values import (
     note_constant,
     same_constant,
 )
+from lightning_prune.coupling.tracing.tracer import Tracer
+from lightning_prune.network.tensors import tensors_in
 
 
 @rule_for("as_strided")

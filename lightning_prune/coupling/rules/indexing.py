@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_prune.coupling.reasons import words
 from lightning_prune.coupling.rules.pointwise import tie_all
 from lightning_prune.coupling.rules.registry import bound, op_name, rule_for
-from lightning_prune.coupling.slots import Ids
-from lightning_prune.coupling.tensors import tensors_in
-from lightning_prune.coupling.trace import Labels
-from lightning_prune.coupling.tracer import Tracer
-from lightning_prune.coupling.values import adopt, all_leaky, is_leaky, leaky
+from lightning_prune.coupling.symbols.channel_ids import Ids
+from lightning_prune.coupling.symbols.reasons import words
+from lightning_prune.coupling.tracing.constant_values import adopt, all_leaky, is_leaky, leaky
+from lightning_prune.coupling.tracing.trace import Labels
+from lightning_prune.coupling.tracing.tracer import Tracer
+from lightning_prune.network.tensors import tensors_in
 
 _BY_NUMBER = "picks entries of it by number"
 _AS_INDEX = "uses its values as an index"

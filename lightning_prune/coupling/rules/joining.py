@@ -9,14 +9,14 @@ from torch import Tensor
 
 from lightning_prune.coupling.rules.pointwise import is_alike, tie_all
 from lightning_prune.coupling.rules.registry import rule_for
-from lightning_prune.coupling.slots import Ids
-from lightning_prune.coupling.trace import concatenate
-from lightning_prune.coupling.tracer import Tracer
-from lightning_prune.coupling.values import (
+from lightning_prune.coupling.symbols.channel_ids import Ids
+from lightning_prune.coupling.tracing.constant_values import (
     adopt_fresh,
     is_leaky,
     leaky,
 )
+from lightning_prune.coupling.tracing.trace import concatenate
+from lightning_prune.coupling.tracing.tracer import Tracer
 
 
 @rule_for("cat", "concat")

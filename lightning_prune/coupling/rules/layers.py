@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_prune.coupling.numbers import Number
 from lightning_prune.coupling.rules.registry import rule_for
-from lightning_prune.coupling.slots import Ids
-from lightning_prune.coupling.taps import add_macs, consume, normalised_by, produced_by
-from lightning_prune.coupling.trace import ENTRIES, KERNEL, Labels
-from lightning_prune.coupling.tracer import Tracer
-from lightning_prune.coupling.values import all_leaky, is_leaky, leaky
+from lightning_prune.coupling.symbols.channel_ids import Ids
+from lightning_prune.coupling.symbols.sizes import Number
+from lightning_prune.coupling.tracing.activation_sites import add_macs, consume, normalised_by, produced_by
+from lightning_prune.coupling.tracing.constant_values import all_leaky, is_leaky, leaky
+from lightning_prune.coupling.tracing.trace import ENTRIES, KERNEL, Labels
+from lightning_prune.coupling.tracing.tracer import Tracer
 
 
 @rule_for("convolution", "_convolution", "convolution_overrideable")

@@ -7,18 +7,18 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_prune.coupling.reasons import words
 from lightning_prune.coupling.rules.registry import op_name, rule_for
-from lightning_prune.coupling.slots import Ids
-from lightning_prune.coupling.tensors import tensors_in
-from lightning_prune.coupling.trace import Labels
-from lightning_prune.coupling.tracer import Tracer
-from lightning_prune.coupling.values import (
+from lightning_prune.coupling.symbols.channel_ids import Ids
+from lightning_prune.coupling.symbols.reasons import words
+from lightning_prune.coupling.tracing.constant_values import (
     adopt,
     is_constant,
     is_leaky,
     leaky,
 )
+from lightning_prune.coupling.tracing.trace import Labels
+from lightning_prune.coupling.tracing.tracer import Tracer
+from lightning_prune.network.tensors import tensors_in
 
 
 @rule_for(  # not tagged as pointwise, but they are

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_prune.coupling.reasons import words
 from lightning_prune.coupling.rules.pointwise import tie_all
 from lightning_prune.coupling.rules.registry import bound, op_name, rule_for
-from lightning_prune.coupling.taps import add_macs, consume, produced_by
-from lightning_prune.coupling.trace import ENTRIES, Labels
-from lightning_prune.coupling.tracer import Tracer
-from lightning_prune.coupling.values import is_leaky
+from lightning_prune.coupling.symbols.reasons import words
+from lightning_prune.coupling.tracing.activation_sites import add_macs, consume, produced_by
+from lightning_prune.coupling.tracing.constant_values import is_leaky
+from lightning_prune.coupling.tracing.trace import ENTRIES, Labels
+from lightning_prune.coupling.tracing.tracer import Tracer
 
 _EXPERTS = "chooses experts by number"
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from lightning_prune.coupling.rules.pointwise import tie_all
 from lightning_prune.coupling.rules.registry import before_rule_of, bound, rule_for
-from lightning_prune.coupling.slots import Ids
-from lightning_prune.coupling.taps import add_macs, consume
-from lightning_prune.coupling.trace import concatenate
-from lightning_prune.coupling.tracer import Tracer
-from lightning_prune.coupling.values import adopt, is_constant, is_leaky, leaky
+from lightning_prune.coupling.symbols.channel_ids import Ids
+from lightning_prune.coupling.tracing.activation_sites import add_macs, consume
+from lightning_prune.coupling.tracing.constant_values import adopt, is_constant, is_leaky, leaky
+from lightning_prune.coupling.tracing.trace import concatenate
+from lightning_prune.coupling.tracing.tracer import Tracer
 
 _STATE = "its first hidden state is given from outside"
 

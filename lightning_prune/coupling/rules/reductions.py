@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from lightning_prune.coupling.reasons import words
 from lightning_prune.coupling.rules.pointwise import pointwise
 from lightning_prune.coupling.rules.registry import bound, op_name, rule_for
-from lightning_prune.coupling.slots import Ids
-from lightning_prune.coupling.tensors import tensors_in
-from lightning_prune.coupling.tracer import Tracer
-from lightning_prune.coupling.values import all_leaky, is_leaky, leaky
+from lightning_prune.coupling.symbols.channel_ids import Ids
+from lightning_prune.coupling.symbols.reasons import words
+from lightning_prune.coupling.tracing.constant_values import all_leaky, is_leaky, leaky
+from lightning_prune.coupling.tracing.tracer import Tracer
+from lightning_prune.network.tensors import tensors_in
 
 _SUMS = frozenset(("sum", "nansum", "linalg_vector_norm", "norm", "any", "count_nonzero", "cumsum"))
 _NORMS = frozenset(("linalg_vector_norm", "norm"))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lightning_prune.coupling.tracer import Tracer
+from lightning_prune.coupling.tracing.tracer import Tracer
 
 Rule = Callable[[Tracer, Any, tuple[Any, ...], dict[str, Any], Any], None]
 _RULES: dict[str, Rule] = {}

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_prune.coupling.numbers import Attribute, Number
 from lightning_prune.coupling.rules.registry import rule_for
-from lightning_prune.coupling.slots import Ids
-from lightning_prune.coupling.spelled import label_by_numbers, shape_given
-from lightning_prune.coupling.trace import Part
-from lightning_prune.coupling.tracer import Tracer
+from lightning_prune.coupling.symbols.channel_ids import Ids
+from lightning_prune.coupling.symbols.sizes import Attribute, Number
+from lightning_prune.coupling.tracing.given_shapes import label_by_numbers, shape_given
+from lightning_prune.coupling.tracing.trace import Part
+from lightning_prune.coupling.tracing.tracer import Tracer
 
 
 @rule_for("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "flatten", "unflatten")

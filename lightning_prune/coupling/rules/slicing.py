@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from lightning_prune.coupling.numbers import Number
 from lightning_prune.coupling.rules.registry import rule_for
-from lightning_prune.coupling.slots import FIXED, Ids
-from lightning_prune.coupling.tensors import tensors_in
-from lightning_prune.coupling.trace import Part
-from lightning_prune.coupling.tracer import ATTENTION, Tracer
-from lightning_prune.coupling.values import all_leaky
+from lightning_prune.coupling.symbols.channel_ids import FIXED, Ids
+from lightning_prune.coupling.symbols.sizes import Number
+from lightning_prune.coupling.tracing.constant_values import all_leaky
+from lightning_prune.coupling.tracing.trace import Part
+from lightning_prune.coupling.tracing.tracer import ATTENTION, Tracer
+from lightning_prune.network.tensors import tensors_in
 
 
 @rule_for("select", "unbind")

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_prune.coupling.reasons import words
 from lightning_prune.coupling.rules.pointwise import tie_all
 from lightning_prune.coupling.rules.registry import op_name, rule_for
-from lightning_prune.coupling.slots import FIXED, Ids
-from lightning_prune.coupling.taps import consume, produced_by
-from lightning_prune.coupling.tensors import tensors_in
-from lightning_prune.coupling.trace import KERNEL
-from lightning_prune.coupling.tracer import Tracer
+from lightning_prune.coupling.symbols.channel_ids import FIXED, Ids
+from lightning_prune.coupling.symbols.reasons import words
+from lightning_prune.coupling.tracing.activation_sites import consume, produced_by
+from lightning_prune.coupling.tracing.trace import KERNEL
+from lightning_prune.coupling.tracing.tracer import Tracer
+from lightning_prune.network.tensors import tensors_in
 
 _RESIZED = "pools, pads or resizes along the channels"
 

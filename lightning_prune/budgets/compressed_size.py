@@ -1,0 +1,150 @@
+"""The network shrinks until its file is small enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_prune.budgets.budget import Budget, check_flag
+from lightning_prune.budgets.search import BudgetError, fewest, masked, settled
+from lightning_prune.budgets.spaces.channel_space import ChannelSpace
+from lightning_prune.budgets.spaces.weight_space import WeightSpace
+from lightning_prune.file_size import compressed_size, deflated, estimated_size, hidden, overhead
+from lightning_prune.network.sharded import whole
+
+_BYTES_PER_MB = 10**6
+_TOLERANCE = 0.005  # what an event may stay below its size, where channels or weights are fine enough
+_SAMPLE = 2**18  # weights that are compressed at every share masked
+_SHARES = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 1)
+
+
+@dataclass(frozen=True)
+class FileSize(Budget):
+    """The state dict of the network, compressed, is no larger than a file.
+
+    Compressed is what ``lightning_prune.file_size.write_compressed`` writes: ``torch.save`` with deflate at level 6.
+    Floating-point weights hardly compress, masked ones nearly vanish. Every event estimates from samples and then
+    compresses the result, once or a few times, until it is at most the target, and at most 0.5 % less where the widths
+    allow it; that takes about a second for 15 MB. What was pruned, which ``load_pruned`` needs, adds a kilobyte or two.
+
+    Training goes on after the last event and changes how well weights compress: measured over nine epochs on small
+    networks, by 0.3 % less to 0.2 % more with ``Channels()`` and 2 % more with ``Weights()``. For a hard limit ask for
+    less.
+
+    Args:
+        mb: Size in megabytes of 10⁶ bytes; above 0.
+        per_layer: Whether every layer gives the same share.
+    """
+
+    mb: float
+    per_layer: bool = False
+    masks = True
+
+    def __post_init__(self) -> None:
+        check_flag(self)
+        mb = self.mb
+        if isinstance(mb, bool) or not isinstance(mb, (int, float)) or not isfinite(mb) or mb <= 0:
+            raise ValueError(f"FileSize mb={mb!r} must be a positive number of megabytes, such as 25")
+
+    def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
+        """The fewest removals after which the file is small enough."""
+        cost = _cost_of_channels(space)
+        target = self._target(cost(space.original_params), fraction)
+        if target is None:
+            return space.now
+
+        def widths(aim: float) -> Mapping[str, int]:
+            self._check_reachable(cost(space.params(space.floor)), aim, "channels")
+            return fewest(self.per_layer, space, lambda kept: cost(space.params(kept)), aim)
+
+        return settled(widths, lambda kept: compressed_size(space.state(space.lowest(kept))), target, _TOLERANCE)
+
+    def check_units(self, space: ChannelSpace, events: int | None) -> None:
+        """Also refuse a size that the network has already."""
+        if space.now == space.original:
+            self._check_needed(_cost_of_channels(space)(space.original_params))
+        self.keep_units(space, 1.0)
+
+    def mask_weights(self, space: WeightSpace, fraction: float) -> Mapping[str, int] | int:
+        """The fewest masked weights with which the file is small enough."""
+        sizes = _sizes_by_share(space)
+        target = self._target(sizes[0], fraction)
+        if target is None:
+            return space.masked
+
+        def counts(aim: float) -> Mapping[str, int] | int:
+            return masked(self, space, self._share(space, sizes, aim))
+
+        def measured(counts: Mapping[str, int] | int) -> int:
+            return compressed_size(space.state(space.lowest(counts)))
+
+        return settled(counts, measured, target, _TOLERANCE)
+
+    def check_weights(self, space: WeightSpace, events: int | None) -> None:
+        """Scores are not known yet, so the estimate has to do."""
+        sizes = _sizes_by_share(space)
+        if not any(space.masked.values()):
+            self._check_needed(sizes[0])
+        self._share(space, sizes, self.mb * _BYTES_PER_MB)
+
+    def _target(self, dense: float, fraction: float) -> float | None:
+        """Bytes to arrive at, None where nothing has to go."""
+        wanted = dense - (dense - self.mb * _BYTES_PER_MB) * fraction
+        return wanted if fraction > 0 and wanted < dense else None
+
+    def _share(self, space: WeightSpace, sizes: np.ndarray, aim: float) -> float:
+        """The share to mask for a file of ``aim`` bytes, from the sizes at ``_SHARES``."""
+        most = 1 - 1 / max(space.sizes.values()) if self.per_layer else space.maskable / sum(space.sizes.values())
+        self._check_reachable(float(np.interp(most, _SHARES, sizes)), aim, "weights")
+        return min(most, float(np.interp(-aim, -sizes, _SHARES)))
+
+    def _check_reachable(self, least: float, aim: float, what: str) -> None:
+        if least > aim:
+            raise BudgetError(
+                f"{self} cannot be met: with the fewest {what} left everywhere, a file of {least / _BYTES_PER_MB:.4g} "
+                "MB remains. Widen the scope or ask for less."
+            )
+
+    def _check_needed(self, dense: float) -> None:
+        if dense <= self.mb * _BYTES_PER_MB:
+            raise BudgetError(f"{self} is met already: the dense network is a file of {dense / _BYTES_PER_MB:.4g} MB")
+
+
+def _cost_of_channels(space: ChannelSpace) -> Callable[[float], float]:
+    """Bytes of the file by the number of parameters, as those there are now compress."""
+    state = space.state({})
+    fixed, values = overhead(state), estimated_size(_tensors(state).values())
+    now = space.params(space.now)
+    return lambda params: fixed + values * params / now
+
+
+def _sizes_by_share(space: WeightSpace) -> np.ndarray:
+    """Bytes of the file when so many of the weights are masked, at places chosen by lot; falling with the share."""
+    state = space.state({})
+    others = estimated_size(v for name, v in _tensors(state).items() if name not in space.sizes)
+    total = sum(space.sizes.values())
+    samples = []
+    for name, size in space.sizes.items():
+        values = whole(state[name].detach()).flatten()
+        if name in space.masks:
+            values = values[space.masks[name].to(values.device).flatten()]
+        samples.append(values[: -(-_SAMPLE * size // total)].cpu())
+    sampled = sum(len(sample) for sample in samples)
+    lots = [torch.rand(len(sample), generator=torch.Generator().manual_seed(n)) for n, sample in enumerate(samples)]
+    sizes = []
+    for share in _SHARES:
+        left = [hidden(sample, lot >= share) for sample, lot in zip(samples, lots, strict=True)]
+        sizes.append(overhead(state) + others + sum(len(deflated(part)) for part in left) * total / sampled)
+    return np.minimum.accumulate(np.array(sizes))
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors in ``state``, shared ones once."""
+    first = {id(value): name for name, value in reversed(list(state.items())) if isinstance(value, Tensor)}
+    return {name: state[name] for name in first.values()}

@@ -1,0 +1,223 @@
+"""How long a network takes at any widths: foreseen from a table by layer, which is measured once, and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+
+from lightning_prune.coupling.groups import Coupling
+from lightning_prune.network.copies import copy_of
+from lightning_prune.network.example_input import Example
+from lightning_prune.network.timing import device_of, layers_of, time_network, time_ratio
+from lightning_prune.surgery.apply import apply_plan
+from lightning_prune.surgery.plan import plan_removal
+
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # removed from every group, where a table is measured
+
+Removed = Mapping[str, Tensor]  # group name -> bool tensor (units,), True where the unit goes
+_Made = TypeVar("_Made")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Under which latency is measured.
+
+    Attributes:
+        batch: Examples in a pass.
+        device: The device, None for that of the network.
+    """
+
+    batch: int = 1
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How long a part of the network takes, by its number of parameters; never less with more of them.
+
+    Attributes:
+        parameters: Names of the parameters that count.
+        sizes: Numbers of parameters, ascending.
+        ms: Milliseconds at each, ascending.
+    """
+
+    parameters: tuple[str, ...]
+    sizes: tuple[float, ...]
+    ms: tuple[float, ...]
+
+    @classmethod
+    def through(cls, parameters: Iterable[str], points: Iterable[tuple[float, float]]) -> Curve:
+        """The ascending curve nearest to ``points`` of (size, ms), by least squares (isotonic regression).
+
+        Example:
+            >>> Curve.through(["weight"], [(10, 1.0), (20, 3.0), (30, 2.0)]).ms
+            (1.0, 2.5, 2.5)
+        """
+        by_size: dict[float, list[float]] = {}
+        for size, ms in points:
+            by_size.setdefault(float(size), []).append(ms)
+        sizes = sorted(by_size)
+        blocks: list[tuple[float, int, int]] = []  # (sum, points, sizes), whose means ascend
+        for size in sizes:
+            block = sum(by_size[size]), len(by_size[size]), 1
+            while blocks and blocks[-1][0] / blocks[-1][1] >= block[0] / block[1]:
+                last = blocks.pop()
+                block = last[0] + block[0], last[1] + block[1], last[2] + block[2]
+            blocks.append(block)
+        return cls(tuple(parameters), tuple(sizes), tuple(s / n for s, n, width in blocks for _ in range(width)))
+
+    def at(self, sizes: Mapping[str, float]) -> float:
+        """Milliseconds where the parameters have these sizes, interpolated; none where all of them are gone."""
+        left = [sizes[name] for name in self.parameters if name in sizes]
+        return float(np.interp(sum(left), self.sizes, self.ms)) if left else 0.0
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """What every layer, and all that is in no layer, takes at a few widths.
+
+    Attributes:
+        curves: One for each layer, and one for the rest, which goes by all parameters.
+        dense_ms: Milliseconds of the network that it was measured on.
+    """
+
+    curves: tuple[Curve, ...]
+    dense_ms: float
+
+    def ms(self, coupling: Coupling, removed: Mapping[str, int]) -> float:
+        """Milliseconds that are foreseen once so many units of each group are removed."""
+        sizes = {name: prod(dim.after(removed) for dim in dims) for name, dims in coupling.param_dims.items()}
+        return sum(curve.at(sizes) for curve in self.curves)
+
+
+class Stopwatch:
+    """Measures the tables that budgets ask for, each once, and what cut networks take beside the one there is.
+
+    A machine is not always as fast as when a table was measured. So a cut network is timed in turns with the network
+    as it is, whose latency is known, and what counts is their ratio.
+    """
+
+    def __init__(self) -> None:
+        self.tables: dict[Conditions, LatencyTable] = {}
+        self._known: dict[Conditions, dict[str, float]] = {}  # shapes of a network that was timed -> milliseconds
+
+    def add(self, conditions: Conditions, copies: Copies, removals: Iterable[Removed]) -> None:
+        """Measure a table at some widths, the widest first; of several ranks the first does, for all of them."""
+        self.tables[conditions] = from_first_rank(
+            lambda: measure_table(copies.cut(removed, conditions) for removed in removals)
+        )
+        self._known[conditions] = {}
+
+    def measured(self, conditions: Conditions, copies: Copies, removed: Removed) -> float:
+        """Milliseconds that a network without some units takes."""
+        network, inputs = copies.cut(removed, conditions)
+        now, _ = copies.cut({}, conditions)
+        known = self._known[conditions]
+        before = known.get(_shapes(now), self.tables[conditions].ms(copies.coupling, {}))
+        ms = known[_shapes(network)] = time_ratio(network, now, inputs) * before
+        return ms
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Plain numbers."""
+        return [
+            {"conditions": asdict(conditions), "known": dict(self._known[conditions]), **asdict(table)}
+            for conditions, table in self.tables.items()
+        ]
+
+    def load_state_dict(self, state: Iterable[Mapping[str, Any]]) -> None:
+        """Take over what ``state_dict`` returned; tables that it does not have stay."""
+        for table in state:
+            conditions = Conditions(**table["conditions"])
+            curves = tuple(
+                Curve(**{name: tuple(values) for name, values in curve.items()}) for curve in table["curves"]
+            )
+            self.tables[conditions] = LatencyTable(curves, table["dense_ms"])
+            self._known[conditions] = dict(table["known"])
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Makes smaller copies of a network.
+
+    Attributes:
+        model: The network; it is not touched.
+        example: What its forward receives.
+        coupling: Its analysis.
+    """
+
+    model: nn.Module
+    example: Example
+    coupling: Coupling
+
+    def cut(self, removed: Removed, conditions: Conditions) -> tuple[nn.Module, Example]:
+        """A copy without some units, and what to time it on.
+
+        Raises:
+            ValueError: If the example has no batch to enlarge, or there is no such device.
+        """
+        inputs = (self.example.whole or self.example).repeated(conditions.batch)
+        if inputs.batch != conditions.batch:
+            raise ValueError(f"Latency batch={conditions.batch}: the example input has no batch dimension; use batch=1")
+        device = device_of(self.model) if conditions.device is None else torch.device(conditions.device)
+        network = copy_of(self.model)
+        apply_plan(network, plan_removal(removed, self.coupling))
+        try:
+            return network.to(device).eval(), inputs.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"Latency device={conditions.device!r} cannot be used: {error}") from error
+
+
+def measure_table(networks: Iterable[tuple[nn.Module, Example]]) -> LatencyTable:
+    """The table through what copies of a network at several widths take, the widest first.
+
+    Layers are timed where they are, in passes of the whole network: memory and caches are as they will be.
+    """
+    sizes: list[dict[str, int]] = []
+    times: list[tuple[float, dict[str, float]]] = []
+    parts: dict[str, list[str]] = {}
+    for network, inputs in networks:
+        parts = parts or layers_of(network)
+        sizes.append({name: parameter.numel() for name, parameter in network.named_parameters()})
+        total, by_layer = time_network(network, inputs, list(parts))
+        spent = sum(by_layer.values())
+        scale = min(1.0, total / spent) if spent > 0 else 1.0  # timing a layer takes time, too
+        times.append((total, {layer: ms * scale for layer, ms in by_layer.items()}))
+
+    def curve(parameters: list[str], ms: Callable[[float, dict[str, float]], float]) -> Curve:
+        return Curve.through(
+            parameters, [(sum(s[p] for p in parameters), ms(*t)) for s, t in zip(sizes, times, strict=True)]
+        )
+
+    curves = [curve(names, lambda _, by_layer, layer=layer: by_layer[layer]) for layer, names in parts.items()]  # type: ignore[misc]
+    rest = curve(list(sizes[0]), lambda total, by_layer: max(0.0, total - sum(by_layer.values())))
+    return LatencyTable((*curves, rest), sum(c.at(sizes[0]) for c in (*curves, rest)))
+
+
+def from_first_rank(make: Callable[[], _Made]) -> _Made:
+    """What ``make`` returns on the first rank, on every rank; so do its errors, which else one rank alone would raise.
+
+    Where there is a process group, every rank has to take part.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return make()
+    made: list[Any] = [None, None]
+    if distributed.get_rank() == 0:
+        try:
+            made[0] = make()
+        except Exception as error:  # whatever it is, the other ranks wait
+            made[1] = f"{error}" if isinstance(error, ValueError) else f"latency cannot be measured: {error!r}"
+    distributed.broadcast_object_list(made)
+    if made[1] is not None:
+        raise ValueError(made[1])
+    return made[0]  # type: ignore[no-any-return]
+
+
+def _shapes(network: nn.Module) -> str:
+    """What tells networks of several widths apart."""
+    return " ".join("x".join(map(str, parameter.shape)) for parameter in network.parameters())

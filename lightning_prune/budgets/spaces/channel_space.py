@@ -1,0 +1,242 @@
+"""What a budget chooses from: ranked units with their costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_prune.budgets.latency_table import Conditions, LatencyTable
+from lightning_prune.budgets.spaces.candidates import Candidate
+from lightning_prune.budgets.spaces.dense_reference import Original
+from lightning_prune.budgets.spaces.ranking import rank_steps
+from lightning_prune.coupling.groups import Coupling
+from lightning_prune.coupling.shrinking_together import shrinking_together
+from lightning_prune.granularity import Ranking
+
+State = Callable[[Mapping[str, Tensor]], Mapping[str, Any]]
+Timed = Callable[[Mapping[str, Tensor], Conditions], float]
+
+
+@dataclass(frozen=True)
+class ChannelSpace:
+    """The units that may be removed, in the order of their scores.
+
+    Groups that shrink together are one candidate: its steps are ranked among the units of the others, each as one,
+    and all of its groups always keep the units of the same number of steps.
+
+    Attributes:
+        coupling: The network's groups and costs.
+        scores: Group name -> scores, shape (units,); of a bundle all groups or none.
+        origin: The dense network.
+        round_to: Channels that a group keeps are a multiple of this, where it has as many.
+        min_width: Fewest channels that a group keeps, where it has as many.
+        ranking: ``"global"``: by score. ``"isomorphic"``: by score within each class of ``origin.classes``, so that
+            every class gives the same share of its original units.
+        state: What the state dict of the network would be without some units (group name -> bool tensor, as of
+            ``lowest``), for budgets that look at values.
+        tables: What each layer takes, for budgets that look at latency.
+        timed: Milliseconds of a pass of the network without some units; None where a table has to do.
+    """
+
+    coupling: Coupling
+    scores: Mapping[str, Tensor]
+    origin: Original
+    round_to: int = 1
+    min_width: int = 1
+    ranking: Ranking = "global"
+    state: State = dict
+    tables: Mapping[Conditions, LatencyTable] = field(default_factory=dict)
+    timed: Timed | None = None
+
+    @cached_property
+    def now(self) -> dict[str, int]:
+        """Group name -> units it has."""
+        return {name: len(scores) for name, scores in self.scores.items()}
+
+    @cached_property
+    def original(self) -> dict[str, int]:
+        """Group name -> units it had when the network was dense."""
+        return {name: self.origin.units.get(name, now) for name, now in self.now.items()}
+
+    @cached_property
+    def exhausted(self) -> dict[str, int]:
+        """Group name -> units it had when dense, for groups with the last units left, which cannot be removed."""
+        groups = self.coupling.groups
+        spent: set[str] = set()
+        for bundle in self.coupling.bundles:
+            if not bundle.quantum.keys() <= groups.keys():
+                spent.update(bundle.quantum)
+        return {name: units for name, units in self.origin.units.items() if name not in groups or name in spent}
+
+    @cached_property
+    def last(self) -> dict[str, int]:
+        """Group name -> units that are left in the end if nothing is asked of the widths, of the exhausted, too."""
+        return {name: self.origin.quantum.get(name, 1) for name in (*self.now, *self.exhausted)}
+
+    @cached_property
+    def candidates(self) -> list[Candidate]:
+        """What shrinks by itself, in the order of the groups."""
+        parts = shrinking_together(self.coupling, self.scores.keys())
+        return [Candidate.of(self.coupling, part, self.now, self.round_to, self.min_width) for part in parts]
+
+    @cached_property
+    def floor(self) -> dict[str, int]:
+        """Group name -> fewest units it can keep."""
+        return self._widths([candidate.floor for candidate in self.candidates])
+
+    @cached_property
+    def removable(self) -> int:
+        """How many units can go in all."""
+        return sum(self.now.values()) - sum(self.floor.values())
+
+    @property
+    def steps(self) -> int:
+        """How many steps are ranked: one for each removable unit of a group by itself or quantum of a bundle."""
+        return len(self._ranked[0])
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """What is asked of the widths, by the name of the argument."""
+        asked = {"round_to": self.round_to, "min_width": self.min_width}
+        return {name: value for name, value in asked.items() if value > 1}
+
+    @property
+    def settled(self) -> dict[str, str]:
+        """Group name -> why none of its units can go any more."""
+        return {name: self._limit(name) for name, now in self.now.items() if self.floor[name] == now}
+
+    @property
+    def original_params(self) -> float:
+        """Parameters of the dense network."""
+        return self.origin.params
+
+    @property
+    def original_macs(self) -> float:
+        """Multiply-accumulates of the dense network."""
+        return self.origin.macs
+
+    def rounded(self, name: str, units: int | float) -> int:
+        """The nearest number of units that may stay, from the fewest to all there are."""
+        candidate = self.candidates[self._number[name]]
+        return candidate.nearest(units / candidate.quantum[name]) * candidate.quantum[name]
+
+    def keep_share(self, removed: float) -> dict[str, int]:
+        """Units left where every group gives the share ``removed`` of its original."""
+        return self.keep_shares(dict.fromkeys(self.now, removed))
+
+    def keep_shares(self, removed: Mapping[str, float]) -> dict[str, int]:
+        """Units left where every group gives its share of its original; those of a bundle the share of the first."""
+        kept = []
+        for candidate in self.candidates:
+            name, units = next(iter(candidate.quantum.items()))
+            wanted = self.original[name] / units * (1 - removed[name])
+            kept.append(candidate.now if wanted >= candidate.now else candidate.nearest(wanted))
+        return self._widths(kept)
+
+    def keep_from(self, threshold: float) -> dict[str, int]:
+        """Units left where every step that scores below ``threshold`` goes."""
+        least = torch.tensor(threshold, dtype=torch.float32)  # as exact as the scores
+        lost = [int((candidate.step_scores(self.scores) < least).sum()) for candidate in self.candidates]
+        return self._shortened(lost, False)
+
+    def keep_each(self, count: int) -> dict[str, int]:
+        """Units left where every group gives ``count``; in a bundle none gives more."""
+        return self._shortened([count // max(candidate.quantum.values()) for candidate in self.candidates], True)
+
+    def keep_after(self, count: int, at_most: bool = False) -> dict[str, int]:
+        """Units left after the lowest-ranked of all are removed, ``count`` units or the most steps that are no more.
+
+        Args:
+            count: Units to remove.
+            at_most: Let a bundle lose no more than its rank gives, where it cannot have exactly this width.
+        """
+        return self._keep(int(torch.searchsorted(self._ranked[1], count, right=True)), at_most)
+
+    def keep_after_steps(self, steps: int) -> dict[str, int]:
+        """Units left after so many of the lowest-ranked steps of all."""
+        return self._keep(steps, False)
+
+    def params(self, kept: Mapping[str, int]) -> float:
+        """Parameters of the network with so many units kept in each group."""
+        return self.coupling.params_after(self._removed(kept))
+
+    def macs(self, kept: Mapping[str, int]) -> float:
+        """Multiply-accumulates of one example with so many units kept in each group."""
+        return self.coupling.macs_after(self._removed(kept))
+
+    def foreseen_ms(self, kept: Mapping[str, int], conditions: Conditions) -> float:
+        """Milliseconds of a pass with so many units kept in each group, by the table."""
+        return self.tables[conditions].ms(self.coupling, self._removed(kept))
+
+    def measured_ms(self, kept: Mapping[str, int], conditions: Conditions) -> float:
+        """The same measured, where that is possible."""
+        if self.timed is None:
+            return self.foreseen_ms(kept, conditions)
+        return self.timed(self.lowest(kept), conditions)
+
+    def lowest(self, kept: Mapping[str, int]) -> dict[str, Tensor]:
+        """Group name -> bool tensor (units,), True for the lowest-scored units beyond those kept."""
+        removed = {}
+        for name, scores in self.scores.items():
+            gone = np.zeros(len(scores), dtype=np.bool_)
+            gone[np.argsort(scores.numpy(), kind="stable")[: self.now[name] - kept[name]]] = True
+            removed[name] = torch.from_numpy(gone)
+        return removed
+
+    @cached_property
+    def _number(self) -> dict[str, int]:
+        """Group name -> place of its candidate."""
+        return {name: place for place, candidate in enumerate(self.candidates) for name in candidate.quantum}
+
+    def _widths(self, kept: list[int]) -> dict[str, int]:
+        """Group name -> units, from the steps that each candidate keeps."""
+        return {name: kept[n] * self.candidates[n].quantum[name] for name, n in self._number.items()}
+
+    def _keep(self, steps: int, at_most: bool) -> dict[str, int]:
+        return self._shortened(
+            torch.bincount(self._ranked[0][:steps], minlength=len(self.candidates)).tolist(), at_most
+        )
+
+    def _shortened(self, lost: list[int], at_most: bool) -> dict[str, int]:
+        kept = []
+        for candidate, steps in zip(self.candidates, lost, strict=True):
+            rounded = candidate.no_fewer if at_most and candidate.bundled else candidate.nearest
+            kept.append(rounded(candidate.now - steps) if steps else candidate.now)
+        return self._widths(kept)
+
+    @cached_property
+    def _ranked(self) -> tuple[Tensor, Tensor]:
+        """Candidate number of every removable step, lowest rank first, and the units that are gone after each."""
+        scores = [c.step_scores(self.scores)[: c.now - c.floor] for c in self.candidates]
+        units = [sum(candidate.quantum.values()) for candidate in self.candidates]
+        classes = [self._class_of(next(iter(candidate.quantum))) for candidate in self.candidates]
+        total: Counter[str] = Counter()
+        gone: Counter[str] = Counter()
+        for name, original in {**self.original, **self.exhausted}.items():
+            total[self._class_of(name)] += original
+            gone[self._class_of(name)] += original - self.now.get(name, self.last[name])
+        return rank_steps(scores, units, classes, total, gone)
+
+    def _class_of(self, name: str) -> str:
+        return "" if self.ranking == "global" else self.origin.classes.get(name, name)
+
+    def _limit(self, name: str) -> str:
+        group, candidate = self.coupling.groups[name], self.candidates[self._number[name]]
+        if candidate.now == 1:
+            return "only its last units are left"
+        if self.now[name] <= group.least:
+            return f"with fewer than {group.least} units a grouped convolution would become depthwise"
+        limits = " and ".join(f"{name}={value}" for name, value in self.limits.items())
+        if candidate.bundled:
+            return f"{limits}: not all groups that shrink together have a smaller width that fits"
+        return f"{limits}: its {self.now[name] * group.channels_per_unit} channels are the smallest width that fits"
+
+    def _removed(self, kept: Mapping[str, int]) -> dict[str, int]:
+        return {name: now - kept[name] for name, now in self.now.items()}

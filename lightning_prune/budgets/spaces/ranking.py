@@ -1,0 +1,93 @@
+"""Which step goes first, and which groups are of the same kind and compete with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from math import gcd
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.coupling.groups import Coupling, Group
+from lightning_prune.coupling.shrinking_together import shrinking_together
+
+
+def rank_steps(
+    scores: Sequence[Tensor],
+    units: Sequence[int],
+    classes: Sequence[str],
+    total: Mapping[str, int],
+    gone: Mapping[str, int],
+) -> tuple[Tensor, Tensor]:
+    """In which order steps are removed so that the lowest of each class go first and classes give equal shares.
+
+    Args:
+        scores: For each candidate, the scores of its removable steps.
+        units: For each candidate, the units that go with one step.
+        classes: For each candidate, its class; candidates of one class are ranked together.
+        total: Class -> units it had when the network was dense.
+        gone: Class -> units of these that are gone already.
+
+    Returns:
+        The candidate that gives each step, and the units gone after it, both of shape (steps,). Of classes
+        that have given equal shares the lower score goes first; of equal scores the earlier candidate.
+
+    Example:
+        >>> tensors = [torch.tensor([1.0, 2.0]), torch.tensor([9.0])]  # the second gives 2 units a step
+        >>> rank_steps(tensors, [1, 2], ["a", "a"], {"a": 6}, {"a": 0})
+        (tensor([0, 0, 1]), tensor([1, 2, 4]))
+        >>> rank_steps(tensors, [1, 2], ["a", "b"], {"a": 2, "b": 4}, {"a": 0, "b": 0})
+        (tensor([0, 1, 0]), tensor([1, 3, 4]))
+    """
+    owners = torch.repeat_interleave(torch.tensor([len(values) for values in scores]))
+    owners = owners[torch.argsort(torch.cat(list(scores)), stable=True)]
+    sizes = torch.tensor(units)
+    share = torch.zeros(len(owners), dtype=torch.double)  # of the class's original units, gone once the step goes
+    for label in dict.fromkeys(classes):
+        own = torch.tensor([other == label for other in classes])[owners]
+        share[own] = (sizes[owners[own]].cumsum(0) + gone[label]).double() / total[label]
+    owners = owners[torch.argsort(share, stable=True)]
+    return owners, sizes[owners].cumsum(0)
+
+
+Kind = tuple[tuple[str, str, int, bool, int], ...]
+
+
+def isomorphism_classes(module: nn.Module, coupling: Coupling, names: Collection[str]) -> dict[str, str]:
+    """Group name -> name of the first group of its class.
+
+    Fang et al. 2024, 'Isomorphic pruning for vision models': structures that are isomorphic as labelled
+    graphs, with the operations for labels, are ranked in isolation; widths and kernel sizes play no part. What is
+    compared here does not change under an isomorphism (``group_kind``), so isomorphic groups are always in one class.
+    A bundle is one structure, with the groups in it for its parts.
+
+    Args:
+        module: The network.
+        coupling: Its analysis.
+        names: The groups to sort into classes.
+    """
+    first: dict[tuple[tuple[int, Kind], ...], str] = {}
+    classes = {}
+    for quantum in shrinking_together(coupling, names):
+        common = gcd(*quantum.values())
+        parts = sorted((units // common, group_kind(module, coupling.groups[name])) for name, units in quantum.items())
+        label = first.setdefault(tuple(parts), next(iter(quantum)))
+        classes.update(dict.fromkeys(quantum, label))
+    return {name: classes[name] for name in names}
+
+
+def group_kind(module: nn.Module, group: Group) -> Kind:
+    """What the units of ``group`` live in, whatever its width and the order in which the layers were registered.
+
+    Returns:
+        Sorted, for every tensor: the class of the module that holds it, its name there, the dimension, whether the
+        channels are read, and how many indices a unit owns relative to the other tensors.
+    """
+    common = gcd(*(member.index.shape[1] for member in group.members))
+    kind = []
+    for member in group.members:
+        path, _, leaf = member.tensor.rpartition(".")
+        owner = type(module.get_submodule(path))
+        indices = member.index.shape[1] // common
+        kind.append((f"{owner.__module__}.{owner.__qualname__}", leaf, member.dim, member.reads, indices))
+    return tuple(sorted(kind))

@@ -1,0 +1,206 @@
+"""Distillation: the pruned network learns from the dense one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from os.path import abspath, join
+from typing import Any
+from uuid import uuid4
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.cloud_io import get_filesystem
+from torch import nn
+
+from lightning_prune.callbacks.pruning.carry_out import check_whole
+from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
+from lightning_prune.callbacks.retraining.feature_comparison import Comparison
+from lightning_prune.callbacks.trainer.lightning_packages import Callback, MisconfigurationException
+from lightning_prune.checkpoint.loading import load_other_size
+from lightning_prune.distilling import DistillationLoss, SoftTargets
+from lightning_prune.network.copies import copy_of
+from lightning_prune.surgery.plan import Plan
+from lightning_prune.surgery.report import Report
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """Not the network itself: averaged copies that callbacks keep are pruned with what they average."""
+
+    network: nn.Module
+
+
+class Distillation(Callback):
+    """Lets the network learn from a teacher, without a change to ``training_step``.
+
+    Hinton et al. 2015, 'Distilling the knowledge in a neural network'. The teacher runs on what the student receives in
+    training; the gradient of the losses is added at the student's outputs while the task's loss goes backward, so one
+    backward pass does both, under DDP, AMP and accumulation as well. The task's loss and its curve stay as they are;
+    the weighted losses are logged as ``distillation``.
+
+    The teacher stays in eval mode on the network's device, gets no gradients, and is in no checkpoint.
+
+    Args:
+        teacher: ``"dense"``: the network as it was just before the first pruning event, from then on; it is written
+            beside the logs (``teacher-*.ckpt``), so that a resumed training finds it. A path: a checkpoint of the same
+            LightningModule. A network: another LightningModule of the same parts, or what stands for ``module``.
+        losses: What is compared; ``[SoftTargets()]`` by default. Modules are named as in the LightningModule.
+        module: Qualified name of the network that ``training_step`` calls; by default the LightningModule itself, as
+            ``self(x)``.
+
+    Raises:
+        MisconfigurationException: If an argument is of the wrong kind, a module is not found or not used by
+            ``training_step``, the file of the teacher is not there, or the strategy shards parameters.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module | str = "dense",
+        losses: Sequence[DistillationLoss] | None = None,
+        module: str = "",
+    ) -> None:
+        self.losses = [SoftTargets()] if losses is None else list(losses)
+        if not isinstance(teacher, (str, nn.Module)):
+            raise MisconfigurationException(f"Distillation teacher={teacher!r} is not 'dense', a path or a network")
+        if not self.losses or not all(isinstance(loss, DistillationLoss) for loss in self.losses):
+            raise MisconfigurationException(
+                f"Distillation losses={losses!r} must be a list of losses such as SoftTargets(temperature=4)"
+            )
+        self.module = module
+        self._given = teacher if isinstance(teacher, str) else _Teacher(teacher)
+        self._path: str | None = None  # of the dense network
+        self._taught_by: _Teacher | None = None
+        self._comparison: Comparison | None = None  # in the batch that runs
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Nothing can be distilled into parts."""
+        check_whole(trainer, self)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bring the teacher, where it is not the network that is yet to be pruned."""
+        student = _find(self.module, pl_module, "the network")
+        for loss in self._relative:
+            _find(loss.module, student, "the network")
+        if self._given == "dense" and not _pruning(trainer):
+            raise MisconfigurationException(
+                "Distillation teacher='dense' is the network before the first pruning event, but nothing is pruned; "
+                "add IterativePruning(...), or give a checkpoint or a network"
+            )
+        if self._given == "dense" and not _is_pruned(trainer):
+            self._path = None  # of another network, before
+            return
+        if isinstance(self._given, _Teacher):
+            self._teach(pl_module, copy_of(self._given.network))
+            return
+        path = self._path if self._given == "dense" else self._given
+        if path is None:
+            raise MisconfigurationException(
+                "Distillation teacher='dense' comes too late: the network is pruned already, in a training without "
+                "Distillation; give a checkpoint of the dense one, Distillation(teacher=PATH)"
+            )
+        if not get_filesystem(path).exists(path):
+            raise MisconfigurationException(
+                f"Distillation: the teacher is not at {path!r}; give its checkpoint, Distillation(teacher=PATH)"
+            )
+        network = copy_of(pl_module)  # which may be smaller by now, or not be pruned yet
+        load_other_size(network, path)
+        self._teach(pl_module, network)
+
+    def on_before_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruning: IterativePruning) -> None:
+        """Where the first event is due, what there is now is the teacher; anew as long as it is held back."""
+        if self._given != "dense" or _is_pruned(trainer):
+            return
+        self._teach(pl_module, copy_of(pl_module))
+        if self._path is None:
+            folder = trainer.log_dir or trainer.default_root_dir
+            path = join(folder if "://" in folder else abspath(folder), f"teacher-{uuid4().hex[:12]}.ckpt")
+            self._path = trainer.strategy.broadcast(path)
+        trainer.strategy.save_checkpoint({"state_dict": pl_module.state_dict()}, self._path)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Outputs are compared from here to the end of the batch."""
+        self._begin(trainer, pl_module)
+
+    def on_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan, report: Report) -> None:
+        """The first batch of a resumed training may have begun already."""
+        self._begin(trainer, pl_module)
+
+    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._release()
+        if self._taught_by is not None:
+            windows = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            scale = (1.0 if scaler is None else float(scaler.get_scale())) / windows
+            student, teacher = pl_module.get_submodule(self.module), self._taught_by.network.to(pl_module.device)
+            self._comparison = Comparison(student, teacher, self._relative, scale)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log what was lost, and be off the network."""
+        if self._comparison is None:
+            return
+        values, unused = self._comparison.values, self._comparison.unused
+        self._release()
+        if unused is not None:
+            where = ".".join(filter(None, (self.module, unused))) or "forward"
+            raise MisconfigurationException(
+                f"Distillation compares the output of {where!r}, which training_step has not called, or which is "
+                "compiled. Name the network that it calls, such as Distillation(module='net')."
+            )
+        pl_module.log("distillation", torch.stack(values).sum(), on_step=False, on_epoch=True)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let go of network and teacher."""
+        self._release()
+        if stage == "fit":
+            self._taught_by = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the teacher is."""
+        return {"path": self._path}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._path = state_dict["path"]
+
+    @property
+    def _relative(self) -> list[DistillationLoss]:
+        """The losses, with names as they are inside of the student."""
+        prefix = f"{self.module}." if self.module else ""
+        names = ["" if loss.module == self.module else loss.module.removeprefix(prefix) for loss in self.losses]
+        return [replace(loss, module=name) for loss, name in zip(self.losses, names, strict=True)]  # type: ignore[type-var]
+
+    def _teach(self, pl_module: pl.LightningModule, network: nn.Module) -> None:
+        if any(cls.__name__ == "LightningModule" for cls in type(network).__mro__):
+            network = _find(self.module, network, "the teacher")
+        for loss in self._relative:
+            _find(loss.module, network, "the teacher")
+        self._taught_by = _Teacher(network.eval().requires_grad_(False).to(pl_module.device))
+
+    def _release(self) -> None:
+        if self._comparison is not None:
+            self._comparison.release()
+            self._comparison = None
+
+
+def _find(name: str, network: nn.Module, whose: str) -> nn.Module:
+    try:
+        return network.get_submodule(name)
+    except AttributeError as error:
+        names = [path for path, _ in network.named_modules() if path]
+        raise MisconfigurationException(
+            f"Distillation compares the output of {name!r}, which {whose} does not have; it has {', '.join(names[:6])}"
+        ) from error
+
+
+def _is_pruned(trainer: pl.Trainer) -> bool:
+    """Whether there was an event, in this training or before."""
+    return any(pruning.pruner.event for pruning in _pruning(trainer))
+
+
+def _pruning(trainer: pl.Trainer) -> list[IterativePruning]:
+    return [c for c in trainer.callbacks if isinstance(c, IterativePruning)]  # type: ignore[attr-defined]

@@ -1,0 +1,94 @@
+"""What the forward of a LightningModule receives: its example input, or what is in the first training batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from lightning_prune.callbacks.trainer.lightning_packages import MisconfigurationException
+from lightning_prune.callbacks.trainer.step_inputs import first_call
+from lightning_prune.network.example_input import Example, run_on_copy
+from lightning_prune.network.sharded import is_sharded
+
+
+def declared_example(pl_module: pl.LightningModule) -> Example | None:
+    """The module's ``example_input_array``, None where it has none.
+
+    Raises:
+        MisconfigurationException: If the forward does not run on it.
+    """
+    inputs = pl_module.example_input_array
+    if inputs is None or is_sharded(pl_module):
+        return None
+    example = Example.of(inputs, pl_module).to(pl_module.device)
+    try:
+        _run(pl_module, example)
+    except Exception as error:
+        raise MisconfigurationException(
+            f"the forward of {type(pl_module).__name__} fails on its `example_input_array`: {error}. A tuple is "
+            "positional, a dict is keyword, anything else is the one argument."
+        ) from error
+    return example
+
+
+def example_from_batch(pl_module: pl.LightningModule, batch: Any, needed: bool) -> Example | None:
+    """The part of a training batch that the forward takes; None where it takes none and none is ``needed``.
+
+    Where one is needed and no part will do, it is what the training step hands to the network, see ``first_call``.
+
+    Masks need no forward pass; without an example their reports say nothing about MACs. Nor do those of networks of
+    which every rank holds a part: these have no copies to run.
+
+    Raises:
+        MisconfigurationException: If an example is needed and the forward runs on no part of the batch.
+    """
+    if is_sharded(pl_module) and not needed:
+        return None
+    errors = []
+    for inputs in _candidates(pl_module, batch):
+        example = Example.of(inputs, pl_module)
+        try:
+            _run(pl_module, example)
+        except Exception as error:
+            errors.append(str(error))
+        else:
+            return example
+    if not needed:
+        return None
+    try:
+        return first_call(pl_module, batch)
+    except Exception as error:
+        reason = errors[0] if errors else "it holds no tensors"
+        raise MisconfigurationException(
+            f"the forward of {type(pl_module).__name__} runs on no part of the first training batch "
+            f"({type(batch).__name__}): {reason}; and {error}. Define `forward` as what the network does, and set "
+            "`example_input_array` on the LightningModule to its input."
+        ) from error
+
+
+def _run(pl_module: pl.LightningModule, example: Example) -> None:
+    run_on_copy(pl_module, example, lambda copy, arguments: arguments.run(copy.eval()))
+
+
+def _candidates(pl_module: pl.LightningModule, batch: Any) -> Iterator[Any]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        takes = inspect.signature(pl_module.forward).parameters
+        anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+        named = {name: value for name, value in batch.items() if name in takes}
+        if named:
+            yield named
+        if anything:
+            yield dict(batch)
+        yield (dict(batch),)
+        for value in batch.values():
+            yield from _candidates(pl_module, value)
+    elif isinstance(batch, (list, tuple)) and batch:
+        yield from _candidates(pl_module, batch[0])
+        yield tuple(batch)
+        yield (batch,)

@@ -1,0 +1,204 @@
+"""From the resolved slots of a trace to groups of interchangeable units."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.coupling.grouping.bundles import bundled, known_attributes
+from lightning_prune.coupling.grouping.interchangeable import Kindred, settle
+from lightning_prune.coupling.grouping.unreached import shared_with_unreached
+from lightning_prune.coupling.groups import Activation, Coupling, Group, Member, Passes, Site, WidthScalar
+from lightning_prune.coupling.symbols.channel_ids import FIXED, Ids, Reasons
+from lightning_prune.coupling.symbols.sizes import Equation, Expression, LinearDim, SizeOf, rewritten
+from lightning_prune.coupling.tracing.trace import ENTRIES, KERNEL, UNUSED, Labels, Tap, Trace
+
+Place = tuple[str, int]  # tensor, dimension
+
+
+def build_coupling(trace: Trace, passes: Passes) -> Coupling:
+    """Resolve the slots of ``trace`` into groups."""
+    unused = (
+        f"{UNUSED}; it may in train mode, which does not run on the example input alone" if passes.fails else UNUSED
+    )
+    for name, labels in trace.labels.items():
+        if name not in trace.reached:
+            for label in labels:
+                if label is not None:
+                    trace.slots.freeze(label, unused)
+    kin, balanced = settle(trace)
+    builder = _Builder(trace, kin)
+    groups = builder.groups
+    equations = [
+        Equation(builder.resolved(e.left), builder.resolved(e.right), e.where)
+        for e in (*trace.book.equations, *balanced)
+    ]
+    on_meta = all(tensor.is_meta for tensor in trace.tensors.values())
+    apart = {} if on_meta else shared_with_unreached(groups, builder.shapes, trace.reached, trace.lists)
+    for name in apart:
+        del groups[name]
+    attributes = known_attributes(equations, trace.book.values)
+    bundles, stuck = bundled({name: group.size for name, group in groups.items()}, equations, attributes)
+    for name in stuck:
+        del groups[name]
+    frozen = {**builder.frozen(), **stuck, **apart}
+    return Coupling(
+        groups=groups,
+        frozen={name: reason for name, reason in frozen.items() if name not in groups},
+        shapes=builder.shapes,
+        param_dims={name: builder.dims(builder.shapes[name], trace.labels[name]) for name in builder.parameters},
+        mac_terms=tuple((term.constant, tuple(builder.linear(ids) for ids in term.dims)) for term in trace.macs),
+        on_meta=on_meta,
+        passes=passes,
+        sizes=tuple(
+            Site(where, cut, shape, builder.dims(shape, labels) if any(ids is not None for ids in labels) else ())
+            for where, cut, shape, labels in trace.sizes
+        ),
+        scalars=tuple(builder.scalar(number) for number, found in enumerate(trace.scalars.found) if found.run == 1),
+        constants=tuple(
+            (values, tuple(builder.linear(ids[ids != FIXED]).per_unit)) for values, ids in trace.scalars.constants
+        ),
+        bundles=bundles,
+        attributes=attributes,
+    )
+
+
+class _Builder:
+    """Groups, and every size as a function of their widths."""
+
+    def __init__(self, trace: Trace, kin: Kindred) -> None:
+        self.trace, self.kin = trace, kin
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in trace.tensors.items()}
+        self.parameters = {name: None for name, tensor in trace.tensors.items() if isinstance(tensor, nn.Parameter)}
+        self._read_only = trace.consumed - trace.produced
+        self.groups: dict[str, Group] = {}
+        self._frozen: list[tuple[list[Place], str]] = []  # where units are that stay, and why
+        self._group_of = np.full(trace.slots.count, -1, dtype=np.int64)  # of every unit
+        self._every: dict[int, Tensor] = {}  # one object for all: `plan_removal` looks at each once
+        self._linear: dict[int, tuple[Ids, LinearDim]] = {}
+        self._taps: defaultdict[int, list[Tap]] = defaultdict(list)  # by the families that they show
+        for tap in trace.taps.values():
+            if tap.dim is not None:
+                for family in np.unique(kin.family_of[kin.units[tap.ids[tap.ids != FIXED]]]).tolist():
+                    self._taps[family].append(tap)
+        self._find_groups()
+        self._names = list(self.groups)
+        self._sizes = np.array([group.size for group in self.groups.values()] or [1])
+
+    def _find_groups(self) -> None:
+        units, places = self.kin.units, self.kin.places
+        reasons = self.trace.slots.frozen_units(units)
+        inexact = self.trace.slots.inexact_units(units)
+        grouped = self.trace.slots.grouped_units(units)
+        used: Counter[str] = Counter()
+        for whole, members in self.kin.families:
+            signature = [(p, n) for p, n in whole if p < len(places)]
+            lies = [places[p] for p, _ in signature]
+            free = members[~reasons.known(members)]
+            made = any(self._makes(*place) for place in lies)  # else it is read from data
+            if not free.size:
+                self._frozen.append((lies, reasons.of(int(members[0]))))
+                continue
+            own = next(
+                (places[p] for p, n in signature if n * len(members) == self.shapes[places[p][0]][places[p][1]]),
+                lies[0],
+            )
+            used[own[0]] += 1
+            name = own[0] if used[own[0]] == 1 else f"{own[0]}#{used[own[0]]}"
+            if len(members) == 1 and made:
+                self._frozen.append(([own, *lies], "all of its channels can only go together"))
+            elif made:
+                self._group_of[free] = len(self.groups)
+                self.groups[name] = self._group(name, lies, free, inexact, grouped)
+
+    def frozen(self) -> dict[str, str]:
+        """The tensors that make channels which stay, and why; not those of which another dimension shrinks."""
+        shrinking = {(m.tensor, m.dim) for group in self.groups.values() for m in group.members if not m.reads}
+        tensors = {tensor for tensor, _ in shrinking} | self.groups.keys()
+        found: dict[str, str] = {}
+        for lies, reason in self._frozen:
+            made = [(place[0] not in tensors, place) for place in lies if self._makes(*place)]
+            whole, place = max(made, key=lambda entry: entry[0], default=(False, ("", 0)))
+            partly = place in shrinking and place[0] not in self.groups
+            if reason != KERNEL and (whole or partly) and found.get(place[0], ENTRIES) == ENTRIES:
+                found[place[0]] = reason if whole else f"a part of its channels: {reason}"
+        return found
+
+    def _makes(self, tensor: str, dim: int) -> bool:
+        """Whether these are channels of a parameter that no layer only reads."""
+        return tensor in self.parameters and (tensor, dim) not in self._read_only
+
+    def _group(self, name: str, places: Iterable[Place], members: Ids, inexact: Reasons, grouped: set[int]) -> Group:
+        own = [(place, self.trace.labels[place[0]][place[1]]) for place in places]
+        activations = []
+        for tap in self._taps.get(int(self.kin.family_of[members[0]]), []):
+            owner = np.where(tap.ids == FIXED, FIXED, self.kin.units[tap.ids])
+            index = self._index(owner, members)
+            if index is not None and tap.dim is not None:
+                activations.append(Activation(tap.module, tap.dim, index))
+        doubtful = members[inexact.known(members)]
+        return Group(
+            name=name,
+            members=tuple(
+                Member(tensor, dim, self._index(self.kin.units[ids], members), (tensor, dim) in self.trace.consumed)  # type: ignore[arg-type]
+                for (tensor, dim), ids in own
+            ),
+            activations=tuple(activations),
+            inexact=inexact.of(int(doubtful[0])) if doubtful.size else None,
+            least=1 if grouped.isdisjoint(members.tolist()) else 2,
+        )
+
+    def _index(self, owner: Ids, members: Ids) -> Tensor | None:
+        """Where ``owner`` is each of ``members``, (units, indices a unit); None where units differ in number."""
+        if len(owner) == len(members) and (owner == members).all():  # as almost everywhere
+            return self._every.setdefault(len(members), torch.arange(len(members))[:, None])
+        rank = np.searchsorted(members, owner)
+        rank[rank == len(members)] = 0
+        positions = np.flatnonzero(members[rank] == owner)
+        counts = np.bincount(rank[positions], minlength=len(members))
+        if counts[0] == 0 or (counts != counts[0]).any():
+            return None
+        order = np.argsort(owner[positions], kind="stable")
+        return torch.from_numpy(positions[order].reshape(len(members), -1))
+
+    def linear(self, ids: Ids) -> LinearDim:
+        """The size of a dimension with the channels ``ids``."""
+        found = self._linear.get(id(ids))
+        known = found[1] if found is not None else None
+        if known is None:
+            owners = self._group_of[self.kin.units[ids[ids != FIXED]]]
+            counts = np.bincount(owners[owners >= 0], minlength=len(self._sizes))
+            per_unit = {self._names[g]: float(counts[g] / self._sizes[g]) for g in counts.nonzero()[0]}
+            known = LinearDim(len(ids), per_unit)
+            self._linear[id(ids)] = ids, known  # kept alive, so that its id is not another's
+        return known
+
+    def dims(self, shape: tuple[int, ...], labels: Labels) -> tuple[LinearDim, ...]:
+        """The sizes of a shape whose dimensions carry ``labels``."""
+        return tuple(
+            LinearDim(size, {}) if ids is None else self.linear(ids) for ids, size in zip(labels, shape, strict=True)
+        )
+
+    def scalar(self, number: int) -> WidthScalar:
+        """A scalar of the passes, and the weights that can take up its change."""
+        found = self.trace.scalars.found[number]
+        rows: dict[str, tuple[int, Tensor]] = {}
+        origin = found.origin
+        if origin is not None:
+            weight, *biases = origin.tensors
+            index = torch.from_numpy(np.sort(origin.rows))
+            rows = {weight: (origin.dim, index), **{bias: (0, index) for bias in biases}}
+        power = origin.power if origin is not None else 1
+        return WidthScalar(found.value, rows, power, tuple(self.linear(found.widths).per_unit), found.where)
+
+    def resolved(self, expression: Expression) -> Expression:
+        """``expression`` in terms of the widths of groups."""
+
+        def leaf(part: Expression) -> Expression:
+            return self.linear(part.ids) if isinstance(part, SizeOf) else part
+
+        return rewritten(expression, leaf)

@@ -1,0 +1,116 @@
+"""Units that are alike: they live in the same dimensions of the same tensors, and so can stand in for each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightning_prune.coupling.symbols.channel_ids import FIXED, Ids
+from lightning_prune.coupling.symbols.sizes import Equation, SizeOf
+from lightning_prune.coupling.tracing.trace import Trace
+
+Signature = tuple[tuple[int, int], ...]  # (place, how many indices a unit owns there), in the order of the tensors
+
+
+@dataclass(frozen=True)
+class Kindred:
+    """The units of a trace and their families.
+
+    Attributes:
+        units: The unit of every slot.
+        places: (tensor, dimension) of every label of a parameter or buffer. A number in a signature beyond them stands
+            for a piece that the code cuts out: its units are not like those beside it.
+        families: (signature, its units, ascending), in the order of the network's tensors, which no removal changes.
+        family_of: The number of the family of every unit.
+    """
+
+    units: Ids
+    places: list[tuple[str, int]]
+    families: list[tuple[Signature, Ids]]
+    family_of: Ids
+
+
+def settle(trace: Trace) -> tuple[Kindred, list[Equation]]:
+    """Resolve the ties of ``trace``, and find which balances leave their rows a choice.
+
+    The rows of a balance have to lose equally many channels. Where they belong to different families, each chooses its
+    own, and only the count is common: an equation. Within a family, row by row the same positions go, which is a tie.
+    """
+    balances = {tuple(row.tobytes() for row in rows): (rows, where) for rows, where in trace.balances}
+    while True:
+        kin = _kindred(trace)
+        frozen = trace.slots.frozen_units(kin.units)
+        tied = False
+        equations = []
+        for key, (rows, where) in list(balances.items()):
+            distinct = _distinct(kin, rows)
+            if len(distinct) == 1:
+                continue
+            if all((row != FIXED).all() and not frozen.known(kin.units[row]).any() for row in distinct) and _apart(
+                kin, distinct
+            ):
+                equations += [Equation(SizeOf(row), SizeOf(distinct[0]), where) for row in distinct[1:]]
+                continue
+            tied = True
+            del balances[key]
+            for row in distinct[1:]:
+                trace.slots.tie(distinct[0], row, _beside(where))
+        if not tied:
+            return kin, equations
+
+
+def _beside(where: str) -> str:
+    at = f"{where!r}: " if where else ""
+    return f"{at}forward cuts it into equal parts together with entries that cannot shrink"
+
+
+def _distinct(kin: Kindred, rows: list[Ids]) -> list[Ids]:
+    """Rows that do not consist of the same units in the same order."""
+    found: dict[bytes, Ids] = {}
+    for row in rows:
+        found.setdefault(np.where(row == FIXED, FIXED, kin.units[row]).tobytes(), row)
+    return list(found.values())
+
+
+def _apart(kin: Kindred, rows: list[Ids]) -> bool:
+    """Whether each of ``rows`` is a family of its own; of several families, the common count would leave no choice."""
+    families = [np.unique(kin.family_of[kin.units[row]]) for row in rows]
+    return all(len(own) == 1 for own in families) and len(np.unique(np.concatenate(families))) == len(rows)
+
+
+def _kindred(trace: Trace) -> Kindred:
+    units = trace.slots.units()
+    places = [(name, dim) for name, labels in trace.labels.items() for dim, ids in enumerate(labels) if ids is not None]
+    labels = [*(trace.labels[name][dim] for name, dim in places), *trace.pieces.values()]
+    family_of = np.full(trace.slots.count, -1, dtype=np.int64)
+    if not places:
+        return Kindred(units, places, [], family_of)
+    owner = np.concatenate([units[ids] for ids in labels])  # type: ignore[index]
+    place = np.repeat(np.arange(len(labels)), [len(ids) for ids in labels])  # type: ignore[arg-type]
+    keys = np.sort(owner * len(labels) + place, kind="stable")  # much is in order already, which this sort makes use of
+    distinct = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
+    counts = np.diff(np.r_[distinct, keys.size])
+    owner, place = np.divmod(keys[distinct], len(labels))
+    starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
+    sums = np.add.reduceat(_scattered(place, counts), starts)
+    _, first, family = np.unique(sums, return_index=True, return_inverse=True)
+    stops = np.r_[starts[1:], owner.size]
+    signatures = [
+        tuple(zip(place[a:b].tolist(), counts[a:b].tolist(), strict=True))
+        for a, b in zip(starts[first], stops[first], strict=True)
+    ]
+    members = np.split(owner[starts][np.argsort(family, kind="stable")], np.cumsum(np.bincount(family.ravel()))[:-1])
+    real = [(own, units) for own, units in zip(signatures, members, strict=True) if own[0][0] < len(places)]
+    families = sorted(real, key=lambda entry: entry[0])
+    for number, (_, own) in enumerate(families):
+        family_of[own] = number
+    return Kindred(units, places, families, family_of)
+
+
+def _scattered(place: Ids, counts: Ids) -> Ids:
+    """A hash of 64 bits of each (place, count), by splitmix64; sums of them tell signatures apart."""
+    z = (place.astype(np.uint64) << np.uint64(32) | counts.astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (z ^ (z >> np.uint64(31))).view(np.int64)

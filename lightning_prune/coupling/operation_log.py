@@ -1,0 +1,65 @@
+"""What a pass does that the analysis can foresee: operations, shapes, and the numbers that it computes with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_prune.coupling.rules import is_cut, is_reshape, rule_of, step_of
+from lightning_prune.coupling.symbols.constants import constants_of, scalar_of, setting_places, settings_at
+from lightning_prune.coupling.tracing import meta_kernels
+from lightning_prune.coupling.tracing.python_calls import Literals
+from lightning_prune.network.tensors import tensors_in
+
+
+class Watch(TorchDispatchMode):
+    """Notes the shapes that can be foreseen, and the scalars that tensors are multiplied by."""
+
+    def __init__(self, on_meta: bool) -> None:
+        super().__init__()
+        self.on_meta = on_meta
+        self.literals = Literals(self._note)
+        self.operations: list[Any] = []
+        self.settings: list[tuple[Any, ...]] = []
+        self.shapes: list[tuple[bool, tuple[int, ...]]] = []  # (whether it is a part that was cut out, shape)
+        self.scalars: list[float] = []
+        self.constants: list[tuple[float, ...]] = []
+        self.failed_in_reshape = False
+
+    def __enter__(self) -> Watch:
+        self.literals.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.literals.__exit__(*error)
+
+    def seen(self) -> tuple[Any, ...]:
+        """What ``Passes.operations`` holds of the analysis."""
+        return (*self.operations, tuple(self.settings))
+
+    def _note(self, numbers: tuple[float, ...]) -> None:
+        if numbers:
+            self.constants.append(numbers)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        reshaped, cut = is_reshape(func), is_cut(func)
+        self.failed_in_reshape = reshaped
+        out = meta_kernels.run(func, args, kwargs or {})
+        self.failed_in_reshape = False
+        step = step_of(func)
+        if step is not None:
+            self.operations.append(step)
+        places = setting_places(func)
+        if places and rule_of(func) is not None:
+            self.settings.append(settings_at(places, args))
+        if reshaped or cut:
+            self.shapes += [(cut, tuple(tensor.shape)) for tensor in tensors_in(out)]
+        scalar = scalar_of(func, args)
+        if scalar is not None:
+            self.scalars.append(scalar)
+        else:
+            self._note(constants_of(func, args, kwargs or {}, self.on_meta))
+        return out

@@ -1,0 +1,169 @@
+"""Values that layers put out or take in."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.coupling.groups import Group
+from lightning_prune.criteria.statistics.attention import projections
+from lightning_prune.criteria.statistics.recurrent_layers import sequence_in
+from lightning_prune.criteria.statistics.statistics import Statistics
+from lightning_prune.network.layer_outputs import is_recurrent, projects_in_one
+from lightning_prune.surgery.plan import Plan, select
+
+COUNT = "examples of "  # before the name of a layer: how many values each of its totals is the sum of
+
+
+@dataclass(frozen=True)
+class Call:
+    """A layer, what it was given, and what it returned."""
+
+    layer: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+
+class LayerValues(Statistics):
+    """Sums of what is seen of single layers in forward passes, and how many examples they are sums over."""
+
+    looks_at = "activations"
+
+    def __init__(self, every_n_steps: int = 1) -> None:
+        super().__init__(every_n_steps)
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._observed: list[str] = []
+
+    def detach(self) -> None:
+        """Remove all hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._observed = [], []
+
+    def unseen(self) -> list[str]:
+        """Layers that no forward pass has reached."""
+        return [name for name in self._observed if name not in self.totals]
+
+    def commit(self, loss_scale: float = 1.0) -> None:
+        """Count a step."""
+        self.steps += self.active
+
+    def _hook(self, module: nn.Module, name: str, dim: int) -> None:
+        observer = _Observer(self, name, dim)
+        self._handles.append(module.get_submodule(name).register_forward_hook(observer, with_kwargs=True))
+        self._observed.append(name)
+
+    @torch.no_grad()
+    def take(self, name: str, dim: int, call: Call) -> None:
+        """Add one pass through the layer ``name``."""
+        values = self._values(call) if self.active else []
+        if not values or any(not isinstance(part, Tensor) or part.dim() < -dim for part in values):
+            return
+        parts = [part.detach().movedim(dim, 0).flatten(1).float() for part in values]
+        count = parts[0].shape[1]  # attention may have more keys than queries
+        sums = [self._sum(rows) * (count / rows.shape[1]) for rows in parts]
+        whole = torch.cat(sums) if len(sums) > 1 else sums[0]
+        for key, value in ((name, whole), (COUNT + name, whole.new_full((), count))):
+            total = self.totals.get(key)
+            self.totals[key] = value if total is None else total.to(value.device) + value
+
+    @abstractmethod
+    def _values(self, call: Call) -> Sequence[Any]:
+        """What is looked at, with other channels in each part."""
+
+    @abstractmethod
+    def _sum(self, rows: Tensor) -> Tensor:
+        """A sum for each row: (channels, values) -> (channels,)."""
+
+
+class _Observer:
+    """A forward hook; copies of the network (for tracing, averaging) get one that does nothing."""
+
+    def __init__(self, owner: LayerValues | None, name: str, dim: int) -> None:
+        self.owner, self.name, self.dim = owner, name, dim
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self.owner is not None:
+            self.owner.take(self.name, self.dim, Call(module, args, kwargs, output))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Observer:
+        return _Observer(None, self.name, self.dim)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Observer, (None, self.name, self.dim)
+
+
+class _OfOutputs(LayerValues):
+    """What the layers that make channels put out."""
+
+    def attach(self, module: nn.Module, groups: Iterable[Group] = (), parameters: Collection[str] = ()) -> None:
+        """Hook every layer that makes channels of ``groups``."""
+        self.detach()
+        where = {activation.module: activation.dim for group in groups for activation in group.activations}
+        for name, dim in where.items():
+            self._hook(module, name, dim)
+
+    def _values(self, call: Call) -> Sequence[Any]:
+        if projects_in_one(call.layer):
+            return projections(call.layer, call.args, call.kwargs)
+        return [sequence_in(call.output) if is_recurrent(call.layer) else call.output]
+
+
+class AbsoluteActivations(_OfOutputs):
+    """Sums of |activation|."""
+
+    def _sum(self, rows: Tensor) -> Tensor:
+        return rows.abs().sum(1)
+
+
+class PositiveActivations(_OfOutputs):
+    """How many activations are above zero, which a ReLU would let through."""
+
+    def _sum(self, rows: Tensor) -> Tensor:
+        return (rows > 0).sum(1).float()
+
+
+class SquaredInputs(LayerValues):
+    """Sums of the squares of what linear layers and convolutions read, for each of their input channels."""
+
+    def __init__(self, every_n_steps: int = 1) -> None:
+        super().__init__(every_n_steps)
+        self._grouped: set[str] = set()
+
+    def attach(self, module: nn.Module, groups: Iterable[Group] = (), parameters: Collection[str] = ()) -> None:
+        """Hook every layer whose weights are among ``parameters``."""
+        self.detach()
+        self._grouped = {path for path, layer in module.named_modules() if getattr(layer, "groups", 1) != 1}
+        for path, layer in module.named_modules():
+            dim = input_dim(layer)
+            if dim is not None and (f"{path}.weight" if path else "weight") in parameters:
+                self._hook(module, path, dim)
+
+    def follow(self, plan: Plan) -> None:
+        """Cut the totals as the layers were cut; those of grouped convolutions begin anew."""
+        for path in [key for key in self.totals if not key.startswith(COUNT)]:
+            dims = plan.keep.get(f"{path}.weight" if path else "weight", {})
+            if dims and path in self._grouped:
+                del self.totals[path], self.totals[COUNT + path]
+            elif 1 in dims:
+                self.totals[path] = select(self.totals[path], {0: dims[1]})
+
+    def _values(self, call: Call) -> Sequence[Any]:
+        return call.args[:1]
+
+    def _sum(self, rows: Tensor) -> Tensor:
+        return rows.square().sum(1)
+
+
+def input_dim(layer: nn.Module) -> int | None:
+    """Where the channels are in what a layer reads, counted from the end; None for layers that are not observed."""
+    if isinstance(layer, nn.Linear):
+        return -1
+    dims = {nn.Conv1d: -2, nn.Conv2d: -3, nn.Conv3d: -4}
+    return next((dim for cls, dim in dims.items() if isinstance(layer, cls)), None)

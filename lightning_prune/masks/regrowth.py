@@ -1,0 +1,96 @@
+"""Dynamic sparse training: masked weights come back where others go."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_prune.masks.select import lowest_masks
+
+By = Literal["gradient", "random"]
+
+
+@dataclass(frozen=True)
+class Regrowth:
+    """Every so often some surviving weights go, and as many others come back, so that each layer keeps its sparsity.
+
+    In each layer the weights nearest to zero go. What comes back begins at zero, with nothing that the optimizer
+    remembers: by the largest |∂L/∂w| of the batches just seen (RigL: Evci et al. 2020, 'Rigging the lottery', algorithm
+    1), or at random (SET: Mocanu et al. 2018, 'Scalable training of artificial neural networks with adaptive sparse
+    connectivity inspired by network science'). RigL leaves out the optimizer step at which it exchanges; here that step
+    is taken, by the new weights.
+
+    How many weights survive is for the budget and the schedule to say: ``Constant(0)`` with ``Random()`` and ``ERK``
+    is training at one sparsity from the start, a ``Cubic`` schedule pruning that can take back what it did.
+
+    Args:
+        by: What decides which masked weights come back: ``"gradient"`` or ``"random"``.
+        share: Share of the surviving weights of a layer that is exchanged, in (0, 1).
+        every: Optimizer steps from one exchange to the next.
+        end: Share of the training, in (0, 1], after which nothing is exchanged any more.
+        anneal: Whether ``share`` falls to zero until then, on half a cosine.
+
+    Raises:
+        ValueError: If an argument is none of its words, or outside its range.
+
+    Example:
+        >>> regrowth = Regrowth(share=0.3, end=0.75)
+        >>> [round(regrowth.share_at(done), 3) for done in (0, 0.375, 0.75, 1)]
+        [0.3, 0.15, 0.0, 0.0]
+    """
+
+    by: By = "gradient"
+    share: float = 0.3
+    every: int = 100
+    end: float = 0.75
+    anneal: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.by, str) or self.by not in get_args(By):
+            raise ValueError(f"Regrowth by={self.by!r} is not known; use 'gradient' (RigL) or 'random' (SET)")
+        for name, most in (("share", "1)"), ("end", "1]")):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not 0 < value <= 1 or (value == 1 and most == "1)"):
+                raise ValueError(f"Regrowth {name}={value!r} is outside (0, {most}; half is 0.5")
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise ValueError(f"Regrowth every={self.every!r} must be a whole number of optimizer steps, at least 1")
+        if not isinstance(self.anneal, bool):
+            raise ValueError(f"Regrowth anneal={self.anneal!r} must be True or False")
+
+    def share_at(self, done: float) -> float:
+        """The share that is exchanged when ``done`` of the training, in [0, 1], is over."""
+        if done >= self.end:
+            return 0.0
+        return self.share * (1 + math.cos(math.pi * done / self.end)) / 2 if self.anneal else self.share
+
+
+@torch.no_grad()
+def exchange(weight: Tensor, promise: Tensor, mask: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """What is left of ``mask`` once the weights nearest to zero have gone, and the mask with others in their place.
+
+    What has just gone may come back, at zero. Ties go to the first weight.
+
+    Args:
+        weight: The weights.
+        promise: What speaks for each of them to come back, finite, of the same shape.
+        mask: Bool, True where the weight survives.
+        share: Of the survivors that are exchanged; no more than there are masked weights, and one stays.
+
+    Example:
+        >>> weight, mask = torch.tensor([3.0, -1.0, 2.0, 0.0, 0.0]), torch.tensor([True, True, True, False, False])
+        >>> exchange(weight, torch.tensor([0.0, 0.0, 0.0, 1.0, 2.0]), mask, share=1 / 3)
+        (tensor([ True, False,  True, False, False]), tensor([ True, False,  True, False,  True]))
+    """
+    alive, size = int(torch.count_nonzero(mask)), mask.numel()
+    count = min(round(share * alive), size - alive, alive - 1)
+    if count < 1:
+        return mask, mask
+    left = lowest_masks({"": weight.abs()}, {"": mask}, size - alive + count)[""]
+    most = torch.finfo(torch.float32).max
+    wanted = promise.float().clamp(max=most / 2).masked_fill(left, most)
+    return left, lowest_masks({"": wanted}, {}, size - alive)[""]

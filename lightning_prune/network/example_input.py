@@ -1,0 +1,211 @@
+"""Example inputs, and copies of a network on which a forward pass costs nothing."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_flatten, tree_map
+
+from lightning_prune.network.copies import copy_of, meta_copy
+from lightning_prune.network.meta_recurrence import whole_recurrence
+from lightning_prune.network.tensors import named_tensors
+
+MOST_COLOURS = 4  # channels of an image
+MOST_EXAMPLES = 64  # that copies with values run on
+
+
+@dataclass(frozen=True)
+class Example:
+    """Arguments of one forward pass.
+
+    Attributes:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        batch: Number of examples in them, 1 where nothing in them is a batch.
+        listed: Whether the batch is a list with an entry for each example, as detection networks take it.
+        whole: All examples that were given (or the first 64), where these are only the first of them: what copies with
+            values run on, for values decide which layers the forward pass uses.
+        module: Qualified name of the module that receives them, where that is not the whole network.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    batch: int
+    listed: bool = False
+    whole: Example | None = None
+    module: str = ""
+
+    @classmethod
+    def of(cls, inputs: Any, model: nn.Module | None = None) -> Example:
+        """A tuple is positional, a dict is keyword, anything else is the one argument.
+
+        Batches are cut or repeated to two examples: the least that batch norm takes in train mode. A batch is a list of
+        images (of any sizes) or of dicts, which is only cut, or else the leading dimension that all tensors share.
+
+        Args:
+            inputs: What the forward receives.
+            model: If given, inputs that it refuses when they are cut stay as they are: one example without a batch.
+
+        Example:
+            >>> Example.of(torch.zeros(32, 3, 8, 8)).args[0].shape
+            torch.Size([2, 3, 8, 8])
+            >>> len(Example.of([torch.zeros(3, 8, 8)] * 3).args[0])
+            2
+            >>> Example.of(torch.zeros(3, 8, 8), nn.Conv2d(3, 1, 1)).args[0].shape
+            torch.Size([3, 8, 8])
+        """
+        args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
+        return cls(args, inputs if isinstance(inputs, dict) else {}, 1).cut(model)
+
+    def cut(self, model: nn.Module | None = None) -> Example:
+        """Two of the examples in these arguments, see ``of``."""
+        candidates = [*self._batched(listed=True), *self._batched(listed=False)]
+        if not self._lists_images():
+            candidates.reverse()
+        candidates.append(self)
+        tensors = [leaf for leaf in tree_flatten((self.args, self.kwargs))[0] if isinstance(leaf, Tensor)]
+        if model is None or len(candidates) == 1 or all(tensor.dim() > 3 for tensor in tensors):
+            return candidates[0]  # four dimensions are a batch of images; with fewer the network has to tell
+        return next((candidate for candidate in candidates if candidate._runs(model)), candidates[0])
+
+    def _batched(self, listed: bool) -> Iterator[Example]:
+        """Two examples of these arguments, if they are a batch."""
+        arguments = (*self.args, *self.kwargs.values())
+        lists = [argument for argument in arguments if listed and _is_batch(argument)]
+        others = tree_flatten([argument for argument in arguments if not (listed and _is_batch(argument))])[0]
+        tensors = [leaf for leaf in others if isinstance(leaf, Tensor) and leaf.dim() > 0]
+        sizes = {len(tensor) for tensor in tensors} | {len(items) for items in lists}
+        shared = len(sizes) == 1 and 0 not in sizes
+        if shared and (lists or (not listed and any(tensor.dim() > 1 for tensor in tensors))):
+            given = replace(self, batch=sizes.pop(), listed=listed)
+            whole = given._with(min(given.batch, MOST_EXAMPLES)) if given.batch > 2 else None
+            yield given if listed and given.batch == 1 else replace(given._with(2), whole=whole)
+
+    def _lists_images(self) -> bool:
+        """Whether what is in lists looks like images, not like levels or sequences that are batches themselves."""
+        tensors = [x for a in (*self.args, *self.kwargs.values()) if _is_batch(a) for x in a if isinstance(x, Tensor)]
+        return all(len(tensor) <= MOST_COLOURS for tensor in tensors)
+
+    def _with(self, batch: int) -> Example:
+        times = -(-batch // self.batch)
+
+        def resize(argument: Any) -> Any:
+            if self.listed and _is_batch(argument):
+                return (argument * times)[:batch]
+            return tree_map(lambda leaf: _resized(leaf, times, batch), argument)
+
+        kwargs = {name: resize(argument) for name, argument in self.kwargs.items()}
+        args = tuple(resize(argument) for argument in self.args)
+        return replace(self, args=args, kwargs=kwargs, batch=batch, whole=None)
+
+    def _runs(self, model: nn.Module) -> bool:
+        try:
+            run_on_copy(model, replace(self, whole=None), lambda copy, inputs: inputs.run(copy.eval()))
+        except Exception:
+            return False
+        return True
+
+    def to(self, device: torch.device | str) -> Example:
+        """The same arguments with every tensor on ``device``."""
+
+        def move(leaf: Any) -> Any:
+            return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+
+        return replace(self, args=tree_map(move, self.args), kwargs=tree_map(move, dict(self.kwargs)), whole=None)
+
+    def repeated(self, batch: int) -> Example:
+        """The same arguments with ``batch`` examples, where they are a batch."""
+        return self if self.batch == 1 and not self.listed else self._with(batch)
+
+    def run(self, model: nn.Module) -> Any:
+        """The output of ``model``, or of its ``module``, on these arguments."""
+        called = model.get_submodule(self.module) if self.module else model
+        return called(*self.args, **self.kwargs)
+
+
+def _is_batch(argument: Any) -> bool:
+    """Whether an argument is a list with an entry for each example: images, or what is said about each of them."""
+    if not isinstance(argument, list) or not argument:
+        return False
+    images = all(isinstance(item, Tensor) and item.dim() == 3 for item in argument)
+    return images or all(isinstance(item, dict) for item in argument)
+
+
+def _resized(leaf: Any, times: int, batch: int) -> Any:
+    """The first ``batch`` entries of a tensor, or of copies of it."""
+    if not isinstance(leaf, Tensor) or leaf.dim() == 0:
+        return leaf
+    return torch.cat([leaf.detach()] * times)[:batch] if times > 1 else leaf.detach()[:batch]
+
+
+def run_on_copy(
+    model: nn.Module, example: Example, use: Callable[[nn.Module, Example], Any], on_meta: bool | None = None
+) -> Any:
+    """Call ``use(copy, example)`` on a meta copy; where that fails, on a real copy.
+
+    Networks whose control flow reads values, or that keep tensors outside their parameters and buffers, cannot run on
+    the meta device.
+
+    Args:
+        model: The network; it is not touched.
+        example: What its forward receives.
+        use: What to do with the copy.
+        on_meta: Which copy to take; None tries both.
+
+    Raises:
+        Exception: What the real copy raised, if it fails as well.
+    """
+    with quiet_pass(), whole_recurrence(model):
+        if on_meta is not False:
+            try:
+                return use(meta_copy(model), example.to("meta"))
+            except Exception:
+                if on_meta:
+                    raise
+        device = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
+        return use(copy_of(model), (example.whole or example).to(device))
+
+
+@contextmanager
+def quiet_pass() -> Iterator[None]:
+    """No gradients, fused attention, compiled code or warnings, and the random state as it was."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            collecting_later(),
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.random.fork_rng(),
+            torch.compiler.set_stance("force_eager"),
+            sdpa_kernel(SDPBackend.MATH),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextmanager
+def collecting_later() -> Iterator[None]:
+    """Garbage is collected afterwards.
+
+    The many small objects of an analysis would set that off again and again, and it walks through the whole program
+    each time.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()

@@ -1,0 +1,76 @@
+"""How one forward pass calls the modules of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_prune.network.example_input import Example
+from lightning_prune.network.tensors import tensors_in
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module.
+
+    Attributes:
+        misfit: Why it cannot be an identity's; None if it can.
+        macs: Multiply-accumulates in it for one example.
+    """
+
+    misfit: str | None
+    macs: int
+
+
+def watch(copy: nn.Module, inputs: Example, names: Collection[str]) -> tuple[dict[str, list[Call]], int, list[Any]]:
+    """The calls of every module in ``names``, the multiply-accumulates in all, and the shapes of the outputs."""
+    calls: dict[str, list[Call]] = {}
+    counter, begun = FlopCounterMode(display=False), dict[str, list[int]]()
+
+    def macs(flops: int) -> int:
+        return round(flops / 2 / inputs.batch)
+
+    def before(name: str) -> Any:
+        return lambda *_: begun.setdefault(name, []).append(counter.get_total_flops())
+
+    def after(name: str) -> Any:
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            flops = counter.get_total_flops() - begun[name].pop()
+            calls.setdefault(name, []).append(Call(_misfit(args, kwargs, output), macs(flops)))
+
+        return note
+
+    for name in names:
+        module = copy.get_submodule(name)
+        module.register_forward_pre_hook(before(name))
+        module.register_forward_hook(after(name), with_kwargs=True)
+    with counter:
+        output = inputs.run(copy.eval())
+    return calls, macs(counter.get_total_flops()), shapes_of(output)
+
+
+def shapes_of(output: Any) -> list[Any]:
+    """The shapes of all tensors in ``output``."""
+    return [tuple(tensor.shape) for tensor in tensors_in(output)]
+
+
+def _misfit(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> str | None:
+    if not args:
+        return "its input is not its first argument by place; call it with that first: block(x, mask=mask)"
+    if not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
+        return "what it receives first or what it returns is not one tensor"
+    if args[0].shape != output.shape:
+        return f"it turns {tuple(args[0].shape)} into {tuple(output.shape)}"
+    if args[0].dtype != output.dtype:
+        return f"it turns {args[0].dtype} into {output.dtype}"
+    others = [tensor for tensor in tensors_in([*args[1:], *kwargs.values()]) if tensor is not args[0]]
+    if any((tensor.shape, tensor.dtype) == (output.shape, output.dtype) for tensor in others):
+        return (
+            "several of its inputs have the shape of its output, so which one it hands on is not known; give an "
+            "example in which their shapes differ"
+        )
+    return None

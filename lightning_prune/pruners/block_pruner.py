@@ -1,0 +1,225 @@
+"""Removing whole blocks and layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_prune.budgets.budget import Budget
+from lightning_prune.budgets.cost import MACs, Params
+from lightning_prune.budgets.count import Count
+from lightning_prune.budgets.search import BudgetError
+from lightning_prune.budgets.shares import Ratio, Sparsity
+from lightning_prune.budgets.spaces.block_space import Origin, how_many
+from lightning_prune.criteria.criterion import Criterion, Scoring
+from lightning_prune.criteria.statistics.block_changes import BlockChanges
+from lightning_prune.network.example_input import Example, collecting_later
+from lightning_prune.network.size import Size
+from lightning_prune.network.tensors import named_tensors
+from lightning_prune.pruners.pruner import Pruner, check_finite, nonzero_in
+from lightning_prune.pruners.removable_blocks import Removable, find_removable, why_it_fails
+from lightning_prune.scope import Scope
+from lightning_prune.surgery.apply import apply_plan
+from lightning_prune.surgery.averaged_copies import with_averages
+from lightning_prune.surgery.passthrough import identity_for
+from lightning_prune.surgery.plan import Plan, is_inside
+from lightning_prune.surgery.report import Report
+
+
+class BlockPruner(Pruner):
+    """Ranks the blocks of a network and removes the lowest.
+
+    Args:
+        criterion: What matters.
+        budget: Until what.
+        scope: Where.
+    """
+
+    def __init__(self, criterion: Criterion, budget: Budget, scope: Scope) -> None:
+        super().__init__(criterion, budget, scope)
+        if not criterion.scores_blocks:
+            raise ValueError(
+                f"criterion {criterion} does not score blocks; with Blocks() use Sensitivity, BlockInfluence or Random"
+            )
+        if not isinstance(budget, (Count, Ratio, Sparsity, Params, MACs)):
+            raise ValueError(
+                f"budget {budget} does not choose between blocks; with Blocks() use Count, Ratio, Sparsity, Params or "
+                "MACs"
+            )
+        if budget.per_layer and not isinstance(budget, Ratio):
+            raise ValueError(f"budget {budget} looks into every layer, but blocks go as a whole; leave per_layer=False")
+        self.origin: Origin | None = None
+        self.names: frozenset[str] = frozenset()  # what is ranked, known from `prepare` on
+        self.removed: list[str] = []
+        self.blocked: dict[str, str] = {}
+        self.losses: dict[str, Tensor] = {}  # without each block, and "" -> with all; where the criterion compares them
+        self._removable: tuple[Mapping[str, torch.Size], Removable] | None = None
+
+    def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
+        """Find out what can go, and hook what has to be observed."""
+        if self.origin is None:
+            self.scope.check_patterns(model)
+        removable = self._find(model, example)
+        names, reasons = self.candidates(model, example)
+        if self.origin is None and not names:
+            raise ValueError(
+                f"{self.scope} leaves no block in {type(model).__name__} that can go: "
+                f"{dict(list(reasons.items())[:5]) or 'no module returns a tensor shaped like its input'}"
+            )
+        self.names = frozenset(names)
+        if self.origin is None:
+            if isinstance(self.budget, Ratio) and self.budget.share > 0 and not round(self.budget.share * len(names)):
+                raise BudgetError(
+                    f"{self.budget} removes nothing here: of {len(names)} blocks that rounds to none. Ask for "
+                    f"share={1 / len(names):.4f} or more, or use Count(1)."
+                )
+            self.origin = Origin(removable.whole.params, removable.whole.macs, tuple(names))
+        left = None if events is None else events - self.event
+        if isinstance(self.budget, Count) and left is not None and self.budget.count * left > len(names):
+            raise BudgetError(
+                f"{self.budget} in {left} events wants {self.budget.count * left} blocks, but only {len(names)} can go"
+            )
+        self._how_many(removable, names, 1.0)
+        if isinstance(self.statistics, BlockChanges):
+            self.statistics.attach(model, blocks=names)
+
+    @collecting_later()
+    def candidates(self, model: nn.Module, example: Example | None) -> tuple[list[str], dict[str, str]]:
+        """Names of the blocks that can go, and why others stay."""
+        removable = self._find(model, example)
+        if self.origin is None:
+            return removable.within(self.scope, model)
+        present = [name for name in self.origin.blocks if name not in self.blocked and name in removable.fits]
+        changed = {name: why for name, why in removable.misfits.items() if name in self.origin.blocks}
+        outside = {name: why for name, why in removable.frozen.items() if not is_inside(name, self.origin.blocks)}
+        return present, {**outside, **changed, **self.blocked}
+
+    def is_due(self, model: nn.Module, example: Example | None, fraction: float) -> bool:
+        """Whether some block would go now, whichever it is."""
+        return self._how_many(self._find(model, example), self.candidates(model, example)[0], fraction) > 0
+
+    def compare(self, model: nn.Module, example: Example | None, loss: Callable[[], Tensor]) -> None:
+        """Let the criterion know the ``loss`` of ``model``, and what it is with each of the blocks skipped.
+
+        Args:
+            model: The network, or a copy of it.
+            example: What its forward receives.
+            loss: Evaluates ``model`` as it is; a scalar.
+        """
+        self.losses = {"": loss().detach().double().cpu()}
+        for name in self.candidates(model, example)[0]:
+            with skipping(model, name):
+                self.losses[name] = loss().detach().double().cpu()
+
+    @collecting_later()
+    def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
+        """Score, choose, try on a copy, and measure."""
+        assert self.origin is not None, "prepare comes first"
+        assert example is not None
+        removable, scoring = self._find(model, example), self.scoring(model, example)
+        names, _ = self.candidates(model, example)
+        due = self._how_many(removable, names, fraction) > 0  # else nobody may have looked
+        values = self.criterion.score_blocks(names, scoring) if due else torch.zeros(len(names))
+        scores = {name: value.reshape(1) for name, value in zip(names, values, strict=True)}
+        check_finite(self.criterion, scores)
+        ranked = sorted(names, key=lambda name: float(scores[name]))  # stable: the first of equals goes
+        while True:
+            ranked = [name for name in ranked if name not in self.blocked]
+            chosen = ranked[: self._how_many(removable, ranked, fraction)]
+            failing = why_it_fails(model, example, chosen) if chosen else {}
+            if not failing:
+                break
+            self.blocked.update(failing)
+        plan = with_averages(Plan(skipped=tuple(sorted(chosen, key=names.index))), model)
+        before, after = _sizes(model, plan, removable, chosen)
+        return Report(
+            plan=plan,
+            before=before,
+            after=after,
+            sparsity=1 - after.params / self.origin.params,
+            fraction=fraction,
+            widths={name: (1, int(name not in chosen)) for name in names},
+            scores=scores if due else {},
+            frozen=self.candidates(model, example)[1],
+        )
+
+    def scoring(self, model: nn.Module, example: Example | None) -> Scoring:
+        """Also what was lost with each block skipped."""
+        scoring = super().scoring(model, example)
+        return replace(scoring, statistics={**scoring.statistics, **self.losses})
+
+    def resized(self, size: Size) -> None:
+        """The sparsity is that of the whole network, whoever pruned it."""
+        if self.origin is not None:
+            self.sparsity = 1 - size.params / self.origin.params
+
+    def _find(self, model: nn.Module, example: Example | None) -> Removable:
+        """What can be removed, looked for again only when the tensors of ``model`` have changed."""
+        if example is None:
+            raise ValueError("blocks are found by watching a forward pass, which needs an example input")
+        shapes = {name: tensor.shape for name, tensor in named_tensors(model)}
+        if self._removable is None or self._removable[0] != shapes:
+            self._removable = shapes, find_removable(model, example)
+        return self._removable[1]
+
+    def _how_many(self, removable: Removable, ranked: Sequence[str], fraction: float) -> int:
+        """How many go, the first of ``ranked`` first."""
+        assert self.origin is not None
+        return how_many(self.budget, fraction, self.origin, removable, ranked, len(self.removed))
+
+    def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
+        apply_plan(model, report.plan, optimizers)
+        self.removed += [name for name, (_, left) in report.widths.items() if not left]
+        self.losses = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what can be found out again."""
+        return {**vars(self), "_removable": None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The common state, the size of the original, what was removed, and what was found not to be removable."""
+        origin = self.origin
+        return {
+            **super().state_dict(),
+            "origin": None if origin is None else {**vars(origin), "blocks": list(origin.blocks)},
+            "removed": list(self.removed),
+            "blocked": dict(self.blocked),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``state_dict`` returned."""
+        super().load_state_dict(state)
+        origin = state["origin"]
+        self.origin = None if origin is None else Origin(origin["params"], origin["macs"], tuple(origin["blocks"]))
+        self.removed, self.blocked = list(state["removed"]), dict(state["blocked"])
+
+
+@contextmanager
+def skipping(model: nn.Module, name: str) -> Any:
+    """Let an identity stand in for the module ``name``."""
+    path, _, key = name.rpartition(".")
+    children = model.get_submodule(path)._modules
+    block = model.get_submodule(name)
+    children[key] = identity_for(block)
+    try:
+        yield
+    finally:
+        children[key] = block
+
+
+def _sizes(model: nn.Module, plan: Plan, removable: Removable, chosen: Sequence[str]) -> tuple[Size, Size]:
+    """What the network costs now, and without what ``plan`` removes."""
+    gone = {id(p) for name in plan.skipped for p in model.get_submodule(name).parameters()}
+    nonzero = {id(p): nonzero_in([p.detach()]) for p in model.parameters()}
+    macs = removable.whole.macs - sum(removable.fits[name].macs for name in chosen)
+    left = [p for p in model.parameters() if id(p) not in gone]
+    return (
+        Size(removable.whole.params, sum(nonzero.values()), removable.whole.macs),
+        Size(sum(p.numel() for p in left), sum(nonzero[id(p)] for p in left), macs),
+    )

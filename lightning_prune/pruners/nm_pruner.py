@@ -1,0 +1,84 @@
+"""Masking all but N of M neighbouring weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from lightning_prune.budgets.budget import Budget
+from lightning_prune.budgets.search import BudgetError
+from lightning_prune.budgets.spaces.weight_space import WeightSpace
+from lightning_prune.criteria.criterion import Criterion, Scoring
+from lightning_prune.granularity import NM
+from lightning_prune.masks.n_of_m import block_mask, fullest_block, kept_in_block, layouts
+from lightning_prune.pruners.mask_pruner import MaskPruner
+from lightning_prune.scope import Scope
+from lightning_prune.surgery.plan import Plan
+
+
+class NMPruner(MaskPruner):
+    """Keeps the best N weights in every block of M; layers whose inputs do not make whole blocks stay dense.
+
+    Args:
+        granularity: N and M; the schedule's fraction goes from M to N a block.
+        criterion: What matters.
+        budget: The same in the words of a budget.
+        scope: Where.
+    """
+
+    def __init__(self, granularity: NM, criterion: Criterion, budget: Budget, scope: Scope) -> None:
+        super().__init__(criterion, budget, scope)
+        self._n, self._m = granularity.n, granularity.m
+        self._dims: dict[str, int] = {}
+
+    def _covered(self, model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
+        found = layouts(model)
+        self._dims = {name: layout.dim for name, layout in found.items()}
+        covered: dict[str, nn.Parameter] = {}
+        frozen: dict[str, str] = {}
+        for name, parameter in self.scope.parameters(model).items():
+            if name not in found:
+                frozen[name] = "a vector has no input dimension"
+            elif found[name].inputs % self._m:
+                frozen[name] = f"its {found[name].inputs} inputs are no multiple of {self._m}"
+            else:
+                covered[name] = parameter
+        if not covered:
+            raise BudgetError(
+                f"NM({self._n}, {self._m}) has no layer to work on: {dict(list(frozen.items())[:5])}. Use a smaller m, "
+                f"or a wider scope; where channels are removed as well, Channels(round_to={self._m})."
+            )
+        return covered, frozen
+
+    def _check(self, space: WeightSpace, events: int | None) -> None:
+        """Every block can lose what it has to."""
+
+    def _choose(self, model: nn.Module, space: WeightSpace, scoring: Scoring, fraction: float) -> Mapping[str, Tensor]:
+        keep = kept_in_block(self._n, self._m, fraction)
+        return {
+            name: block_mask(space.scores[name], self.masks.get(name), self._m, keep, self._dims[name])
+            for name in space.sizes
+        }
+
+    def follow(self, plan: Plan) -> None:
+        """Slice the masks after channels were removed by ``plan``.
+
+        Warns if inputs that are gone have left blocks with more than N weights.
+        """
+        before = {name: mask.shape for name, mask in self.masks.items()}
+        super().follow(plan)
+        keep = kept_in_block(self._n, self._m, self.fraction)
+        broken = [
+            name
+            for name, mask in self.masks.items()
+            if mask.shape != before[name] and fullest_block(mask, self._m, self._dims.get(name, 1)) > keep
+        ]
+        if broken:
+            warnings.warn(
+                f"channels were removed after NM({self._n}, {self._m}) had masked {broken[0]!r} (and "
+                f"{len(broken) - 1} more): blocks there keep more than {keep} of {self._m} weights now. Let NM begin "
+                "after the last channels are gone.",
+                stacklevel=2,
+            )

@@ -1,0 +1,130 @@
+"""Masking single weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from math import lcm
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.budgets.budget import Budget
+from lightning_prune.budgets.combined import All
+from lightning_prune.budgets.compressed_size import FileSize
+from lightning_prune.budgets.count import Count
+from lightning_prune.budgets.search import BudgetError
+from lightning_prune.budgets.spaces.weight_space import Chooser, Counts, WeightSpace
+from lightning_prune.budgets.threshold import Threshold
+from lightning_prune.criteria.criterion import Criterion, Scoring
+from lightning_prune.masks.n_of_m import layouts
+from lightning_prune.masks.select import lowest_masks
+from lightning_prune.masks.weight_blocks import Block, expanded, lowest_blocks, means, misfit, weights_in
+from lightning_prune.pruners.mask_pruner import MaskPruner, ScoresOnDemand
+from lightning_prune.scope import Scope
+
+
+class WeightPruner(MaskPruner):
+    """Masks as many weights as a budget says, wherever they are.
+
+    Args:
+        criterion: What matters.
+        budget: Until what.
+        scope: Where.
+        block: Outputs and inputs that go together, None for single weights.
+    """
+
+    def __init__(self, criterion: Criterion, budget: Budget, scope: Scope, block: Block | None = None) -> None:
+        super().__init__(criterion, budget, scope)
+        self._block = block
+        self._sides: dict[str, Block] = {}
+        if not budget.masks:
+            raise ValueError(f"budget {budget} counts what is physically removed; with Weights() use Sparsity or Count")
+
+    def _covered(self, model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
+        covered, frozen = super()._covered(model)
+        if self._block is not None:
+            found = layouts(model)
+            reasons = {name: misfit(found.get(name), self._block) for name in covered}
+            frozen = {name: reason for name, reason in reasons.items() if reason is not None}
+            covered = {name: p for name, p in covered.items() if name not in frozen}
+            if not covered:
+                multiple = lcm(*(side for side in self._block if side is not None))
+                raise BudgetError(
+                    f"Weights block={self._block} fits no layer: {dict(list(frozen.items())[:5])}. Use a smaller "
+                    f"block; where channels are removed as well, Channels(round_to={multiple})."
+                )
+            self._sides = {n: self._block if found[n].dim == 1 else self._block[::-1] for n in covered}
+        return covered, frozen
+
+    def _check(self, space: WeightSpace, events: int | None) -> None:
+        self.budget.check_weights(space, events)
+        if self._block is None or isinstance(self.budget, (All, FileSize, Threshold)):
+            return
+        blocks = {name: weights_in(shape, self._sides[name]) for name, shape in space.shapes.items()}
+        most = {name: size - blocks[name] for name, size in space.sizes.items()}
+        counts = self.budget.mask_weights(space, 1.0)
+        total = {"": counts} if isinstance(counts, int) else counts
+        limits = {"": sum(most.values())} if isinstance(counts, int) else most
+        short = next((name for name, count in total.items() if count > limits[name]), None)
+        if short is not None:
+            size = space.sizes.get(short, sum(space.sizes.values()))
+            where = f" of {short!r}" if short else ""
+            raise BudgetError(
+                f"{self.budget} cannot be met in blocks of {self._block}: one stays in every layer, so that at most "
+                f"{limits[short] / size:.4f}{where} can go. Use smaller blocks or ask for less"
+            )
+        if isinstance(self.budget, Count) and self.budget.count < max(blocks.values()):
+            raise BudgetError(
+                f"{self.budget} masks nothing: a block has up to {max(blocks.values())} weights. Use a larger count"
+            )
+
+    def _choose(self, model: nn.Module, space: WeightSpace, scoring: Scoring, fraction: float) -> Mapping[str, Tensor]:
+        masks: Mapping[str, Tensor] = self.masks
+        for counts in _parts(space, self.budget.mask_weights(space, fraction), self.criterion.rounds):
+            seen = scoring if masks is self.masks else _masked(scoring, masks)
+            masks = space.choose(ScoresOnDemand(self.criterion, seen, list(space.sizes)), masks, counts)
+        return masks
+
+    @property
+    def _chooser(self) -> Chooser:
+        return lowest_masks if self._block is None else self._blocks
+
+    def _blocks(self, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], counts: Counts) -> dict[str, Tensor]:
+        """Masks of whole blocks, by the mean score of each."""
+        before: dict[str, Tensor] = {}
+        pooled: dict[str, Tensor] = {}
+        alive: dict[str, Tensor] = {}
+        for name in scores:
+            values = scores[name]
+            pooled[name] = means(values, self._sides[name]).cpu()
+            before[name] = masks[name].cpu() if name in masks else torch.ones(values.shape, dtype=torch.bool)
+            alive[name] = means(before[name].float(), self._sides[name]) > 0
+        weights = {name: before[name].numel() // pooled[name].numel() for name in pooled}
+        kept = lowest_blocks(pooled, alive, weights, counts)
+        return {name: expanded(kept[name], mask.shape, self._sides[name]) & mask for name, mask in before.items()}
+
+
+def _parts(space: WeightSpace, counts: Mapping[str, int] | int, rounds: int) -> Iterator[Mapping[str, int] | int]:
+    """How many weights are masked after each of ``rounds`` that leave the same share of what the last has left."""
+    now, sizes = space.masked, space.sizes
+
+    def part(masked: int, size: int, count: int, number: int) -> int:
+        left, last = size - masked, size - count
+        return (
+            count
+            if number == rounds or last <= 0 or left <= 0
+            else size - round(left * (last / left) ** (number / rounds))
+        )
+
+    for number in range(1, rounds + 1):
+        if isinstance(counts, int):
+            yield part(sum(now.values()), sum(sizes.values()), counts, number)
+        else:
+            yield {name: part(now[name], sizes[name], count, number) for name, count in counts.items()}
+
+
+def _masked(scoring: Scoring, masks: Mapping[str, Tensor]) -> Scoring:
+    """What a criterion may look at once ``masks`` are applied."""
+    tensors = {name: t * masks[name].to(t.device) if name in masks else t for name, t in scoring.tensors.items()}
+    return replace(scoring, tensors=tensors, memo={})

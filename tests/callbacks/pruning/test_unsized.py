@@ -1,0 +1,64 @@
+"""Training data without a length."""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from helpers.training import STEPS, Lit, fit, images
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_prune import IterativePruning
+from lightning_prune.budgets import Ratio
+from lightning_prune.schedules import Linear, Rounds, Schedule
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(images())
+
+
+class Unsized(Lit):
+    def train_dataloader(self) -> Any:
+        return DataLoader(Stream(), batch_size=len(images()) // STEPS)
+
+
+def run(tmp_path, schedule: Schedule, lit: Lit | None = None, **options: Any) -> tuple[float, list[str]]:
+    """The fraction at the end, and what was said of the schedule."""
+    pruning = IterativePruning(schedule, Ratio(0.5), "magnitude")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(tmp_path, lit or Unsized(), pruning, **options)
+    said = [str(w.message) for w in caught]
+    return pruning.pruner.fraction, [m for m in said if "no length" in m or "has ended" in m or "training ends" in m]
+
+
+SHARES = Linear(0.1, 0.8, 0.1, unit="share")
+
+
+def test_shares_pass_where_epochs_end(tmp_path) -> None:
+    fraction, (start, end) = run(tmp_path, SHARES, max_epochs=4)
+    assert 0.8 < fraction < 1
+    assert start.startswith(f"{SHARES} is in shares of the training, but the training data have no length: ")
+    assert f"ended after 4 epochs and {4 * STEPS} steps, before the last event of" in end
+    assert "85.7% of what is to go has gone" in end
+
+
+def test_shares_of_steps_are_known(tmp_path) -> None:
+    assert run(tmp_path, SHARES, max_epochs=-1, max_steps=4 * STEPS) == (1.0, [])
+    assert run(tmp_path, SHARES, max_epochs=2, limit_train_batches=STEPS) == (1.0, [])
+
+
+def test_epochs_that_never_come(tmp_path) -> None:
+    fraction, (said,) = run(tmp_path, Rounds(3, 1, 2), max_epochs=-1, max_steps=2 * STEPS)
+    assert fraction == 0
+    assert "0.0% of what is to go has gone. End it earlier, count in steps, or train longer." in said
+
+
+def test_epochs_that_come(tmp_path) -> None:
+    assert run(tmp_path, Rounds(1, 1, 2), max_epochs=-1, max_steps=4 * STEPS) == (1.0, [])
+
+
+def test_with_a_length_it_is_said_once_and_before(tmp_path) -> None:
+    fraction, (said,) = run(tmp_path, Rounds(1, 1, 3), Lit(), max_epochs=2)
+    assert fraction < 1
+    assert "the training ends at" in said
