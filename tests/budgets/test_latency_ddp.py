@@ -1,10 +1,10 @@
 """Two ranks whose clocks disagree: the first measures for both."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.ranks import launch
 from helpers.training import same
 
 pytestmark = pytest.mark.slow
@@ -69,10 +69,6 @@ NAMES = ("met", "share", "not met", "met already", "no device")
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[1] / "callbacks"))
-        from helpers.ranks import launch
-
     return launch(tmp_path_factory.mktemp("two"), 2, SCRIPT, NAMES)
 
 

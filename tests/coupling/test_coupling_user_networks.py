@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-import user_nets as nets
+from helpers import user_nets as nets
 from helpers.coupling_nets import error_between, image, randomise
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-import user_nets_wild as nets
+from helpers import user_nets_wild as nets
 from helpers.coupling_nets import Net, error_between, groups_of, image, removal_error
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
