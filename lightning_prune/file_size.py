@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_prune.masks.enforcer import MaskKeeper
 from lightning_prune.network.sharded import whole
-from lightning_prune.surgery.averaged_copies import with_averages
-from lightning_prune.surgery.plan import Plan, select
 
 _LEVEL = 6  # of deflate: what zip programs take unless told otherwise
 _SAMPLE_BYTES = 2**18  # of each tensor that an estimate looks at
@@ -80,30 +77,6 @@ def deflated(values: Tensor) -> bytes:
 def overhead(state: Mapping[str, Any]) -> int:
     """Bytes that a file takes for everything but the values of the tensors."""
     return compressed_size({name: v.new_empty(0) if isinstance(v, Tensor) else v for name, v in state.items()})
-
-
-def state_after(module: nn.Module, plan: Plan) -> dict[str, Any]:
-    """The state dict that ``module`` will have once ``plan`` is carried out; it is left as it is."""
-    plan = with_averages(plan, module)
-    done: dict[tuple[Any, ...], Tensor] = {}
-    state: dict[str, Any] = {}
-    for name, value in module.state_dict().items():
-        if not isinstance(value, Tensor):
-            state[name] = value
-            continue
-        place = (value.data_ptr(), value.shape, value.stride()) if value.numel() else (name,)
-        if place not in done:  # shared tensors are saved once, and planned for by their first names
-            after = select(whole(value), plan.keep.get(name, {}))
-            done[place] = hidden(after, plan.masks[name]) if name in plan.masks else after
-        state[name] = done[place]
-    return state
-
-
-def hidden(values: Tensor, mask: Tensor) -> Tensor:
-    """A copy of ``values`` under ``mask``, with the very zeros that masks make of weights in training."""
-    copy = nn.Parameter(values.detach().clone(), requires_grad=False)
-    MaskKeeper({"": copy}, {"": mask}).apply()
-    return copy.detach()
 
 
 class _Counter(io.RawIOBase):

@@ -9,54 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.budgets.budget import Budget
-from lightning_prune.budgets.shares import Ratio, Sparsity
+from lightning_prune.budgets.shares import Ratio
 from lightning_prune.checkpoint.manifest import track_plan, track_shapes
 from lightning_prune.criteria import criterion_named
 from lightning_prune.criteria.criterion import Criterion
 from lightning_prune.criteria.magnitude import Magnitude
 from lightning_prune.criteria.statistics.second_order import Curvature
 from lightning_prune.criteria.statistics.statistics import Statistics
-from lightning_prune.granularity import NM, Blocks, Channels, Granularity, Weights
+from lightning_prune.granularity import Channels, Granularity, Weights
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.size import evaluating
-from lightning_prune.pruners.arguments import check_kinds
+from lightning_prune.pruners.arguments import check_types
 from lightning_prune.pruners.block_pruner import BlockPruner
-from lightning_prune.pruners.channel_pruner import ChannelPruner
-from lightning_prune.pruners.nm_pruner import NMPruner
+from lightning_prune.pruners.factory import budget_for, make_pruner
 from lightning_prune.pruners.pruner import Pruner
-from lightning_prune.pruners.weight_pruner import WeightPruner
 from lightning_prune.scope import Scope
 from lightning_prune.surgery.report import Report
-
-
-def budget_for(granularity: object, budget: Budget | None) -> Budget | None:
-    """The budget that the arguments of a user mean: ``NM`` is its own.
-
-    Raises:
-        ValueError: If ``NM`` is given another.
-    """
-    if not isinstance(granularity, NM):
-        return budget
-    if budget is not None:
-        raise ValueError(f"budget={budget} has nothing to say: {granularity} is how much goes; leave it out")
-    return Sparsity(1 - granularity.n / granularity.m)
-
-
-def make_pruner(granularity: Granularity, criterion: Criterion, budget: Budget, scope: Scope) -> Pruner:
-    """The pruner for a granularity.
-
-    Raises:
-        ValueError: If the criterion or the budget does not go with the granularity.
-    """
-    if isinstance(granularity, Channels):
-        return ChannelPruner(granularity, criterion, budget, scope)
-    if isinstance(granularity, Weights):
-        return WeightPruner(criterion, budget, scope, granularity.block)
-    if isinstance(granularity, NM):
-        return NMPruner(granularity, criterion, budget, scope)
-    if isinstance(granularity, Blocks):
-        return BlockPruner(criterion, budget, scope)
-    raise ValueError(f"granularity={granularity!r} is not known; use Channels(), Weights(), NM() or Blocks()")
 
 
 def prune_once(
@@ -107,14 +75,14 @@ def prune_once(
     criterion = Magnitude() if named is None else named
     budget = budget_for(granularity, budget) or Ratio(0.5)
     scope = Scope() if scope is None else scope
-    check_kinds(
+    check_types(
         "prune_once",
         model=model, granularity=granularity, criterion=criterion, budget=budget, scope=scope, dry_run=dry_run,
     )  # fmt: skip
     if isinstance(granularity, Weights) and granularity.regrow is not None:
         raise ValueError(f"prune_once granularity={granularity!r} regrows weights in a training; use IterativePruning")
     if calibrate is not None:
-        check_kinds("prune_once", calibrate=calibrate)
+        check_types("prune_once", calibrate=calibrate)
     example = Example.of(example_inputs, model)
     pruner = make_pruner(granularity, criterion, budget, scope)
     pruner.prepare(model, example)

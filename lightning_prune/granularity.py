@@ -98,7 +98,7 @@ class Blocks(Granularity):
         >>> from lightning_prune.criteria import Random
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
         >>> report = prune_once(net, torch.zeros(1, 4), granularity=Blocks(), criterion=Random(), budget=Count(1))
-        >>> report.plan.skipped, net[1], report.before.params, report.after.params
+        >>> report.plan.removed_modules, net[1], report.before.params, report.after.params
         (('1',), Identity(), 130, 58)
     """
 

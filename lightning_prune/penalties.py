@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lightning_prune.coupling.groups import Group, Member
 from lightning_prune.criteria.batchnorm import batch_norm_scales
-from lightning_prune.surgery.plan import Plan, is_inside
+from lightning_prune.network.names import is_inside
+from lightning_prune.surgery.plan import Plan
 
 
 def slimming_gammas(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -93,12 +94,12 @@ def add_group_lasso_subgradient(
     return penalty
 
 
-def going(plan: Plan, module: nn.Module) -> dict[str, Tensor]:
+def weights_removed_by(plan: Plan, module: nn.Module) -> dict[str, Tensor]:
     """The weights that ``plan`` removes or masks: parameter name -> bool of its shape, True where the weight goes.
 
     Example:
         >>> plan = Plan(keep={"weight": {0: torch.tensor([1]), 1: torch.tensor([0, 2])}})
-        >>> going(plan, nn.Linear(3, 2))["weight"]
+        >>> weights_removed_by(plan, nn.Linear(3, 2))["weight"]
         tensor([[ True,  True,  True],
                 [False,  True, False]])
     """
@@ -106,7 +107,7 @@ def going(plan: Plan, module: nn.Module) -> dict[str, Tensor]:
     for name, parameter in module.named_parameters():
         if name in plan.masks:
             found[name] = ~plan.masks[name].cpu()
-        elif is_inside(name, plan.skipped):
+        elif is_inside(name, plan.removed_modules):
             found[name] = torch.ones(parameter.shape, dtype=torch.bool)
         elif name in plan.keep:
             stays = torch.ones(parameter.shape, dtype=torch.bool)

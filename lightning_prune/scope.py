@@ -9,11 +9,10 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from lightning_prune.checkpoint.manifest import names_removed_from
+from lightning_prune.checkpoint.manifest import names_in_removed_modules
 from lightning_prune.coupling.groups import Coupling, Group
-from lightning_prune.coupling.shrinking_together import stay_together
-from lightning_prune.surgery.averaged_copies import averages_in
-from lightning_prune.surgery.plan import is_inside
+from lightning_prune.network.averages import averages_in
+from lightning_prune.network.names import is_inside
 
 Owners = dict[str, nn.Module]  # every name of one parameter -> the module that holds it under this name
 
@@ -94,7 +93,7 @@ class Scope:
         for name, group in inside.items() if averages else ():
             if all(is_inside(member.tensor, averages) for member in group.members if not member.reads):
                 outside[name] = "an averaged model follows what it averages"
-        outside = stay_together(coupling, outside)
+        outside = coupling.kept_together(outside)
         inside = {name: group for name, group in inside.items() if name not in outside}
         if not inside:
             reasons = {**coupling.frozen, **outside}
@@ -136,7 +135,7 @@ class Scope:
         Raises:
             ValueError: Names the pattern.
         """
-        names = [name for name, _ in module.named_parameters(remove_duplicate=False)] + names_removed_from(module)
+        names = [name for name, _ in module.named_parameters(remove_duplicate=False)] + names_in_removed_modules(module)
         for field in ("include", "exclude"):
             for pattern in getattr(self, field):
                 if not any_match(names, [pattern]):

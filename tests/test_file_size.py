@@ -11,7 +11,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_prune import Channels, Plan, Weights, prune_once
 from lightning_prune.budgets import Ratio
-from lightning_prune.file_size import compressed_size, deflated, estimated_size, overhead, state_after, write_compressed
+from lightning_prune.file_size import compressed_size, deflated, estimated_size, overhead, write_compressed
+from lightning_prune.surgery.preview import state_after
 
 
 class Tied(nn.Module):

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from lightning_prune.budgets import BudgetError, Count, MACs, Params, Ratio, Sparsity
 from lightning_prune.criteria import BatchNormScale, Criterion, Magnitude, Taylor
-from lightning_prune.functional import make_pruner, prune_once
+from lightning_prune.functional import prune_once
 from lightning_prune.granularity import Channels, Granularity, Weights
 from lightning_prune.network.example_input import Example
+from lightning_prune.pruners.factory import make_pruner
 from lightning_prune.scope import Scope
 
 IMAGE = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))

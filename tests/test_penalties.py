@@ -11,9 +11,9 @@ from lightning_prune.penalties import (
     add_group_lasso_subgradient,
     add_l1_subgradient,
     add_l2_gradient,
-    going,
     slimming_gammas,
     unit_norms,
+    weights_removed_by,
 )
 from lightning_prune.surgery.plan import Plan
 
@@ -183,7 +183,7 @@ def test_what_goes_with_units_is_every_weight_of_them() -> None:
         expected[name][inner] = True
     expected["first.weight"][:, stream] = expected["head.weight"][:, stream] = True
     expected["second.weight"][:, inner] = True
-    found = going(plan, net)
+    found = weights_removed_by(plan, net)
     assert {name: mask.tolist() for name, mask in found.items()} == {
         name: mask.tolist() for name, mask in expected.items() if mask.any()
     }
@@ -193,17 +193,19 @@ def test_what_goes_may_be_single_weights_or_whole_modules() -> None:
     net, _ = lasso()
     x = torch.zeros(2, 3).double()
     masks = prune_once(net, x, granularity=Weights(), budget=Sparsity(0.5), dry_run=True).plan
-    found = going(masks, net)
+    found = weights_removed_by(masks, net)
     assert found.keys() == masks.masks.keys()
     assert all(torch.equal(~mask, masks.masks[name]) for name, mask in found.items())
-    whole = going(Plan(skipped=("norm", "first")), net)
+    whole = weights_removed_by(Plan(removed_modules=("norm", "first")), net)
     assert whole.keys() == {"norm.weight", "norm.bias", "first.weight", "first.bias"}
     assert all(mask.all() for mask in whole.values())
 
 
 def picked() -> tuple[Residual, dict[str, Tensor]]:
     net, _ = lasso()
-    return net, going(prune_once(net, torch.zeros(2, 3).double(), budget=Ratio(0.5), dry_run=True).plan, net)
+    return net, weights_removed_by(
+        prune_once(net, torch.zeros(2, 3).double(), budget=Ratio(0.5), dry_run=True).plan, net
+    )
 
 
 def test_the_l2_gradient_is_that_of_autograd() -> None:

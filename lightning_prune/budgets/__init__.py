@@ -1,6 +1,6 @@
 """Budgets: until what. Shares are removed, ``keep`` is kept, counts are per event; the original is the reference."""
 
-from lightning_prune.budgets.budget import Budget
+from lightning_prune.budgets.budget import Budget, BudgetError
 from lightning_prune.budgets.combined import All
 from lightning_prune.budgets.compressed_size import FileSize
 from lightning_prune.budgets.cost import MACs, Params
@@ -8,7 +8,6 @@ from lightning_prune.budgets.count import Count
 from lightning_prune.budgets.erk import ERK
 from lightning_prune.budgets.latency import Latency
 from lightning_prune.budgets.ratios import Ratios
-from lightning_prune.budgets.search import BudgetError
 from lightning_prune.budgets.shares import Ratio, Sparsity
 from lightning_prune.budgets.threshold import Threshold
 

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 
 from lightning_prune.budgets.latency_table import Conditions
-from lightning_prune.budgets.search import BudgetError
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
 
@@ -87,3 +86,7 @@ def some(names: Iterable[str]) -> str:
     """The first two of ``names``."""
     first, *others = names
     return ", ".join([first, *others[:1], *["..."] * (len(others) > 1)])
+
+
+class BudgetError(ValueError):
+    """A budget that this network cannot meet; the message says what it can."""

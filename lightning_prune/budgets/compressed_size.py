@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune.budgets.budget import Budget, check_flag
-from lightning_prune.budgets.search import BudgetError, fewest, masked, settled
+from lightning_prune.budgets.budget import Budget, BudgetError, check_flag
+from lightning_prune.budgets.search import fewest, largest_within, masked
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
-from lightning_prune.file_size import compressed_size, deflated, estimated_size, hidden, overhead
+from lightning_prune.file_size import compressed_size, deflated, estimated_size, overhead
 from lightning_prune.network.sharded import whole
+from lightning_prune.surgery.preview import hidden
 
 _BYTES_PER_MB = 10**6
 _TOLERANCE = 0.005  # what an event may stay below its size, where channels or weights are fine enough
@@ -63,7 +64,7 @@ class FileSize(Budget):
             self._check_reachable(cost(space.params(space.floor)), aim, "channels")
             return fewest(self.per_layer, space, lambda kept: cost(space.params(kept)), aim)
 
-        return settled(widths, lambda kept: compressed_size(space.state(space.lowest(kept))), target, _TOLERANCE)
+        return largest_within(widths, lambda kept: compressed_size(space.state(space.lowest(kept))), target, _TOLERANCE)
 
     def check_units(self, space: ChannelSpace, events: int | None) -> None:
         """Also refuse a size that the network has already."""
@@ -84,7 +85,7 @@ class FileSize(Budget):
         def measured(counts: Mapping[str, int] | int) -> int:
             return compressed_size(space.state(space.lowest(counts)))
 
-        return settled(counts, measured, target, _TOLERANCE)
+        return largest_within(counts, measured, target, _TOLERANCE)
 
     def check_weights(self, space: WeightSpace, events: int | None) -> None:
         """Scores are not known yet, so the estimate has to do."""

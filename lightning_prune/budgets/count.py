@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from lightning_prune.budgets.budget import Budget, check_flag, check_moves, some
-from lightning_prune.budgets.search import BudgetError
+from lightning_prune.budgets.budget import Budget, BudgetError, check_flag, check_moves, some
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
 

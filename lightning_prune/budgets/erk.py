@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_prune.budgets.budget import Budget, check_share
-from lightning_prune.budgets.search import BudgetError
+from lightning_prune.budgets.budget import Budget, BudgetError, check_share
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
 

@@ -8,9 +8,9 @@ from math import isfinite
 
 import torch
 
-from lightning_prune.budgets.budget import Budget, check_flag, check_share
+from lightning_prune.budgets.budget import Budget, BudgetError, check_flag, check_share
 from lightning_prune.budgets.latency_table import Conditions
-from lightning_prune.budgets.search import BudgetError, fewest, settled
+from lightning_prune.budgets.search import fewest, largest_within
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 
 _TOLERANCE = 0.05  # what an event may stay below its latency, where channels are fine enough
@@ -104,7 +104,7 @@ class Latency(Budget):
                 )
             return space.floor
 
-        return settled(widths, measured, target, _TOLERANCE)
+        return largest_within(widths, measured, target, _TOLERANCE)
 
     def check_units(self, space: ChannelSpace, events: int | None) -> None:
         """By the table, which is the same on all ranks; also refuse a latency that the network has already."""

@@ -14,9 +14,9 @@ from torch import Tensor, distributed, nn
 from lightning_prune.coupling.groups import Coupling
 from lightning_prune.network.copies import copy_of
 from lightning_prune.network.example_input import Example
-from lightning_prune.network.timing import device_of, layers_of, time_network, time_ratio
+from lightning_prune.network.timing import device_of, time_network, time_ratio, timed_layers
 from lightning_prune.surgery.apply import apply_plan
-from lightning_prune.surgery.plan import plan_removal
+from lightning_prune.surgery.removal import plan_removal
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # removed from every group, where a table is measured
 
@@ -182,7 +182,7 @@ def measure_table(networks: Iterable[tuple[nn.Module, Example]]) -> LatencyTable
     times: list[tuple[float, dict[str, float]]] = []
     parts: dict[str, list[str]] = {}
     for network, inputs in networks:
-        parts = parts or layers_of(network)
+        parts = parts or timed_layers(network)
         sizes.append({name: parameter.numel() for name, parameter in network.named_parameters()})
         total, by_layer = time_network(network, inputs, list(parts))
         spent = sum(by_layer.values())

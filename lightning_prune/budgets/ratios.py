@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from lightning_prune.budgets.budget import Budget, check_moves, check_share, some
-from lightning_prune.budgets.search import BudgetError
+from lightning_prune.budgets.budget import Budget, BudgetError, check_moves, check_share, some
 from lightning_prune.budgets.spaces.candidates import Candidate
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.weight_space import WeightSpace

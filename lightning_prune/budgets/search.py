@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from lightning_prune.budgets.budget import BudgetError
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
 
@@ -17,10 +18,6 @@ _STEPS = 4096  # resolution of a share in a search
 _TRIES = 6  # real measurements of one event at most, once one of them is within the target
 
 _Choice = TypeVar("_Choice")
-
-
-class BudgetError(ValueError):
-    """A budget that this network cannot meet; the message says what it can."""
 
 
 def shrink(
@@ -58,7 +55,7 @@ def fewest(
     return widths(low)
 
 
-def settled(
+def largest_within(
     choose: Callable[[float], _Choice], measure: Callable[[_Choice], float], target: float, tolerance: float
 ) -> _Choice:
     """The choice that is measured to cost the most within ``target``.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lightning_prune.budgets.budget import Budget, check_flag, check_moves, check_share, some
-from lightning_prune.budgets.search import BudgetError, masked, shrink
+from lightning_prune.budgets.budget import Budget, BudgetError, check_flag, check_moves, check_share, some
+from lightning_prune.budgets.search import masked, shrink
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
 

@@ -15,7 +15,7 @@ from lightning_prune.callbacks.trainer.lightning_packages import Callback
 from lightning_prune.checkpoint.as_built import Surroundings
 from lightning_prune.checkpoint.loading import BUILDERS, trust_builders
 from lightning_prune.checkpoint.manifest import MANIFEST, is_pruned, manifest_in, manifest_now, track_shapes
-from lightning_prune.surgery.averaged_copies import copies_held_by
+from lightning_prune.network.averages import copies_held_by
 
 _ARGUMENT = "lightning_prune_argument"  # in checkpoints: the one argument that holds all hyperparameters
 

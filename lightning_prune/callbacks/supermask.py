@@ -13,15 +13,15 @@ from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.callbacks.loading import averaged_copies
-from lightning_prune.callbacks.pruning.carry_out import check_whole
 from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
 from lightning_prune.callbacks.trainer.lightning_packages import Callback, MisconfigurationException, is_overridden
 from lightning_prune.callbacks.trainer.listeners import as_misconfiguration
+from lightning_prune.callbacks.trainer.strategies import check_whole
 from lightning_prune.masks.supermask import LearnedMasks
-from lightning_prune.pruners.arguments import check_kinds
+from lightning_prune.network.averages import copies_held_by
+from lightning_prune.pruners.arguments import check_types
 from lightning_prune.pruners.mask_pruner import MaskPruner
 from lightning_prune.scope import Scope
-from lightning_prune.surgery.averaged_copies import copies_held_by
 
 
 class Supermask(Callback):
@@ -74,7 +74,7 @@ class Supermask(Callback):
         self.sparsity, self.lr, self.momentum, self.scores = sparsity, lr, momentum, scores
         self.scope = Scope() if scope is None else scope
         with as_misconfiguration():
-            check_kinds("Supermask", scope=self.scope)
+            check_types("Supermask", scope=self.scope)
         self._masks: LearnedMasks | None = None
         self._saved: dict[str, Any] | None = None  # what a checkpoint has brought
         self._handles: list[RemovableHandle] = []

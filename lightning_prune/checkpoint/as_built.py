@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_prune.checkpoint.restore import kept_out, put_back, submodule, template_of
+from lightning_prune.network.names import is_inside
 from lightning_prune.network.tensors import named_modules, named_tensors
-from lightning_prune.surgery.apply import skip_modules
+from lightning_prune.surgery.apply import remove_modules
 from lightning_prune.surgery.passthrough import is_identity
-from lightning_prune.surgery.plan import is_inside
 
 
 class Surroundings:
@@ -29,7 +29,7 @@ class Surroundings:
 
 
 @dataclass
-class Dense:
+class AsBuilt:
     """What a module was built with.
 
     Attributes:
@@ -46,12 +46,12 @@ class Dense:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     surroundings: Surroundings = field(default_factory=Surroundings)
 
-    def inside(self, prefix: str) -> Dense:
+    def inside(self, prefix: str) -> AsBuilt:
         """The same of the module whose names begin with ``prefix``, such as ``"net."``; empty for the whole."""
         if not prefix:
             return self
         start = len(prefix)
-        return Dense(
+        return AsBuilt(
             shapes={name[start:]: shape for name, shape in self.shapes.items() if name.startswith(prefix)},
             attributes={
                 (path[start:], name): value
@@ -98,11 +98,11 @@ class Dense:
             if name not in self.modules and block is not None and not is_identity(block):
                 self.modules[name] = template_of(block)
 
-    def skipped_in(self, module: nn.Module) -> list[str]:
+    def removed_modules_in(self, module: nn.Module) -> list[str]:
         """Names of the modules that are removed from ``module``."""
         return [name for name in self.modules if is_identity(submodule(module, name))]
 
-    def set_skipped(self, module: nn.Module, names: Collection[str]) -> None:
+    def set_removed_modules(self, module: nn.Module, names: Collection[str]) -> None:
         """Let just the modules in ``names`` be removed from ``module``; others come back."""
         for name in sorted(self.modules, key=lambda name: name.count(".")):  # what holds others comes back first
             if name not in names and is_identity(submodule(module, name)):
@@ -114,7 +114,7 @@ class Dense:
                     f"{name!r} was removed from the network in the file, and {type(module).__name__} has no such "
                     "module. Build it with the arguments it was trained with."
                 )
-        skip_modules(module, [name for name in names if not is_identity(submodule(module, name))])
+        remove_modules(module, [name for name in names if not is_identity(submodule(module, name))])
 
     def held_by(self, name: str) -> dict[str, list[int]]:
         """The dense shapes of what the state dict of the removed module had."""
@@ -123,13 +123,13 @@ class Dense:
 
     def params_removed_from(self, module: nn.Module) -> int:
         """How many parameters the modules had that are removed from ``module``."""
-        gone = self.skipped_in(module)
+        gone = self.removed_modules_in(module)
         inside = [(path, template) for path, template in self.modules.items() if is_inside(path, gone)]
         names = {f"{path}.{key}" for path, template in inside for key, _ in template.named_parameters()}
         return sum(prod(self.shapes[name]) for name in names)
 
 
-def dense_of(module: nn.Module) -> Dense | None:
+def dense_of(module: nn.Module) -> AsBuilt | None:
     """What is known of a tracked module; None where it is not tracked."""
     found = (getattr(hook, "dense", None) for hook in module._state_dict_hooks.values())
-    return next((dense for dense in found if isinstance(dense, Dense)), None)
+    return next((dense for dense in found if isinstance(dense, AsBuilt)), None)

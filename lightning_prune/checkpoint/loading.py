@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from lightning_prune.checkpoint.manifest import (
     manifest_in,
     manifest_of,
-    set_skipped,
+    set_removed_modules,
     track_plan,
     track_shapes,
     with_manifest,
 )
 from lightning_prune.checkpoint.restore import set_saved_attributes, set_saved_buffers, set_shapes
+from lightning_prune.network.names import is_inside
 from lightning_prune.network.tensors import named_tensors
-from lightning_prune.surgery.plan import Plan, is_inside
+from lightning_prune.surgery.plan import Plan
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -96,7 +97,9 @@ def load_pruned(model: type[_Module] | _Module, path: str | Path, **kwargs: Any)
         attributes = _inside(prefix, manifest.get("attributes", {}))
         buffers = {n.removeprefix(prefix): v for n, v in manifest.get("buffers", {}).items() if n.startswith(prefix)}
         track_shapes(model)
-        set_skipped(model, [n.removeprefix(prefix) for n in manifest.get("skipped", {}) if n.startswith(prefix)])
+        set_removed_modules(
+            model, [n.removeprefix(prefix) for n in manifest.get("skipped", {}) if n.startswith(prefix)]
+        )
         track_plan(model, Plan({name: {} for name in buffers}, attributes=attributes))
         shrinks = any(state_dict[n].shape != t.shape for n, t in named_tensors(model) if n in state_dict)
         if shrinks and not manifest:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_prune.checkpoint.as_built import Dense, Surroundings, dense_of
+from lightning_prune.checkpoint.as_built import AsBuilt, Surroundings, dense_of
 from lightning_prune.checkpoint.restore import kept_out, set_saved_attributes, set_saved_buffers, set_shapes, submodule
 from lightning_prune.network.tensors import named_tensors
 from lightning_prune.surgery.plan import Plan
@@ -50,7 +50,7 @@ def track_plan(module: nn.Module, plan: Plan) -> None:
     """
     dense = dense_of(module)
     if dense is not None:
-        dense.note_modules(module, plan.skipped)
+        dense.note_modules(module, plan.removed_modules)
         dense.note_attributes(module, plan.attributes)
         dense.note_buffers(module, plan.keep)
 
@@ -58,26 +58,26 @@ def track_plan(module: nn.Module, plan: Plan) -> None:
 def is_pruned(module: nn.Module) -> bool:
     """Whether a tracked module has tensors of other shapes, or fewer modules, than it was built with."""
     writer = _writer(module)
-    return writer is not None and bool(writer.pruned(module, writer.dense) or writer.dense.skipped_in(module))
+    return writer is not None and bool(writer.pruned(module, writer.dense) or writer.dense.removed_modules_in(module))
 
 
-def skipped_in(module: nn.Module) -> list[str]:
+def removed_modules_in(module: nn.Module) -> list[str]:
     """Names of what was removed from a tracked module as a whole."""
     dense = dense_of(module)
-    return [] if dense is None else dense.skipped_in(module)
+    return [] if dense is None else dense.removed_modules_in(module)
 
 
-def names_removed_from(module: nn.Module) -> list[str]:
+def names_in_removed_modules(module: nn.Module) -> list[str]:
     """Names of the tensors in what was removed from a tracked module as a whole."""
     dense = dense_of(module)
-    return [] if dense is None else [key for name in dense.skipped_in(module) for key in dense.held_by(name)]
+    return [] if dense is None else [key for name in dense.removed_modules_in(module) for key in dense.held_by(name)]
 
 
-def set_skipped(module: nn.Module, names: Collection[str]) -> None:
+def set_removed_modules(module: nn.Module, names: Collection[str]) -> None:
     """Let just the modules in ``names`` be removed from a tracked module; others that were removed come back."""
     dense = dense_of(module)
     if dense is not None:
-        dense.set_skipped(module, names)
+        dense.set_removed_modules(module, names)
 
 
 def params_as_built(module: nn.Module) -> int:
@@ -126,11 +126,11 @@ def with_manifest(state_dict: Mapping[str, Any], manifest: Mapping[str, Any]) ->
     return found
 
 
-def _known_as_part(module: nn.Module) -> Dense:
+def _known_as_part(module: nn.Module) -> AsBuilt:
     """What the module that ``module`` is right inside of knows of it, or knew of what it is a copy of."""
     parts = (hook for hook in module._state_dict_hooks.values() if isinstance(hook, _PartWriter))
     part = next(parts, None)
-    return Dense() if part is None else copy.deepcopy(part.whole.dense.inside(part.prefix))
+    return AsBuilt() if part is None else copy.deepcopy(part.whole.dense.inside(part.prefix))
 
 
 def _writer(module: nn.Module) -> _ManifestWriter | None:
@@ -165,7 +165,7 @@ class _PartWriter:
 class _ManifestWriter:
     """State dict hook: which tensors are smaller than they were built, how large they were, and changed attributes."""
 
-    def __init__(self, dense: Dense) -> None:
+    def __init__(self, dense: AsBuilt) -> None:
         self.dense = dense
 
     def __call__(self, module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
@@ -188,13 +188,13 @@ class _ManifestWriter:
         manifest["skipped"].update(
             {
                 prefix + name: {prefix + key: shape for key, shape in dense.held_by(name).items()}
-                for name in dense.skipped_in(module)
+                for name in dense.removed_modules_in(module)
             }
         )
         cut = kept_out(module)
         manifest["buffers"].update({prefix + name: cut[name].detach() for name in dense.buffers if name in cut})
 
-    def pruned(self, module: nn.Module, dense: Dense) -> dict[str, list[int]]:
+    def pruned(self, module: nn.Module, dense: AsBuilt) -> dict[str, list[int]]:
         """Dense shapes of the tensors that have another one now."""
         known = dense.shapes
         return {
@@ -203,7 +203,7 @@ class _ManifestWriter:
             if name in known and list(tensor.shape) != known[name]
         }
 
-    def changed(self, module: nn.Module, dense: Dense) -> dict[str, dict[str, Any]]:
+    def changed(self, module: nn.Module, dense: AsBuilt) -> dict[str, dict[str, Any]]:
         """Values of the attributes that have another one now."""
         found: dict[str, dict[str, Any]] = {}
         for (path, name), built in dense.attributes.items():
@@ -217,7 +217,7 @@ class _ManifestWriter:
 class _ShapeLoader:
     """Load hook: bring the module to the shapes in the file, smaller or larger, before its weights are copied."""
 
-    def __init__(self, dense: Dense) -> None:
+    def __init__(self, dense: AsBuilt) -> None:
         self.dense = dense
 
     def __call__(self, module: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
@@ -232,7 +232,7 @@ class _ShapeLoader:
 
     def _take(self, module: nn.Module, state_dict: Any, manifest: Mapping[str, Any]) -> None:
         self.dense.note_shapes(module)  # networks built in `setup` or `configure_model` come after `track_shapes`
-        self.dense.set_skipped(module, manifest.get("skipped", {}))
+        self.dense.set_removed_modules(module, manifest.get("skipped", {}))
         built = {name: list(shape) for name, shape in manifest["dense_shapes"].items()}
         set_shapes(
             module,

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.network.names import is_inside
 from lightning_prune.network.tensors import named_tensors
-from lightning_prune.surgery.plan import Plan, is_inside, select
+from lightning_prune.surgery.plan import Plan, select
 
 
 class StoredWeights:
@@ -35,7 +36,9 @@ class StoredWeights:
             for dim, factors in scales.items():
                 shape = [-1 if d == dim else 1 for d in range(self.tensors[name].dim())]
                 self.tensors[name] = self.tensors[name] * factors.to(self.tensors[name]).view(shape)
-        self.tensors = {name: tensor for name, tensor in self.tensors.items() if not is_inside(name, plan.skipped)}
+        self.tensors = {
+            name: tensor for name, tensor in self.tensors.items() if not is_inside(name, plan.removed_modules)
+        }
 
     @torch.no_grad()
     def put_back(self, module: nn.Module) -> None:
@@ -46,7 +49,7 @@ class StoredWeights:
 
 
 @torch.no_grad()
-def initialise_anew(module: nn.Module, seed: int) -> list[str]:
+def reinitialize(module: nn.Module, seed: int) -> list[str]:
     """Draw new weights, as the layers do when they are made; the same ones wherever this is called.
 
     Args:

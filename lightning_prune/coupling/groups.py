@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -189,3 +189,53 @@ class Coupling:
     def macs_after(self, removed: Mapping[str, int]) -> float:
         """Multiply-accumulates of one example once so many units of each group are removed."""
         return sum(constant * prod(dim.after(removed) for dim in dims) for constant, dims in self.mac_terms)
+
+    def shrinking_together(self, names: Collection[str]) -> list[dict[str, int]]:
+        """The parts that can shrink independently: every bundle, and every group that is in none.
+
+        Args:
+            names: The groups to take, of a bundle all or none.
+
+        Returns:
+            For each part, group name -> units that it loses with every step, in the order of ``names``.
+
+        Raises:
+            ValueError: If ``names`` contains only a part of a bundle, which cannot shrink alone.
+
+        Example:
+            >>> tied = Bundle({"stream": 12, "heads": 1}, "nn.MultiheadAttention splits the stream into heads")
+            >>> coupling = Coupling({}, {}, {}, {}, (), on_meta=False, passes=Passes(), bundles=(tied,))
+            >>> coupling.shrinking_together(["stream", "fc", "heads"])
+            [{'stream': 12, 'heads': 1}, {'fc': 1}]
+        """
+        bundle_of = {name: bundle for bundle in self.bundles for name in bundle.quantum}
+        parts: list[dict[str, int]] = []
+        taken: set[str] = set()
+        for name in names:
+            if name in taken:
+                continue
+            quantum = dict(bundle_of[name].quantum) if name in bundle_of else {name: 1}
+            missing = sorted(quantum.keys() - set(names))
+            if missing:
+                raise ValueError(
+                    f"{name!r} shrinks only together with {missing[0]!r}, which is not among {list(names)}"
+                )
+            parts.append(quantum)
+            taken.update(quantum)
+        return parts
+
+    def kept_together(self, reasons: Mapping[str, str]) -> dict[str, str]:
+        """``reasons``, and those of the groups that shrink only together with one of these.
+
+        Args:
+            reasons: Group name -> why it is kept. Groups that this coupling no longer has are kept as well.
+        """
+        found = dict(reasons)
+        for bundle in self.bundles:
+            fixed = [name for name in bundle.quantum if name in reasons or name not in self.groups]
+            if not fixed:
+                continue
+            why = reasons.get(fixed[0], self.frozen.get(fixed[0], "it has no channels that can go"))
+            for name in bundle.quantum.keys() - set(fixed):
+                found[name] = f"shrinks only together with {fixed[0]!r} ({bundle.reason}), which must stay: {why}"
+        return found

@@ -13,7 +13,7 @@ from lightning_prune.coupling.tracing.python_calls import Literals
 from lightning_prune.network.tensors import tensors_in
 
 
-class Watch(TorchDispatchMode):
+class OperationLog(TorchDispatchMode):
     """Notes the shapes that can be foreseen, and the scalars that tensors are multiplied by."""
 
     def __init__(self, on_meta: bool) -> None:
@@ -27,7 +27,7 @@ class Watch(TorchDispatchMode):
         self.constants: list[tuple[float, ...]] = []
         self.failed_in_reshape = False
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> OperationLog:
         self.literals.__enter__()
         super().__enter__()
         return self

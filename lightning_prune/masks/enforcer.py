@@ -21,7 +21,7 @@ _ELEMENTWISE = {
 }  # fmt: skip
 
 
-class MaskKeeper:
+class MaskEnforcer:
     """Keeps masked weights, and what optimizers remember of them, at zero; all in place.
 
     Where an optimizer leaves a weight alone whose gradient is zero, the gradients are masked just before its step,

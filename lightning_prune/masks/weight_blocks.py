@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lightning_prune.masks.n_of_m import Layout
 
-Block = tuple[int | None, int | None]  # along the first two dimensions of a weight; None for all of one
+WeightBlock = tuple[int | None, int | None]  # along the first two dimensions of a weight; None for all of one
 
 
-def misfit(layout: Layout | None, block: Block) -> str | None:
+def misfit(layout: Layout | None, block: WeightBlock) -> str | None:
     """Why a weight with this layout has no whole blocks; None if it has."""
     if layout is None:
         return "a vector has no blocks"
@@ -23,13 +23,13 @@ def misfit(layout: Layout | None, block: Block) -> str | None:
     return None
 
 
-def weights_in(shape: tuple[int, ...], block: Block) -> int:
+def weights_in(shape: tuple[int, ...], block: WeightBlock) -> int:
     """How many weights a block of a tensor of this shape has, kernels included."""
     rows, columns = _sides(shape, block)
     return rows * columns * prod(shape[2:])
 
 
-def means(values: Tensor, block: Block) -> Tensor:
+def means(values: Tensor, block: WeightBlock) -> Tensor:
     """The mean of each block: (outputs, inputs, ...) -> (blocks down, blocks across).
 
     Example:
@@ -41,7 +41,7 @@ def means(values: Tensor, block: Block) -> Tensor:
     return matrix.reshape(len(matrix) // rows, rows, -1, columns).mean((1, 3))
 
 
-def expanded(blocks: Tensor, shape: torch.Size, block: Block) -> Tensor:
+def expanded(blocks: Tensor, shape: torch.Size, block: WeightBlock) -> Tensor:
     """A value for each weight from one for each block.
 
     Example:
@@ -53,7 +53,7 @@ def expanded(blocks: Tensor, shape: torch.Size, block: Block) -> Tensor:
     return matrix.reshape(*shape[:2], *[1] * (len(shape) - 2)).expand(shape).contiguous()
 
 
-def lowest_blocks(
+def lowest_weight_blocks(
     scores: Mapping[str, Tensor],
     alive: Mapping[str, Tensor],
     weights: Mapping[str, int],
@@ -68,7 +68,9 @@ def lowest_blocks(
         counts: How many weights are masked in all, or by parameter, at most: whole blocks go.
     """
     if not isinstance(counts, int):
-        apart = {name: lowest_blocks({name: scores[name]}, alive, weights, counts[name])[name] for name in scores}
+        apart = {
+            name: lowest_weight_blocks({name: scores[name]}, alive, weights, counts[name])[name] for name in scores
+        }
         return apart
     names = list(scores)
     order = {name: scores[name].masked_fill(~alive[name], -torch.inf).flatten() for name in names}
@@ -84,5 +86,5 @@ def lowest_blocks(
     return {name: part.view(scores[name].shape) for name, part in zip(names, parts, strict=True)}
 
 
-def _sides(shape: tuple[int, ...], block: Block) -> tuple[int, int]:
+def _sides(shape: tuple[int, ...], block: WeightBlock) -> tuple[int, int]:
     return shape[0] if block[0] is None else block[0], shape[1] if block[1] is None else block[1]

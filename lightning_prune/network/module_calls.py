@@ -14,7 +14,7 @@ from lightning_prune.network.tensors import tensors_in
 
 
 @dataclass(frozen=True)
-class Call:
+class ModuleCall:
     """One call of a module.
 
     Attributes:
@@ -26,9 +26,11 @@ class Call:
     macs: int
 
 
-def watch(copy: nn.Module, inputs: Example, names: Collection[str]) -> tuple[dict[str, list[Call]], int, list[Any]]:
+def watch(
+    copy: nn.Module, inputs: Example, names: Collection[str]
+) -> tuple[dict[str, list[ModuleCall]], int, list[Any]]:
     """The calls of every module in ``names``, the multiply-accumulates in all, and the shapes of the outputs."""
-    calls: dict[str, list[Call]] = {}
+    calls: dict[str, list[ModuleCall]] = {}
     counter, begun = FlopCounterMode(display=False), dict[str, list[int]]()
 
     def macs(flops: int) -> int:
@@ -40,7 +42,7 @@ def watch(copy: nn.Module, inputs: Example, names: Collection[str]) -> tuple[dic
     def after(name: str) -> Any:
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             flops = counter.get_total_flops() - begun[name].pop()
-            calls.setdefault(name, []).append(Call(_misfit(args, kwargs, output), macs(flops)))
+            calls.setdefault(name, []).append(ModuleCall(_misfit(args, kwargs, output), macs(flops)))
 
         return note
 

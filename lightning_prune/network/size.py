@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.network.example_input import Example, run_on_copy
@@ -158,3 +158,8 @@ def _timed(call: Callable[[], Any]) -> float:
 def _synchronise() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def nonzero_in(tensors: Iterable[Tensor]) -> int:
+    """How many entries of ``tensors`` are not zero."""
+    return sum(int(torch.count_nonzero(tensor)) for tensor in tensors)

@@ -145,7 +145,7 @@ def _by_layer(network: nn.Module, inputs: Example, clock: Clock, layers: Iterabl
     return spent
 
 
-def layers_of(network: nn.Module) -> dict[str, list[str]]:
+def timed_layers(network: nn.Module) -> dict[str, list[str]]:
     """The outermost modules that compute something of their own with parameters, and names of their parameters.
 
     Layers of PyTorch count as a whole; other modules are looked into, unless only they themselves have parameters.

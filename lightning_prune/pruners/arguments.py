@@ -13,7 +13,7 @@ from lightning_prune.schedules.schedule import Schedule
 from lightning_prune.scope import Scope
 
 
-def check_kinds(taker: str, **arguments: object) -> None:
+def check_types(taker: str, **arguments: object) -> None:
     """Every argument has to be an object of its kind.
 
     Args:

@@ -11,24 +11,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.budgets.budget import Budget
+from lightning_prune.budgets.budget import Budget, BudgetError
 from lightning_prune.budgets.cost import MACs, Params
 from lightning_prune.budgets.count import Count
-from lightning_prune.budgets.search import BudgetError
 from lightning_prune.budgets.shares import Ratio, Sparsity
 from lightning_prune.budgets.spaces.block_space import Origin, how_many
 from lightning_prune.criteria.criterion import Criterion, Scoring
 from lightning_prune.criteria.statistics.block_changes import BlockChanges
 from lightning_prune.network.example_input import Example, collecting_later
-from lightning_prune.network.size import Size
+from lightning_prune.network.names import is_inside
+from lightning_prune.network.size import Size, nonzero_in
 from lightning_prune.network.tensors import named_tensors
-from lightning_prune.pruners.pruner import Pruner, check_finite, nonzero_in
+from lightning_prune.pruners.pruner import Pruner, check_finite
 from lightning_prune.pruners.removable_blocks import Removable, find_removable, why_it_fails
 from lightning_prune.scope import Scope
 from lightning_prune.surgery.apply import apply_plan
 from lightning_prune.surgery.averaged_copies import with_averages
 from lightning_prune.surgery.passthrough import identity_for
-from lightning_prune.surgery.plan import Plan, is_inside
+from lightning_prune.surgery.plan import Plan
 from lightning_prune.surgery.report import Report
 
 
@@ -136,7 +136,7 @@ class BlockPruner(Pruner):
             if not failing:
                 break
             self.blocked.update(failing)
-        plan = with_averages(Plan(skipped=tuple(sorted(chosen, key=names.index))), model)
+        plan = with_averages(Plan(removed_modules=tuple(sorted(chosen, key=names.index))), model)
         before, after = _sizes(model, plan, removable, chosen)
         return Report(
             plan=plan,
@@ -215,7 +215,7 @@ def skipping(model: nn.Module, name: str) -> Any:
 
 def _sizes(model: nn.Module, plan: Plan, removable: Removable, chosen: Sequence[str]) -> tuple[Size, Size]:
     """What the network costs now, and without what ``plan`` removes."""
-    gone = {id(p) for name in plan.skipped for p in model.get_submodule(name).parameters()}
+    gone = {id(p) for name in plan.removed_modules for p in model.get_submodule(name).parameters()}
     nonzero = {id(p): nonzero_in([p.detach()]) for p in model.parameters()}
     macs = removable.whole.macs - sum(removable.fits[name].macs for name in chosen)
     left = [p for p in model.parameters() if id(p) not in gone]

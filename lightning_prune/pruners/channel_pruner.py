@@ -10,20 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.budgets.budget import Budget
+from lightning_prune.budgets.budget import Budget, BudgetError
 from lightning_prune.budgets.latency_table import SHARES, Conditions, Copies, Stopwatch
 from lightning_prune.budgets.ratios import Ratios
-from lightning_prune.budgets.search import BudgetError
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
-from lightning_prune.budgets.spaces.dense_reference import Original
+from lightning_prune.budgets.spaces.dense_reference import DenseReference
 from lightning_prune.budgets.spaces.ranking import isomorphism_classes
 from lightning_prune.budgets.threshold import Threshold
 from lightning_prune.coupling.analysis import analyse
 from lightning_prune.coupling.groups import Coupling, Group
-from lightning_prune.coupling.shrinking_together import stay_together
 from lightning_prune.coupling.tracing.trace import UNUSED
 from lightning_prune.criteria.criterion import Criterion, Scoring
-from lightning_prune.file_size import state_after
 from lightning_prune.granularity import Channels
 from lightning_prune.network.example_input import Example, collecting_later
 from lightning_prune.network.size import Size
@@ -34,7 +31,8 @@ from lightning_prune.scope import Scope
 from lightning_prune.surgery.apply import apply_plan
 from lightning_prune.surgery.averaged_copies import following_averages, with_averages
 from lightning_prune.surgery.dry_run import ANOTHER_WAY
-from lightning_prune.surgery.plan import plan_removal, rescaled
+from lightning_prune.surgery.preview import state_after
+from lightning_prune.surgery.removal import plan_removal, rescaled
 from lightning_prune.surgery.report import Report
 from lightning_prune.surgery.weight_norms import not_made_up_for, with_lengths
 
@@ -66,7 +64,7 @@ class ChannelPruner(Pruner):
                 "of each; give the budget per_layer=False"
             )
         self.granularity = granularity
-        self.origin: Original | None = None
+        self.origin: DenseReference | None = None
         self.blocked: dict[str, str] = {}
         self.stopwatch = Stopwatch()
         self.groups: frozenset[str] = frozenset()  # what is ranked, known from `prepare` on
@@ -87,7 +85,7 @@ class ChannelPruner(Pruner):
         if self.origin is None:
             isomorphic = self.granularity.ranking == "isomorphic"
             classes = isomorphism_classes(model, coupling, scored) if isomorphic else None
-            self.origin = Original.of(coupling, scored, classes)
+            self.origin = DenseReference.of(coupling, scored, classes)
         assert example is not None
         self._measure_latencies(model, example, coupling, scored)
         self._choose(model, example, coupling, scored, lambda space: self.budget.keep_units(space, 1.0))
@@ -176,7 +174,7 @@ class ChannelPruner(Pruner):
         if self._scoped is None or self._scoped[0] is not coupling:
             self._scoped = coupling, *self.scope.groups(model, coupling)
         _, groups, outside = self._scoped
-        reasons = stay_together(coupling, {**outside, **unscored(self.criterion, groups, scoring)})
+        reasons = coupling.kept_together({**outside, **unscored(self.criterion, groups, scoring)})
         if all(name in reasons for name in groups):
             raise ValueError(
                 f"criterion {self.criterion} can score no channels of {type(model).__name__}: "
@@ -213,7 +211,7 @@ class ChannelPruner(Pruner):
                 failing = trial.failing
             except BreaksError as error:
                 failing = error.failing
-            self.blocked = stay_together(coupling, {**self.blocked, **failing})
+            self.blocked = coupling.kept_together({**self.blocked, **failing})
 
     def _measure_latencies(
         self, model: nn.Module, example: Example, coupling: Coupling, scored: Mapping[str, Tensor]
@@ -262,7 +260,7 @@ class ChannelPruner(Pruner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what ``state_dict`` returned."""
         super().load_state_dict(state)
-        self.origin = None if state["origin"] is None else Original(**state["origin"])
+        self.origin = None if state["origin"] is None else DenseReference(**state["origin"])
         self.blocked = dict(state["blocked"])
         self.stopwatch.load_state_dict(state.get("latency", ()))
 

@@ -15,16 +15,16 @@ from torch.optim import Optimizer
 from lightning_prune.budgets.budget import Budget
 from lightning_prune.budgets.spaces.weight_space import Chooser, WeightSpace
 from lightning_prune.criteria.criterion import CannotScoreError, Criterion, Scoring
-from lightning_prune.file_size import state_after
-from lightning_prune.masks.enforcer import MaskKeeper
+from lightning_prune.masks.enforcer import MaskEnforcer
 from lightning_prune.masks.select import lowest_masks, pack, unpack
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.sharded import reshard, whole
-from lightning_prune.network.size import measure
-from lightning_prune.pruners.pruner import Pruner, check_finite, nonzero_in
+from lightning_prune.network.size import measure, nonzero_in
+from lightning_prune.pruners.pruner import Pruner, check_finite
 from lightning_prune.scope import Scope
 from lightning_prune.surgery.averaged_copies import with_averages
 from lightning_prune.surgery.plan import Plan
+from lightning_prune.surgery.preview import state_after
 from lightning_prune.surgery.report import Report
 
 
@@ -128,10 +128,10 @@ class MaskPruner(Pruner):
         self.masks = {name: mask.cpu() for name, mask in report.plan.masks.items()}
         self.keeper(model).apply(optimizers)
 
-    def keeper(self, model: nn.Module) -> MaskKeeper:
+    def keeper(self, model: nn.Module) -> MaskEnforcer:
         """What holds the masks on ``model``."""
         reshard(model)
-        return MaskKeeper(dict(model.named_parameters()), self.masks)
+        return MaskEnforcer(dict(model.named_parameters()), self.masks)
 
     def follow(self, plan: Plan) -> None:
         """Slice the masks after channels were removed by ``plan``; the sparsity is that of the weights left."""

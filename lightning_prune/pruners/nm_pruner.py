@@ -7,8 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from lightning_prune.budgets.budget import Budget
-from lightning_prune.budgets.search import BudgetError
+from lightning_prune.budgets.budget import Budget, BudgetError
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
 from lightning_prune.criteria.criterion import Criterion, Scoring
 from lightning_prune.granularity import NM

@@ -70,7 +70,7 @@ class Pruner(ABC):
         """The network was pruned, by this pruner or another."""
         if self.statistics is not None:
             self.statistics.follow(plan)
-            self.statistics.forget(plan.skipped)
+            self.statistics.forget(plan.removed_modules)
 
     @abstractmethod
     def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None: ...
@@ -107,8 +107,3 @@ def check_finite(criterion: Criterion, scores: Mapping[str, Tensor]) -> None:
     for name, values in scores.items():
         if not bool(torch.isfinite(torch.stack(torch.aminmax(values))).all()):  # NaN is both; less than to look at each
             raise ValueError(f"{criterion} gives {name!r} scores that are not finite; has the training diverged?")
-
-
-def nonzero_in(tensors: Iterable[Tensor]) -> int:
-    """How many entries of ``tensors`` are not zero."""
-    return sum(int(torch.count_nonzero(tensor)) for tensor in tensors)

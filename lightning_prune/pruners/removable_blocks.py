@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
+from lightning_prune.network.averages import averages_in
 from lightning_prune.network.example_input import Example, run_on_copy
-from lightning_prune.network.module_calls import Call, shapes_of, watch
+from lightning_prune.network.module_calls import ModuleCall, shapes_of, watch
+from lightning_prune.network.names import is_inside
 from lightning_prune.network.tensors import named_modules
 from lightning_prune.scope import NORMS, Scope, any_match
-from lightning_prune.surgery.apply import skip_modules
-from lightning_prune.surgery.averaged_copies import averages_in
-from lightning_prune.surgery.plan import is_inside
+from lightning_prune.surgery.apply import remove_modules
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def outermost(names: Sequence[str]) -> list[str]:
     return [name for name in names if not any(path in known for path in _above(name))]
 
 
-def _why_not(model: nn.Module, name: str, calls: Sequence[Call]) -> str | None:
+def _why_not(model: nn.Module, name: str, calls: Sequence[ModuleCall]) -> str | None:
     """Why the module cannot be replaced, as far as its calls and its parameters say."""
     if len(calls) != 1:
         return f"a forward pass calls it {len(calls)} times" if calls else "a forward pass does not call it"
@@ -149,7 +149,7 @@ def _failure(model: nn.Module, example: Example, names: Collection[str], shapes:
     """What happens without the modules in ``names``, unless all outputs have the same ``shapes``."""
 
     def run(copy: nn.Module, inputs: Example) -> Sequence[Any]:
-        skip_modules(copy, names)
+        remove_modules(copy, names)
         return shapes_of(inputs.run(copy.eval()))
 
     if not names:

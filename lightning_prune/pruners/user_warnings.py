@@ -10,8 +10,8 @@ from torch import distributed, nn
 from lightning_prune.coupling.grouping.unreached import REACHES_NOT
 from lightning_prune.coupling.groups import Coupling, Group
 from lightning_prune.criteria.criterion import CannotScoreError, Criterion, Scoring
-from lightning_prune.surgery.averaged_copies import frozen_copies
-from lightning_prune.surgery.plan import is_inside
+from lightning_prune.network.averages import frozen_copies
+from lightning_prune.network.names import is_inside
 
 _SHOWN = 3
 

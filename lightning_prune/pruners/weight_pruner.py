@@ -9,17 +9,16 @@ from math import lcm
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.budgets.budget import Budget
+from lightning_prune.budgets.budget import Budget, BudgetError
 from lightning_prune.budgets.combined import All
 from lightning_prune.budgets.compressed_size import FileSize
 from lightning_prune.budgets.count import Count
-from lightning_prune.budgets.search import BudgetError
 from lightning_prune.budgets.spaces.weight_space import Chooser, Counts, WeightSpace
 from lightning_prune.budgets.threshold import Threshold
 from lightning_prune.criteria.criterion import Criterion, Scoring
 from lightning_prune.masks.n_of_m import layouts
 from lightning_prune.masks.select import lowest_masks
-from lightning_prune.masks.weight_blocks import Block, expanded, lowest_blocks, means, misfit, weights_in
+from lightning_prune.masks.weight_blocks import WeightBlock, expanded, lowest_weight_blocks, means, misfit, weights_in
 from lightning_prune.pruners.mask_pruner import MaskPruner, ScoresOnDemand
 from lightning_prune.scope import Scope
 
@@ -34,10 +33,10 @@ class WeightPruner(MaskPruner):
         block: Outputs and inputs that go together, None for single weights.
     """
 
-    def __init__(self, criterion: Criterion, budget: Budget, scope: Scope, block: Block | None = None) -> None:
+    def __init__(self, criterion: Criterion, budget: Budget, scope: Scope, block: WeightBlock | None = None) -> None:
         super().__init__(criterion, budget, scope)
         self._block = block
-        self._sides: dict[str, Block] = {}
+        self._sides: dict[str, WeightBlock] = {}
         if not budget.masks:
             raise ValueError(f"budget {budget} counts what is physically removed; with Weights() use Sparsity or Count")
 
@@ -101,7 +100,7 @@ class WeightPruner(MaskPruner):
             before[name] = masks[name].cpu() if name in masks else torch.ones(values.shape, dtype=torch.bool)
             alive[name] = means(before[name].float(), self._sides[name]) > 0
         weights = {name: before[name].numel() // pooled[name].numel() for name in pooled}
-        kept = lowest_blocks(pooled, alive, weights, counts)
+        kept = lowest_weight_blocks(pooled, alive, weights, counts)
         return {name: expanded(kept[name], mask.shape, self._sides[name]) & mask for name, mask in before.items()}
 
 

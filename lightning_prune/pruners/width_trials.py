@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from lightning_prune.coupling.groups import Coupling
 from lightning_prune.network.example_input import Example
-from lightning_prune.network.size import Size
-from lightning_prune.pruners.pruner import nonzero_in
+from lightning_prune.network.size import Size, nonzero_in
 from lightning_prune.surgery.dry_run import Trial, try_widths
 from lightning_prune.surgery.plan import Plan, select
 

@@ -46,16 +46,16 @@ def apply_plan(module: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = 
     set_attributes(module, plan.attributes)
     changed = {id(tensors[name]) for name in plan.keep}
     sync_changed(module, changed)
-    if plan.skipped:
+    if plan.removed_modules:
         before = list(module.parameters())
-        skip_modules(module, plan.skipped)
+        remove_modules(module, plan.removed_modules)
         left = set(module.parameters())
         gone = {parameter for parameter in before if parameter not in left}
         for optimizer in optimizers:
             _forget(optimizer, gone)
 
 
-def skip_modules(module: nn.Module, names: Iterable[str]) -> None:
+def remove_modules(module: nn.Module, names: Iterable[str]) -> None:
     """Put an identity in the place of every module in ``names``; all others keep their names."""
     for name in names:
         path, _, key = name.rpartition(".")
@@ -95,8 +95,8 @@ def _check(plan: Plan, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _check_modules(plan: Plan, module: nn.Module) -> None:
-    modules = dict(module.named_modules()) if plan.skipped else {}
-    for name in plan.skipped:
+    modules = dict(module.named_modules()) if plan.removed_modules else {}
+    for name in plan.removed_modules:
         if not name or name not in modules:
             raise ValueError(f"the plan removes {name!r}, which the module does not have; was it made for another?")
         if is_identity(modules[name]):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling.groups import Coupling, Site
-from lightning_prune.coupling.operation_log import Watch
+from lightning_prune.coupling.operation_log import OperationLog
 from lightning_prune.coupling.symbols.constants import same_settings
 from lightning_prune.coupling.tracing.python_calls import WithoutDropout
 from lightning_prune.coupling.train_mode import as_training
@@ -18,7 +18,8 @@ from lightning_prune.network.copies import copy_of
 from lightning_prune.network.example_input import Example, run_on_copy
 from lightning_prune.network.tensors import tensors_in
 from lightning_prune.surgery.apply import apply_plan, zero_removed
-from lightning_prune.surgery.plan import Plan, plan_removal
+from lightning_prune.surgery.plan import Plan
+from lightning_prune.surgery.removal import plan_removal
 
 ANOTHER_WAY = "with fewer channels the forward pass takes another way"
 _OTHER_SETTINGS = "forward calls an operation with numbers that follow the width, such as its padding or epsilon"
@@ -113,7 +114,7 @@ def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Ma
 
     def use(copy: nn.Module, inputs: Example) -> _Attempt:
         apply_plan(copy, plan)
-        watch = Watch(coupling.on_meta)
+        watch = OperationLog(coupling.on_meta)
         eval_shapes: list[tuple[bool, tuple[int, ...]]] = []
 
         def train() -> Any:
@@ -145,7 +146,7 @@ def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Ma
 
 def _masked_run(model: nn.Module, plan: Plan, inputs: Example) -> tuple[Any, ...]:
     """What a copy runs in which zeros stand for what ``plan`` removes: its values are those of the smaller network."""
-    copy, watch = copy_of(model), Watch(on_meta=False)
+    copy, watch = copy_of(model), OperationLog(on_meta=False)
     zero_removed(copy, plan)
     with WithoutDropout(), watch:
         inputs.run(copy.eval())
@@ -159,7 +160,7 @@ def _apart(before: tuple[Any, ...], now: tuple[Any, ...]) -> str | None:
     return None if same_settings(before[-1], now[-1]) else _OTHER_SETTINGS
 
 
-def _failure(coupling: Coupling, gone: Mapping[str, int], error: Exception, watch: Watch) -> _Attempt:
+def _failure(coupling: Coupling, gone: Mapping[str, int], error: Exception, watch: OperationLog) -> _Attempt:
     said = str(error).splitlines()[0] if str(error) else repr(error)
     number = len(watch.shapes)
     site = coupling.sizes[number] if watch.failed_in_reshape and number < len(coupling.sizes) else None

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_prune.coupling.groups import Coupling
-from lightning_prune.coupling.symbols.sizes import evaluate
+from lightning_prune.network.names import is_inside
 
 _Entry = TypeVar("_Entry")
 
@@ -28,7 +24,7 @@ class Plan:
         attributes: Module name -> attribute -> value, for integers that modules keep and that have to follow.
         scales: Tensor name -> dimension -> factor for every surviving index, for weights that make up for a scalar
             which forward computes from a width.
-        skipped: Names of the modules that are removed as a whole: an identity takes their place.
+        removed_modules: Names of the modules that are removed as a whole: an identity takes their place.
 
     Example:
         >>> first = Plan(keep={"fc.weight": {0: torch.tensor([0, 2, 3])}})
@@ -41,7 +37,7 @@ class Plan:
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scales: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
-    skipped: tuple[str, ...] = ()
+    removed_modules: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether anything is removed or masked at all."""
@@ -50,7 +46,7 @@ class Plan:
     @property
     def shrinks(self) -> bool:
         """Whether anything is physically removed."""
-        return bool(self.keep) or bool(self.skipped)
+        return bool(self.keep) or bool(self.removed_modules)
 
     def then(self, later: Plan) -> Plan:
         """One plan that does what this one and then ``later`` do."""
@@ -65,17 +61,18 @@ class Plan:
             for attribute, value in values.items():
                 entries = isinstance(value, Mapping) and isinstance(earlier.get(attribute), Mapping)
                 earlier[attribute] = {**earlier[attribute], **value} if entries else value
+        removed = [name for name in self.removed_modules if not is_inside(name, later.removed_modules)]
         return Plan(
-            keep=_outside(later.skipped, keep),
-            masks=_outside(later.skipped, {**self.slice_masks(later), **later.masks}),
-            attributes=_outside(later.skipped, attributes),
-            scales=_outside(later.skipped, _both_scales(self, later)),
-            skipped=(*(name for name in self.skipped if not is_inside(name, later.skipped)), *later.skipped),
+            keep=_outside(later.removed_modules, keep),
+            masks=_outside(later.removed_modules, {**self.slice_masks(later), **later.masks}),
+            attributes=_outside(later.removed_modules, attributes),
+            scales=_outside(later.removed_modules, _both_scales(self, later)),
+            removed_modules=(*removed, *later.removed_modules),
         )
 
     def slice_masks(self, later: Plan) -> dict[str, Tensor]:
         """The masks of this plan in the shapes that ``later`` leaves."""
-        left = _outside(later.skipped, self.masks)
+        left = _outside(later.removed_modules, self.masks)
         return {name: select(mask, later.keep.get(name, {})) for name, mask in left.items()}
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,7 +82,7 @@ class Plan:
             "masks": dict(self.masks),
             "attributes": {name: dict(values) for name, values in self.attributes.items()},
             "scales": {name: dict(dims) for name, dims in self.scales.items()},
-            "skipped": list(self.skipped),
+            "skipped": list(self.removed_modules),
         }
 
     @classmethod
@@ -96,18 +93,8 @@ class Plan:
             masks=state["masks"],
             attributes=state.get("attributes", {}),
             scales=state.get("scales", {}),
-            skipped=tuple(state.get("skipped", ())),
+            removed_modules=tuple(state.get("skipped", ())),
         )
-
-
-def is_inside(name: str, paths: Iterable[str]) -> bool:
-    """Whether ``name`` is one of ``paths``, or below one.
-
-    Example:
-        >>> is_inside("layer1.0.conv1.weight", ["layer1.0"]), is_inside("layer1.01", ["layer1.0"])
-        (True, False)
-    """
-    return any(f"{name}.".startswith(f"{path}.") for path in paths)
 
 
 def _outside(paths: Collection[str], entries: Mapping[str, _Entry]) -> dict[str, _Entry]:
@@ -116,14 +103,14 @@ def _outside(paths: Collection[str], entries: Mapping[str, _Entry]) -> dict[str,
 
 def _both_scales(first: Plan, later: Plan) -> dict[str, dict[int, Tensor]]:
     """The factors of two plans in the shapes that the later one leaves."""
-    scales = _kept_factors(first.scales, later)
+    scales = kept_factors(first.scales, later)
     for name, dims in later.scales.items():
         own = scales.setdefault(name, {})
         own.update({dim: factors * own[dim] if dim in own else factors for dim, factors in dims.items()})
     return scales
 
 
-def _kept_factors(factors: Mapping[str, Mapping[int, Tensor]], plan: Plan) -> dict[str, dict[int, Tensor]]:
+def kept_factors(factors: Mapping[str, Mapping[int, Tensor]], plan: Plan) -> dict[str, dict[int, Tensor]]:
     """The factors of the indices that ``plan`` keeps."""
     return {
         name: {dim: values[plan.keep.get(name, {}).get(dim, slice(None))] for dim, values in dims.items()}
@@ -144,91 +131,3 @@ def select(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
     if channels_last and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=channels_last):
         result = result.contiguous(memory_format=channels_last)
     return result
-
-
-def plan_removal(removed: Mapping[str, Tensor], coupling: Coupling) -> Plan:
-    """The plan that removes some units.
-
-    Args:
-        removed: Group name -> bool tensor of shape (units,), True where the unit goes.
-        coupling: The network as it is now.
-    """
-    keep: dict[str, dict[int, Tensor]] = {}
-    gone: dict[tuple[str, int], npt.NDArray[np.bool_]] = {}
-    for name, units in removed.items():
-        going = units.numpy()
-        if not going.any():
-            continue
-        whole: dict[int, Tensor] = {}
-        for member in coupling.groups[name].members:
-            size = coupling.shapes[member.tensor][member.dim]
-            if member.index.numel() < size:  # other groups, or channels that stay, have a part of the dimension
-                mask = gone.setdefault((member.tensor, member.dim), np.zeros(size, dtype=np.bool_))
-                mask[member.index.numpy()[going].ravel()] = True
-                continue
-            if id(member.index) not in whole:
-                whole[id(member.index)] = member.index[~units].flatten().sort().values
-            keep.setdefault(member.tensor, {})[member.dim] = whole[id(member.index)]
-    for (tensor, dim), mask in gone.items():
-        keep.setdefault(tensor, {})[dim] = torch.from_numpy(np.flatnonzero(~mask))
-    return Plan(keep, attributes=_following(coupling, {name: int(units.sum()) for name, units in removed.items()}))
-
-
-def rescaled(
-    plan: Plan,
-    pruned: Collection[str],
-    coupling: Coupling,
-    scalars: Sequence[float],
-    constants: Sequence[tuple[float, ...]] | None = None,
-) -> tuple[Plan, dict[str, str]]:
-    """``plan`` with weights that make up for changed scalars, and the groups for which none can: name -> reason.
-
-    Args:
-        plan: What is kept.
-        pruned: Names of the groups that lose units.
-        coupling: The network as it is now.
-        scalars: What the scalars of ``coupling`` are in the smaller network.
-        constants: The same for its constants; None where they are not known.
-    """
-    factors: dict[str, dict[int, Tensor]] = {}
-    inexact: dict[str, str] = {}
-
-    def blame(groups: Collection[str], where: str, said: str) -> None:
-        """Groups whose channels meet a number; where none of these loses any, it follows another width."""
-        reason = f"{where!r}: forward {said}" if where else f"forward {said}"
-        inexact.update(dict.fromkeys([name for name in pruned if name in groups] or pruned, reason))
-
-    same = len(scalars) == len(coupling.scalars), constants is None or len(constants) == len(coupling.constants)
-    if coupling.on_meta and not all(same):  # else values may decide how often a detector computes something
-        blame((), "", "takes another way with fewer channels")
-    if not same[0]:
-        return plan, inexact
-    for scalar, after in zip(coupling.scalars, scalars, strict=True):
-        if math.isclose(scalar.value, after, rel_tol=1e-9):
-            continue
-        if not scalar.rows or not scalar.value * after > 0:
-            blame(scalar.groups, scalar.where, "multiplies by a number that follows the width")
-            continue
-        for name, (dim, index) in scalar.rows.items():
-            ones = torch.ones(coupling.shapes[name][dim], dtype=torch.float64)
-            own = factors.setdefault(name, {}).setdefault(dim, ones)
-            own[index] *= (scalar.value / after) ** (1 / scalar.power)
-    for (before, groups), now in zip(coupling.constants, constants or () if same[1] else (), strict=False):
-        if repr(before) != repr(now):  # nan differs from itself
-            blame(groups, before.where, "computes with a number that follows the width")
-    return replace(plan, scales=_kept_factors(factors, plan)), inexact
-
-
-def _following(coupling: Coupling, removed: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """The attributes that change with these widths; of a tuple, the entries that change, by their position."""
-    found: dict[str, dict[str, Any]] = {}
-    for attribute, expression in coupling.attributes.items():
-        value = evaluate(expression, removed)
-        if value == evaluate(expression, {}):
-            continue
-        values = found.setdefault(attribute.module, {})
-        if attribute.index is None:
-            values[attribute.name] = value
-        else:
-            values.setdefault(attribute.name, {})[attribute.index] = value
-    return found

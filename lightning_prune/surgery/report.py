@@ -51,5 +51,5 @@ class Report:
         before, after = (
             (self.before.nonzero, self.after.nonzero) if self.plan.masks else (self.before.params, self.after.params)
         )
-        removed = f", without {', '.join(self.plan.skipped)}" if self.plan.skipped else ""
+        removed = f", without {', '.join(self.plan.removed_modules)}" if self.plan.removed_modules else ""
         return f"{nonzero}parameters {before:,} -> {after:,}{macs}, sparsity {self.sparsity:.4f}{removed}"

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from lightning_prune.budgets import Budget, BudgetError, Count, MACs, Params, Ratio, Sparsity
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
-from lightning_prune.budgets.spaces.dense_reference import Original
+from lightning_prune.budgets.spaces.dense_reference import DenseReference
 
 # ---- channels, by hand: params 60, MACs 48; the ranking is b a b a b a b b
 
@@ -83,7 +83,7 @@ def test_widths_by_hand_with_round_to(budget: Budget, round_to: int, expected: t
 
 def test_what_the_scope_leaves_out_stays_but_counts() -> None:
     coupling = chain(4, 6)
-    space = ChannelSpace(coupling, {B: SCORES[B]}, Original.of(coupling))
+    space = ChannelSpace(coupling, {B: SCORES[B]}, DenseReference.of(coupling))
     assert Params(keep=0.6).keep_units(space, 1.0) == {B: 2}  # 60 53 46 39 32: 36 wanted
     assert Ratio(0.5).keep_units(space, 1.0) == {B: 3}
     assert Ratio(0.5, per_layer=False).keep_units(space, 1.0) == {B: 3}
@@ -168,14 +168,14 @@ def test_two_events_arrive_where_one_does(scores, budget: Budget, halfway: float
 
 
 def test_shares_never_compound() -> None:
-    origin = Original.of(chain(4, 6))
+    origin = DenseReference.of(chain(4, 6))
     later = ChannelSpace(chain(2, 3), {A: torch.zeros(2), B: torch.zeros(3)}, origin)
     for budget in (Ratio(0.5), Ratio(0.5, per_layer=False), Sparsity(0.5), Params(0.5), MACs(0.5)):
         assert budget.keep_units(later, 1.0) == {A: 2, B: 3}, budget
 
 
 def test_a_group_with_one_unit_left_still_counts_as_removed() -> None:
-    origin = Original.of(chain(4, 6))
+    origin = DenseReference.of(chain(4, 6))
     later = ChannelSpace(chain(1, 6), {B: torch.zeros(6)}, origin)
     assert Ratio(0.5, per_layer=False).keep_units(later, 1.0) == {B: 4}  # 3 of 10 are gone, 2 more go
     assert Ratio(0.8, per_layer=False).keep_units(later, 1.0) == {B: 1}

@@ -13,9 +13,10 @@ from torch import nn
 
 from lightning_prune import Channels, IterativePruning, Weights, prune_once
 from lightning_prune.budgets import All, BudgetError, FileSize, Ratio
-from lightning_prune.budgets.search import settled
-from lightning_prune.file_size import compressed_size, state_after
+from lightning_prune.budgets.search import largest_within
+from lightning_prune.file_size import compressed_size
 from lightning_prune.schedules import Rounds
+from lightning_prune.surgery.preview import state_after
 
 INPUT = torch.zeros(1, 40)
 
@@ -139,7 +140,7 @@ def test_a_wrong_estimate_is_corrected(target: int, error: float, finest: int) -
         measured.append(size)
         return size
 
-    result = settled(lambda aim: min(finest, max(1, math.floor(aim * error))), measure, target, 0.005)
+    result = largest_within(lambda aim: min(finest, max(1, math.floor(aim * error))), measure, target, 0.005)
     assert result <= target
     assert result in measured
     assert result >= min(finest, target * 0.99 - 2)

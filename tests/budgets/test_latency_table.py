@@ -14,7 +14,7 @@ from lightning_prune.budgets.latency_table import Conditions, Copies, Curve, Sto
 from lightning_prune.coupling import analyse
 from lightning_prune.network import timing
 from lightning_prune.network.example_input import Example
-from lightning_prune.network.timing import layers_of, time_network, time_ratio
+from lightning_prune.network.timing import time_network, time_ratio, timed_layers
 
 
 def chain(a: int = 40, b: int = 20) -> nn.Sequential:
@@ -135,7 +135,7 @@ def test_a_layer_lasts_until_the_next_begins(monkeypatch) -> None:
             shared_after := nn.Linear(20, 10),
             shared,
         )
-        ms, by_layer = time_network(net, Example.of(torch.zeros(1, 10)), list(layers_of(net)))
+        ms, by_layer = time_network(net, Example.of(torch.zeros(1, 10)), list(timed_layers(net)))
     assert len(shared_after.weight) == 10
     assert ms == pytest.approx(750 + 2 * (0.1 + 0.2 + 0.2 + 0.1))
     assert by_layer == pytest.approx({"1": 250 + 2 * (0.1 + 0.1), "3": 2 * 0.2, "4": 2 * 0.2})
@@ -210,14 +210,14 @@ class Scale(nn.Module):
 
 
 def test_layers_are_what_computes_with_parameters_of_its_own() -> None:
-    found = layers_of(Own())
+    found = timed_layers(Own())
     assert list(found) == ["first.0", "second.0", "attention", "tied", "scale"]
     assert found["first.0"] == ["first.0.bias", "first.0.weight"]
     assert found["tied"] == ["first.0.weight", "tied.bias"]
     assert found["scale"] == ["scale.factor"]
     assert len(found["attention"]) == 12
-    assert layers_of(nn.Linear(2, 2)) == {"": ["bias", "weight"]}
-    assert layers_of(nn.ReLU()) == {}
+    assert timed_layers(nn.Linear(2, 2)) == {"": ["bias", "weight"]}
+    assert timed_layers(nn.ReLU()) == {}
 
 
 def test_copies_have_the_batch_that_is_asked_for() -> None:
@@ -234,5 +234,5 @@ def test_copies_have_the_batch_that_is_asked_for() -> None:
 
 def test_the_clock_of_the_machine_goes_forward() -> None:
     net = chain().eval()
-    ms, by_layer = time_network(net, EXAMPLE, list(layers_of(net)))
+    ms, by_layer = time_network(net, EXAMPLE, list(timed_layers(net)))
     assert min(ms, *by_layer.values(), time_ratio(net, net, EXAMPLE)) > 0

@@ -101,6 +101,6 @@ def test_a_removed_block_of_the_network_inside(tmp_path) -> None:
         budget=Ratio(0.5),
         scope=Scope(include=["net.*"]),
     )
-    assert len(report.plan.skipped) == 2
+    assert len(report.plan.removed_modules) == 2
     loaded = load_pruned(LitSequential().net, shipped(lit.net, tmp_path))
     assert torch.equal(loaded(torch.ones(2, 3)), lit.net(torch.ones(2, 3)))

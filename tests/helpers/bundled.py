@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
-from lightning_prune.budgets.spaces.dense_reference import Original
+from lightning_prune.budgets.spaces.dense_reference import DenseReference
 from lightning_prune.coupling import Bundle, Coupling, Group, LinearDim, Member, Passes
 
 
@@ -39,6 +39,6 @@ def by_hand(
     )
 
 
-def space_of(coupling: Coupling, scores: Mapping[str, list[float]], origin: Original | None = None, **settings):
+def space_of(coupling: Coupling, scores: Mapping[str, list[float]], origin: DenseReference | None = None, **settings):
     values = {name: torch.tensor(given, dtype=torch.float) for name, given in scores.items()}
-    return ChannelSpace(coupling, values, Original.of(coupling) if origin is None else origin, **settings)
+    return ChannelSpace(coupling, values, DenseReference.of(coupling) if origin is None else origin, **settings)

@@ -13,7 +13,7 @@ from lightning_prune.network.example_input import Example
 from lightning_prune.network.tensors import tensors_in
 from lightning_prune.surgery.apply import apply_plan, zero_removed
 from lightning_prune.surgery.dry_run import try_widths
-from lightning_prune.surgery.plan import plan_removal, rescaled
+from lightning_prune.surgery.removal import plan_removal, rescaled
 
 
 class Net(nn.Module):

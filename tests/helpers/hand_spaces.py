@@ -7,7 +7,7 @@ from torch import nn
 from helpers.bundled import by_hand, space_of
 from lightning_prune.budgets import Budget, Count, MACs, Params, Ratio, Sparsity
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
-from lightning_prune.budgets.spaces.dense_reference import Original
+from lightning_prune.budgets.spaces.dense_reference import DenseReference
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
 from lightning_prune.coupling import Coupling, analyse
 from lightning_prune.network.example_input import Example
@@ -35,7 +35,7 @@ def macs(a: int, b: int) -> int:
 
 def make_space(scores: dict[str, torch.Tensor] = SCORES, round_to: int = 1) -> ChannelSpace:
     coupling = chain(len(scores[A]), len(scores[B]))
-    return ChannelSpace(coupling, scores, Original.of(coupling), round_to)
+    return ChannelSpace(coupling, scores, DenseReference.of(coupling), round_to)
 
 
 def kept(budget: Budget, fraction: float = 1.0, round_to: int = 1) -> tuple[int, int]:
@@ -100,7 +100,7 @@ def spaces(draw: st.DrawFn) -> ChannelSpace:
     channels = {name: draw(st.integers(1, 4)) for name in names}
     least = {name: draw(st.sampled_from([1, 1, 2])) for name in names}
     coupling = by_hand({name: sizes[name] for name in names}, tuple(bundles), channels, least)
-    origin = Original.of(coupling, classes={name: draw(st.sampled_from("xy")) for name in names})
+    origin = DenseReference.of(coupling, classes={name: draw(st.sampled_from("xy")) for name in names})
     for bundle in bundles:
         origin.classes.update(dict.fromkeys(bundle, origin.classes[next(iter(bundle))]))
     scores = {name: draw(st.lists(st.integers(0, 4), min_size=sizes[name], max_size=sizes[name])) for name in names}

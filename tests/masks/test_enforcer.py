@@ -7,7 +7,7 @@ from torch import Tensor, nn, optim
 from torch.nn.utils import prune
 
 from lightning_prune.masks import enforcer
-from lightning_prune.masks.enforcer import MaskKeeper
+from lightning_prune.masks.enforcer import MaskEnforcer
 from lightning_prune.masks.select import lowest_masks
 
 
@@ -56,7 +56,7 @@ def trained(optimizer_name: str, steps: int, hold: bool) -> tuple[nn.Module, dic
     names = ["0.weight", "2.weight"]
     parameters = dict(net.named_parameters())
     masks = lowest_masks({name: parameters[name].abs() for name in names}, {}, 36)
-    keeper = MaskKeeper(parameters, masks)
+    keeper = MaskEnforcer(parameters, masks)
     if hold:
         keeper.hold([optimizer])
     else:
@@ -97,7 +97,7 @@ def test_without_the_keeper_weights_regrow(name: str) -> None:
 def test_released_masks_no_longer_act() -> None:
     parameter = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
-    keeper = MaskKeeper({"w": parameter}, {"w": torch.tensor([True, False, True])})
+    keeper = MaskEnforcer({"w": parameter}, {"w": torch.tensor([True, False, True])})
     keeper.hold([optimizer])
     assert parameter.tolist() == [1, 0, 1]
     parameter.grad = -torch.ones(3)
@@ -115,7 +115,7 @@ def test_released_masks_no_longer_act() -> None:
 def test_masks_take_the_type_of_their_parameter(dtype: torch.dtype) -> None:
     parameters = {"w": nn.Parameter(torch.ones(2, 2, dtype=dtype)), "v": nn.Parameter(torch.ones(2))}
     masks = {"w": torch.tensor([[True, False], [False, True]]), "v": torch.tensor([False, True])}
-    MaskKeeper(parameters, masks).apply([])
+    MaskEnforcer(parameters, masks).apply([])
     assert parameters["w"].dtype == dtype
     assert parameters["w"].tolist() == [[1, 0], [0, 1]]
     assert parameters["v"].tolist() == [0, 1]
@@ -128,7 +128,7 @@ def test_large_tensors_are_masked_whole(shape: tuple[int, ...]) -> None:
     formats = [torch.contiguous_format] + [torch.channels_last] * (len(shape) == 4)
     for memory_format in formats:
         parameter = nn.Parameter(values.clone(memory_format=memory_format))
-        MaskKeeper({"w": parameter}, {"w": mask}).apply([])
+        MaskEnforcer({"w": parameter}, {"w": mask}).apply([])
         assert torch.equal(parameter.detach(), values.masked_fill(~mask, 0))
 
 
@@ -140,7 +140,7 @@ def test_keeping_masks_needs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     with Allocations() as memory:
-        MaskKeeper({"w": parameter}, {"w": mask}).apply([optimizer])
+        MaskEnforcer({"w": parameter}, {"w": mask}).apply([optimizer])
     assert max(memory.sizes) <= 4 * 1000  # the factors of a chunk
     assert torch.equal(parameter == 0, ~mask)
     assert torch.equal(optimizer.state[parameter]["exp_avg"] == 0, ~mask)
@@ -149,13 +149,13 @@ def test_keeping_masks_needs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("shape", [(), (0, 3), (1,)], ids=str)
 def test_the_smallest_tensors_are_masked(shape: tuple[int, ...]) -> None:
     parameter = nn.Parameter(torch.ones(shape))
-    MaskKeeper({"w": parameter}, {"w": torch.zeros(shape, dtype=torch.bool)}).apply([])
+    MaskEnforcer({"w": parameter}, {"w": torch.zeros(shape, dtype=torch.bool)}).apply([])
     assert torch.equal(parameter.detach(), torch.zeros(shape))
 
 
 def test_no_sign_is_left_of_what_is_masked() -> None:
     parameter = nn.Parameter(torch.tensor([-1.0, 2.0, -3.0]))
-    MaskKeeper({"w": parameter}, {"w": torch.tensor([False, False, True])}).apply([])
+    MaskEnforcer({"w": parameter}, {"w": torch.tensor([False, False, True])}).apply([])
     assert parameter.detach().view(torch.int32).tolist()[:2] == [0, 0]
 
 
@@ -163,7 +163,7 @@ def test_masks_act_in_place() -> None:
     parameter = nn.Parameter(torch.ones(4))
     pointer, gradient = parameter.data_ptr(), torch.ones(4)
     parameter.grad = gradient
-    MaskKeeper({"w": parameter}, {"w": torch.tensor([True, False, True, False])}).apply([])
+    MaskEnforcer({"w": parameter}, {"w": torch.tensor([True, False, True, False])}).apply([])
     assert parameter.data_ptr() == pointer
     assert parameter.grad is gradient
     assert parameter.requires_grad
@@ -171,7 +171,7 @@ def test_masks_act_in_place() -> None:
 
 def test_no_masks_do_nothing() -> None:
     parameter = nn.Parameter(torch.ones(4))
-    MaskKeeper({"w": parameter}, {}).apply([torch.optim.SGD([parameter], lr=0.1)])
+    MaskEnforcer({"w": parameter}, {}).apply([torch.optim.SGD([parameter], lr=0.1)])
     assert parameter.tolist() == [1, 1, 1, 1]
 
 
@@ -200,7 +200,7 @@ def test_training_is_that_of_the_reparametrised_network(name: str) -> None:
     ours, theirs = network(), network()
     masks = lowest_masks({f"{i}.weight": ours[i].weight.detach().abs().float() for i in (0, 2)}, {}, 36)
     optimizers = [getattr(optim, name)(ours.parameters(), **ELEMENTWISE[name])]
-    keeper = MaskKeeper(dict(ours.named_parameters()), masks)
+    keeper = MaskEnforcer(dict(ours.named_parameters()), masks)
     keeper.hold(optimizers)
     for i in (0, 2):
         theirs[i].weight.data *= masks[f"{i}.weight"]
@@ -220,7 +220,7 @@ def test_training_is_that_of_the_reparametrised_network(name: str) -> None:
 def test_gradients_that_a_closure_makes_are_masked() -> None:
     parameter = nn.Parameter(torch.ones(3))
     optimizer = optim.SGD([parameter], lr=1.0, momentum=0.9)
-    MaskKeeper({"w": parameter}, {"w": torch.tensor([True, False, True])}).hold([optimizer])
+    MaskEnforcer({"w": parameter}, {"w": torch.tensor([True, False, True])}).hold([optimizer])
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -237,7 +237,7 @@ def test_gradients_that_a_closure_makes_are_masked() -> None:
 def test_zero_is_not_divided_by_zero() -> None:
     parameter = nn.Parameter(torch.ones(2))
     optimizer = optim.Adam([parameter], lr=0.1, eps=0.0)
-    MaskKeeper({"w": parameter}, {"w": torch.tensor([True, False])}).hold([optimizer])
+    MaskEnforcer({"w": parameter}, {"w": torch.tensor([True, False])}).hold([optimizer])
     parameter.grad = torch.ones(2)
     optimizer.step()
     torch.testing.assert_close(parameter.detach(), torch.tensor([0.9, 0.0]))
@@ -247,7 +247,7 @@ def test_only_gradients_of_this_optimizer_are_masked() -> None:
     ours, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     first, second = optim.SGD([ours], lr=0.1), optim.SGD([other], lr=0.1)
     mask = torch.tensor([True, False])
-    MaskKeeper({"a": ours, "b": other}, {"a": mask, "b": mask}).hold([first, second])
+    MaskEnforcer({"a": ours, "b": other}, {"a": mask, "b": mask}).hold([first, second])
     ours.grad, other.grad = torch.ones(2), torch.ones(2)
     first.step()
     assert ours.grad.tolist() == [1, 0]
@@ -261,7 +261,7 @@ def test_sparse_gradients_of_an_embedding(momentum: float) -> None:
         embedding = nn.Embedding(6, 4, sparse=sparse)
         mask = torch.rand(6, 4) > 0.5
         optimizer = optim.SGD(embedding.parameters(), lr=0.1, momentum=momentum)
-        MaskKeeper({"w": embedding.weight}, {"w": mask}).hold([optimizer])
+        MaskEnforcer({"w": embedding.weight}, {"w": mask}).hold([optimizer])
         for _ in range(3):
             optimizer.zero_grad()
             embedding(torch.tensor([1, 2, 2, 5])).square().sum().backward()
@@ -285,7 +285,7 @@ def test_sparse_momentum_from_before_the_masks() -> None:
         optimizer.step()
 
     step()
-    keeper = MaskKeeper({"w": embedding.weight}, {"w": mask})
+    keeper = MaskEnforcer({"w": embedding.weight}, {"w": mask})
     keeper.hold([optimizer])
     step()
     assert torch.equal(embedding.weight == 0, ~mask)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from lightning_prune import NM, Scope, prune_once
 from lightning_prune.budgets import Sparsity
 from lightning_prune.criteria import Magnitude, Random, Taylor, Wanda
-from lightning_prune.functional import budget_for
 from lightning_prune.masks.n_of_m import block_mask, fullest_block, kept_in_block
+from lightning_prune.pruners.factory import budget_for
 from lightning_prune.pruners.nm_pruner import NMPruner
 from lightning_prune.surgery.plan import Plan
 

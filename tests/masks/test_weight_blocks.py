@@ -13,7 +13,7 @@ from lightning_prune.criteria import Magnitude, Random, SynFlow
 from lightning_prune.file_size import compressed_size
 from lightning_prune.masks.n_of_m import Layout, layouts
 from lightning_prune.masks.regrowth import Regrowth
-from lightning_prune.masks.weight_blocks import expanded, lowest_blocks, means, misfit
+from lightning_prune.masks.weight_blocks import expanded, lowest_weight_blocks, means, misfit
 from lightning_prune.pruners.weight_pruner import WeightPruner
 from lightning_prune.surgery.plan import Plan
 
@@ -60,7 +60,7 @@ def test_the_lowest_blocks_go(data) -> None:
     }
     weights = {n: data.draw(st.integers(1, 4)) for n in names}
     count = data.draw(st.integers(0, 40))
-    kept = lowest_blocks(scores, alive, weights, count)
+    kept = lowest_weight_blocks(scores, alive, weights, count)
     hidden = sum(int((~kept[n]).sum()) * weights[n] for n in names)
     before = sum(int((~alive[n]).sum()) * weights[n] for n in names)
     assert before <= hidden <= max(before, count)

@@ -4,13 +4,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
-from lightning_prune.budgets.spaces.dense_reference import Original
+from lightning_prune.budgets.spaces.dense_reference import DenseReference
 from lightning_prune.coupling import analyse
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.size import compare_latency, count_macs, latency, measure
 from lightning_prune.network.timing import Clock
 from lightning_prune.surgery.apply import apply_plan
-from lightning_prune.surgery.plan import plan_removal
+from lightning_prune.surgery.removal import plan_removal
 
 
 class Products(nn.Module):
@@ -76,7 +76,7 @@ def test_macs_are_those_computed_by_hand(name: str) -> None:
 @pytest.mark.parametrize("name", HAND)
 def test_the_analysis_predicts_the_macs_computed_by_hand(name: str) -> None:
     model, inputs, macs = HAND[name]
-    assert Original.of(analyse(model, Example.of(inputs))).macs == macs
+    assert DenseReference.of(analyse(model, Example.of(inputs))).macs == macs
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
@@ -92,7 +92,7 @@ def test_predicted_costs_of_attention_follow_the_kept_widths(channels: tuple[int
     kept = dict(zip(("query.weight", "value.weight"), channels, strict=True))
     assert {name: group.size for name, group in coupling.groups.items()} == {"query.weight": 8, "value.weight": 5}
     scores = {name: torch.arange(group.size) for name, group in coupling.groups.items()}
-    space = ChannelSpace(coupling, scores, Original.of(coupling))
+    space = ChannelSpace(coupling, scores, DenseReference.of(coupling))
     apply_plan(model, plan_removal(space.lowest(kept), coupling))
     d, v = channels
     assert space.macs(kept) == count_macs(model, example) == 7 * 6 * (2 * d + v) + 49 * d + 49 * v + 7 * v * 3

@@ -22,8 +22,8 @@ from lightning_prune.checkpoint.inspection import inspect_file, show
 from lightning_prune.checkpoint.manifest import (
     is_pruned,
     params_as_built,
-    set_skipped,
-    skipped_in,
+    removed_modules_in,
+    set_removed_modules,
     track_plan,
     track_shapes,
 )
@@ -78,11 +78,11 @@ def test_removed_is_skipped_to_the_bit(training: bool) -> None:
     model = net().train(training)
     dense, whole = copy.deepcopy(model), {name: value.clone() for name, value in model.state_dict().items()}
     report = prune(model)
-    assert len(report.plan.skipped) == 2
-    assert torch.equal(model(INPUTS), skipping(dense, report.plan.skipped)(INPUTS))
-    left = {name: value for name, value in whole.items() if not name.startswith(report.plan.skipped)}
+    assert len(report.plan.removed_modules) == 2
+    assert torch.equal(model(INPUTS), skipping(dense, report.plan.removed_modules)(INPUTS))
+    left = {name: value for name, value in whole.items() if not name.startswith(report.plan.removed_modules)}
     assert list(left) == list(model.state_dict())
-    for name in report.plan.skipped:
+    for name in report.plan.removed_modules:
         assert type(model.get_submodule(name)) is nn.Identity
         assert model.get_submodule(name).training == training
     assert not any(module._forward_hooks for module in model.modules())
@@ -99,9 +99,9 @@ def test_the_report_says_what_is_measured() -> None:
     assert report.sparsity == pytest.approx(2 * ONE / before.params)
     assert report.removes
     assert {name: after for name, (_, after) in report.widths.items()} == {
-        name: int(name not in report.plan.skipped) for name in ("1", "2", "3", "4")
+        name: int(name not in report.plan.removed_modules) for name in ("1", "2", "3", "4")
     }
-    first, second = report.plan.skipped
+    first, second = report.plan.removed_modules
     assert str(report).endswith(f"sparsity {report.sparsity:.4f}, without {first}, {second}")
     assert f"MACs {before.macs:,} -> " in str(report)
 
@@ -109,8 +109,8 @@ def test_the_report_says_what_is_measured() -> None:
 def test_a_dry_run_leaves_the_network() -> None:
     model = net()
     report = prune(model, dry_run=True)
-    assert len(report.plan.skipped) == 2
-    assert isinstance(model.get_submodule(report.plan.skipped[0]), Block)
+    assert len(report.plan.removed_modules) == 2
+    assert isinstance(model.get_submodule(report.plan.removed_modules[0]), Block)
     assert not is_pruned(model)
 
 
@@ -124,7 +124,7 @@ def test_optimizers_forget() -> None:
     adam.step()
     sgd.step()
     states = {id(p): adam.state[p] for _, p in named}
-    apply_plan(model, Plan(skipped=("1", "3")), [adam, sgd])
+    apply_plan(model, Plan(removed_modules=("1", "3")), [adam, sgd])
     left = [list(model[0].parameters()), [], [*model[2].parameters(), *model[4].parameters()]]
     assert [[id(p) for p in group["params"]] for group in adam.param_groups] == [[id(p) for p in own] for own in left]
     assert [len(group["param_names"]) for group in adam.param_groups] == [2, 0, 12]
@@ -141,7 +141,7 @@ def test_a_plan_that_does_not_fit(name: str, message: str) -> None:
     model = net()
     model[6] = nn.Identity()
     with pytest.raises(ValueError, match=message):
-        apply_plan(model, Plan(skipped=(name,)))
+        apply_plan(model, Plan(removed_modules=(name,)))
 
 
 # --- plans
@@ -154,18 +154,18 @@ def test_plans_compose() -> None:
         masks={"a.b.weight": torch.ones(3, 3, dtype=torch.bool), "c.weight": torch.ones(2, 3, dtype=torch.bool)},
         attributes={"a.b": {"out_features": 3}, "ab": {"n": 1}},
         scales={"a.b.weight": {0: torch.ones(3)}},
-        skipped=("a.c", "d"),
+        removed_modules=("a.c", "d"),
     )
-    both = first.then(Plan(skipped=("a",)))
-    assert both.skipped == ("d", "a")
+    both = first.then(Plan(removed_modules=("a",)))
+    assert both.removed_modules == ("d", "a")
     assert both.keep.keys() == both.masks.keys() == {"c.weight"}
     assert dict(both.attributes) == {"ab": {"n": 1}}
     assert both.scales == {}
-    assert first.slice_masks(Plan(skipped=("a.b",))).keys() == {"c.weight"}
+    assert first.slice_masks(Plan(removed_modules=("a.b",))).keys() == {"c.weight"}
 
 
 def test_plans_as_dicts() -> None:
-    plan = Plan(skipped=("a", "b.c"))
+    plan = Plan(removed_modules=("a", "b.c"))
     assert bool(plan)
     assert plan.shrinks
     assert Plan.from_dict(plan.to_dict()) == plan
@@ -180,7 +180,7 @@ def test_masks_and_statistics_go_with_their_block() -> None:
     pruner.prepare(model, None)
     pruner.apply(model, pruner.plan(model, None, 1.0), ())
     assert any(name.startswith("2.") for name in pruner.masks)
-    pruner.follow(Plan(skipped=("2",)))
+    pruner.follow(Plan(removed_modules=("2",)))
     assert {name.partition(".")[0] for name in pruner.masks} == {"0", "1", "3", "4", "8"}
     zeros = sum(int((~mask).sum()) for mask in pruner.masks.values())
     assert pruner.sparsity == pytest.approx(zeros / sum(mask.numel() for mask in pruner.masks.values()))
@@ -194,7 +194,7 @@ def test_masks_and_statistics_go_with_their_block() -> None:
 def test_stored_weights_follow() -> None:
     model = net()
     stored = StoredWeights.of(model)
-    stored.follow(Plan(skipped=("1",)))
+    stored.follow(Plan(removed_modules=("1",)))
     assert stored.tensors.keys() == {name for name in model.state_dict() if not name.startswith("1.")}
 
 
@@ -202,8 +202,8 @@ def test_averages_inside_the_network() -> None:
     model = nn.Module()
     model.online = net()
     model.ema = AveragedModel(model.online)
-    plan = with_averages(Plan(skipped=("online.2",)), model)
-    assert plan.skipped == ("online.2", "ema.module.2")
+    plan = with_averages(Plan(removed_modules=("online.2",)), model)
+    assert plan.removed_modules == ("online.2", "ema.module.2")
     apply_plan(model, plan)
     assert type(model.ema.module[2]) is nn.Identity
     model.ema.update_parameters(model.online)
@@ -233,7 +233,7 @@ def test_how_many_go(budget: Budget, gone: int) -> None:
     assert whole == 18 + 4 * ONE + 21 == 1575
     report = prune(model, budget)
     lowest = sorted(report.scores, key=lambda name: float(report.scores[name]))[:gone]
-    assert sorted(report.plan.skipped) == sorted(lowest)
+    assert sorted(report.plan.removed_modules) == sorted(lowest)
     assert sum(p.numel() for p in model.parameters()) == whole - gone * ONE
 
 
@@ -292,7 +292,7 @@ def test_blocks_that_break_the_network_together_stay() -> None:
     assert [why.startswith("together with others") for why in pruner.blocked.values()] == [True]
     pruner.budget = Count(1)
     report = pruner.plan(model, example, 1.0)
-    assert {*report.plan.skipped, *pruner.blocked} == {"a", "b"}
+    assert {*report.plan.removed_modules, *pruner.blocked} == {"a", "b"}
     assert report.frozen.items() > pruner.blocked.items()
 
 
@@ -302,7 +302,7 @@ def steps(pruner: Pruner, model: nn.Module, fractions: list[float]) -> list[tupl
         pruner.prepare(model, example)
         report = pruner.plan(model, example, fraction)
         pruner.apply(model, report, ())
-        gone.append(report.plan.skipped)
+        gone.append(report.plan.removed_modules)
     return gone
 
 
@@ -324,7 +324,7 @@ def test_channels_and_blocks_after_each_other() -> None:
     prune_once(model, IMAGE, granularity=Channels(), budget=Ratio(0.5))
     dense = copy.deepcopy(model)
     report = prune(model, Count(1))
-    assert torch.equal(model.eval()(INPUTS), skipping(dense.eval(), report.plan.skipped)(INPUTS))
+    assert torch.equal(model.eval()(INPUTS), skipping(dense.eval(), report.plan.removed_modules)(INPUTS))
     before = sum(p.numel() for p in model.parameters())
     prune_once(model, IMAGE, granularity=Channels(), budget=Ratio(0.4))
     assert sum(p.numel() for p in model.parameters()) < before
@@ -345,7 +345,7 @@ def test_sensitivity_is_what_is_lost() -> None:
     state = {name: value.clone() for name, value in model.state_dict().items()}
     report = prune(model, Count(1), criterion=Sensitivity(), calibrate=losses, dry_run=True)
     assert {name: float(score) for name, score in report.scores.items()} == pytest.approx(expected, rel=1e-6)
-    assert report.plan.skipped == (min(expected, key=expected.get),)
+    assert report.plan.removed_modules == (min(expected, key=expected.get),)
     assert same(dict(model.state_dict()), state)
     assert model.training
 
@@ -368,7 +368,7 @@ def test_sensitivity_draws_the_same_every_time() -> None:
 def test_a_block_without_which_nothing_is_finite_goes_last() -> None:
     broken = lambda model: torch.tensor(1.0 if isinstance(model[2], Block) else float("nan"))  # noqa: E731
     report = prune(net(), Count(3), criterion=Sensitivity(), calibrate=broken)
-    assert report.plan.skipped == ("1", "3", "4")
+    assert report.plan.removed_modules == ("1", "3", "4")
     assert float(report.scores["2"]) == torch.finfo(torch.float32).max
 
 
@@ -392,7 +392,7 @@ def test_block_influence_is_one_minus_the_cosine() -> None:
         expected[name] = 1 - sum(cosines) / 16
     report = prune(model, Count(1), criterion=BlockInfluence(), calibrate=losses)
     assert {name: float(score) for name, score in report.scores.items()} == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    assert report.plan.skipped == ("4",)  # which changes least
+    assert report.plan.removed_modules == ("4",)  # which changes least
 
 
 def test_block_influence_of_sequences_looks_at_tokens() -> None:
@@ -464,7 +464,7 @@ def test_load_pruned(tmp_path: Path) -> None:
     assert params_as_built(model) == 1575
     loaded = load_pruned(residual_net(), saved(model.state_dict(), tmp_path / "net.pt"))
     assert same(dict(loaded.state_dict()), dict(model.state_dict()))
-    assert [type(loaded.get_submodule(name)) for name in report.plan.skipped] == [nn.Identity, nn.Identity]
+    assert [type(loaded.get_submodule(name)) for name in report.plan.removed_modules] == [nn.Identity, nn.Identity]
     assert torch.equal(loaded.eval()(INPUTS), model.eval()(INPUTS))
     again = load_pruned(residual_net(), saved(loaded.state_dict(), tmp_path / "again.pt"))
     assert same(dict(again.state_dict()), dict(model.state_dict()))
@@ -476,7 +476,7 @@ def test_load_pruned_into_the_network_inside_what_was_saved(tmp_path: Path) -> N
     outer.first, outer.net = nn.Linear(2, 2), nn.Sequential(Block(2), Block(2), nn.Conv2d(2, 3, 1))
     outer.forward = lambda x: outer.net(x)
     track_shapes(outer)
-    plan = Plan(skipped=("net.0", "net.1"))
+    plan = Plan(removed_modules=("net.0", "net.1"))
     track_plan(outer, plan)
     apply_plan(outer, plan)
     inner = load_pruned(
@@ -501,7 +501,7 @@ def test_what_was_removed_comes_back() -> None:
     dense = copy.deepcopy(model.state_dict())
     trained = copy.deepcopy(model)
     pruned = prune(model, Count(1), scope=Scope(include=["2"]))
-    assert skipped_in(model) == ["2"] == list(pruned.plan.skipped)
+    assert removed_modules_in(model) == ["2"] == list(pruned.plan.removed_modules)
     smaller = copy.deepcopy(model.state_dict())
     model.load_state_dict(dense)
     assert isinstance(model[2], Block)
@@ -530,7 +530,7 @@ def test_inner_parts_go_before_outer_ones_and_come_back_by_themselves() -> None:
     track_shapes(model)
     states = [copy.deepcopy(model.state_dict())]
     for name in ("2.conv2", "2"):
-        plan = Plan(skipped=(name,))
+        plan = Plan(removed_modules=(name,))
         track_plan(model, plan)
         apply_plan(model, plan)
         states.append(copy.deepcopy(model.state_dict()))
@@ -563,7 +563,7 @@ def test_channels_that_went_before_their_block_come_back(tmp_path: Path) -> None
     assert torch.equal(model(INPUTS), outputs)
     loaded = load_pruned(residual_net(), saved(model.state_dict(), tmp_path / "net.pt"))
     assert torch.equal(loaded.eval()(INPUTS), outputs)
-    set_skipped(model, [])
+    set_removed_modules(model, [])
     assert model[1].conv1.out_channels == 3  # as when it went; its tensors are as large as a file says
 
 
@@ -578,7 +578,7 @@ def test_patterns_may_name_what_is_gone() -> None:
 def test_inspect(tmp_path: Path) -> None:
     model = net()
     report = prune(model, Count(1))
-    (name,) = report.plan.skipped
+    (name,) = report.plan.removed_modules
     path = saved(model.state_dict(), tmp_path / "net.pt")
     found = inspect_file(path)
     numbers = ONE + 13  # with the statistics of the norm

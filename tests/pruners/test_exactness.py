@@ -14,7 +14,7 @@ from torchvision import models
 
 from lightning_prune.budgets import Ratio
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
-from lightning_prune.budgets.spaces.dense_reference import Original
+from lightning_prune.budgets.spaces.dense_reference import DenseReference
 from lightning_prune.coupling import analyse
 from lightning_prune.criteria import Magnitude
 from lightning_prune.functional import prune_once
@@ -23,7 +23,8 @@ from lightning_prune.network.example_input import Example
 from lightning_prune.network.size import count_macs
 from lightning_prune.network.tensors import tensors_in
 from lightning_prune.surgery.apply import apply_plan, zero_removed
-from lightning_prune.surgery.plan import Plan, plan_removal
+from lightning_prune.surgery.plan import Plan
+from lightning_prune.surgery.removal import plan_removal
 
 IMAGE_PIXELS = 64
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -196,7 +197,7 @@ def test_predicted_params_and_macs_are_those_of_the_pruned_network(name: str) ->
     coupling = analyse(model, example)
     draw = torch.Generator().manual_seed(3)
     scores = {group: torch.rand(g.size, generator=draw) for group, g in coupling.groups.items()}
-    space = ChannelSpace(coupling, scores, Original.of(coupling))
+    space = ChannelSpace(coupling, scores, DenseReference.of(coupling))
     assert space.original_params == sum(parameter.numel() for parameter in model.parameters())
     assert space.original_macs == count_macs(model, example)
     kept = {group: int(torch.randint(1, g.size + 1, (), generator=draw)) for group, g in coupling.groups.items()}

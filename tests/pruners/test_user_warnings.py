@@ -10,9 +10,9 @@ from torch.optim.swa_utils import AveragedModel
 from lightning_prune import Channels, Scope
 from lightning_prune.budgets import Ratio
 from lightning_prune.criteria import BatchNormScale, Criterion, Magnitude, Taylor
+from lightning_prune.network.averages import frozen_copies
 from lightning_prune.network.example_input import Example
 from lightning_prune.pruners.channel_pruner import ChannelPruner
-from lightning_prune.surgery.averaged_copies import frozen_copies
 
 
 class Net(nn.Module):

@@ -12,7 +12,8 @@ from lightning_prune.coupling import analyse
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.tensors import named_tensors
 from lightning_prune.surgery.apply import apply_plan, set_attributes, zero_removed
-from lightning_prune.surgery.plan import Plan, plan_removal, select
+from lightning_prune.surgery.plan import Plan, select
+from lightning_prune.surgery.removal import plan_removal
 
 
 class SmallNet(nn.Module):

@@ -11,17 +11,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lightning_prune import prune_once
 from lightning_prune.budgets import Params
+from lightning_prune.checkpoint.manifest import track_plan
 from lightning_prune.coupling import analyse
+from lightning_prune.network.averages import copies_held_by, source_of
 from lightning_prune.network.example_input import Example
 from lightning_prune.surgery.apply import apply_plan
-from lightning_prune.surgery.averaged_copies import (
-    apply_to_copies,
-    copies_held_by,
-    plan_for_part,
-    source_of,
-    with_averages,
-)
-from lightning_prune.surgery.plan import Plan, plan_removal
+from lightning_prune.surgery.averaged_copies import apply_to_copies, plan_for_part, with_averages
+from lightning_prune.surgery.plan import Plan
+from lightning_prune.surgery.removal import plan_removal
 
 KEEP = torch.tensor([0, 2])
 
@@ -181,7 +178,7 @@ def test_copies_outside_the_network() -> None:
     plan = with_averages(Plan(hidden("left.")), module)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        apply_to_copies(holders, plan, module)
+        apply_to_copies(holders, plan, module, track_plan)
     assert [m[0].out_features for m in (module.left, other, module.average.module)] == [4, 4, 4]
     for copied in (whole.module.left, whole.module.average.module, part.module, plain.left):
         assert [copied[0].out_features, copied[2].in_features] == [2, 2]
@@ -193,7 +190,7 @@ def test_copies_outside_the_network() -> None:
 def test_masked_weights_become_zero_in_copies_outside() -> None:
     module, average = perceptron(), AveragedModel(perceptron())
     mask = torch.rand(4, 3) > 0.5
-    apply_to_copies([SimpleNamespace(average=average)], Plan(masks={"0.weight": mask}), module)
+    apply_to_copies([SimpleNamespace(average=average)], Plan(masks={"0.weight": mask}), module, track_plan)
     assert torch.equal(average.module[0].weight != 0, mask)
     assert int((average.module[2].weight == 0).sum()) == 0
 

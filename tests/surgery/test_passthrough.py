@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_prune import Blocks, Channels, Report, Scope, load_pruned, prune_once
 from lightning_prune.budgets import Count, Ratio
-from lightning_prune.checkpoint.manifest import set_skipped
+from lightning_prune.checkpoint.manifest import set_removed_modules
 from lightning_prune.criteria import BlockInfluence, Random, Sensitivity
 from lightning_prune.network.example_input import Example
 from lightning_prune.pruners.removable_blocks import find_removable
@@ -124,7 +124,7 @@ def test_layers_of_an_encoder(masks: dict[str, Any], batch_first: bool, norm_fir
     net, x = encoder(4, **settings), tokens(5, batch_first)
     dense = copy.deepcopy(net)
     report = prune(net, {"src": x, **masks}, "layers.1", "layers.3")
-    assert report.plan.skipped == ("layers.1", "layers.3")
+    assert report.plan.removed_modules == ("layers.1", "layers.3")
     assert report.after.params == sum(p.numel() for p in net.parameters())
     assert not [name for name in net.state_dict() if name.startswith(("layers.1", "layers.3"))]
     assert_equal(net, built_without(net, dense, encoder(2, **settings), 1, 3), x, **masks)
@@ -137,7 +137,7 @@ def test_layers_of_a_decoder(masked: bool, batch_first: bool) -> None:
     masks = {"tgt_mask": CAUSAL, "tgt_is_causal": True, "memory_key_padding_mask": padding(4)} if masked else {}
     dense = copy.deepcopy(net)
     report = prune(net, {"tgt": target, "memory": memory, **masks}, "layers.1")
-    assert report.plan.skipped == ("layers.1",)
+    assert report.plan.removed_modules == ("layers.1",)
     assert_equal(net, built_without(net, dense, decoder(2, batch_first=batch_first), 1), target, memory, **masks)
 
 
@@ -197,7 +197,7 @@ def test_blocks_of_ones_own() -> None:
     net, x = with_values(GPT()), tokens(5)
     dense = copy.deepcopy(net)
     report = prune(net, (x, CAUSAL), "layers.0", "layers.2")
-    assert report.plan.skipped == ("layers.0", "layers.2")
+    assert report.plan.removed_modules == ("layers.0", "layers.2")
     assert type(net.layers[0]) is Passthrough
     assert_equal(net, built_without(net, dense, GPT(2), 0, 2), x, CAUSAL)
 
@@ -248,7 +248,7 @@ def test_files(tmp_path: Path, whole: bool) -> None:
     assert [type(loaded.layers[number]) for number in range(4)] == [Passthrough, Decoding, Passthrough, Decoding]
     assert torch.equal(loaded(x, CAUSAL), net(x, CAUSAL))
     assert same(dict(loaded.state_dict()), dict(net.state_dict()))
-    set_skipped(net, [])
+    set_removed_modules(net, [])
     net.load_state_dict(dense)
     assert not any(isinstance(layer, Passthrough) for layer in net.layers)
     assert torch.equal(net(x, CAUSAL), with_values(GPT())(x, CAUSAL))

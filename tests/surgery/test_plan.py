@@ -10,7 +10,8 @@ from torch import nn
 from lightning_prune.coupling import analyse
 from lightning_prune.network.example_input import Example
 from lightning_prune.surgery.apply import apply_plan
-from lightning_prune.surgery.plan import Plan, plan_removal, select
+from lightning_prune.surgery.plan import Plan, select
+from lightning_prune.surgery.removal import plan_removal
 
 
 def network() -> nn.Sequential:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_prune.budgets.budget import Budget
+from lightning_prune.budgets.budget import Budget, BudgetError
 from lightning_prune.budgets.cost import MACs, Params
 from lightning_prune.budgets.count import Count
-from lightning_prune.budgets.search import BudgetError
 from lightning_prune.budgets.shares import Ratio, Sparsity
 from lightning_prune.pruners.removable_blocks import Removable
 

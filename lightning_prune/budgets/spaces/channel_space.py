@@ -14,10 +14,9 @@ from torch import Tensor
 
 from lightning_prune.budgets.latency_table import Conditions, LatencyTable
 from lightning_prune.budgets.spaces.candidates import Candidate
-from lightning_prune.budgets.spaces.dense_reference import Original
+from lightning_prune.budgets.spaces.dense_reference import DenseReference
 from lightning_prune.budgets.spaces.ranking import rank_steps
 from lightning_prune.coupling.groups import Coupling
-from lightning_prune.coupling.shrinking_together import shrinking_together
 from lightning_prune.granularity import Ranking
 
 State = Callable[[Mapping[str, Tensor]], Mapping[str, Any]]
@@ -47,7 +46,7 @@ class ChannelSpace:
 
     coupling: Coupling
     scores: Mapping[str, Tensor]
-    origin: Original
+    origin: DenseReference
     round_to: int = 1
     min_width: int = 1
     ranking: Ranking = "global"
@@ -83,7 +82,7 @@ class ChannelSpace:
     @cached_property
     def candidates(self) -> list[Candidate]:
         """What shrinks by itself, in the order of the groups."""
-        parts = shrinking_together(self.coupling, self.scores.keys())
+        parts = self.coupling.shrinking_together(self.scores.keys())
         return [Candidate.of(self.coupling, part, self.now, self.round_to, self.min_width) for part in parts]
 
     @cached_property

@@ -9,7 +9,7 @@ from lightning_prune.coupling.groups import Coupling
 
 
 @dataclass(frozen=True)
-class Original:
+class DenseReference:
     """The dense network, which every share refers to.
 
     Attributes:
@@ -29,7 +29,7 @@ class Original:
     @classmethod
     def of(
         cls, coupling: Coupling, groups: Iterable[str] | None = None, classes: Mapping[str, str] | None = None
-    ) -> Original:
+    ) -> DenseReference:
         """Take the network as it is now for the original; of all its groups, or of those named."""
         units = {name: coupling.groups[name].size for name in (coupling.groups if groups is None else groups)}
         quantum = {name: given for b in coupling.bundles for name, given in b.quantum.items() if name in units}

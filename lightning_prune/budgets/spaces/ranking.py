@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling.groups import Coupling, Group
-from lightning_prune.coupling.shrinking_together import shrinking_together
 
 
 def rank_steps(
@@ -68,7 +67,7 @@ def isomorphism_classes(module: nn.Module, coupling: Coupling, names: Collection
     """
     first: dict[tuple[tuple[int, Kind], ...], str] = {}
     classes = {}
-    for quantum in shrinking_together(coupling, names):
+    for quantum in coupling.shrinking_together(names):
         common = gcd(*quantum.values())
         parts = sorted((units // common, group_kind(module, coupling.groups[name])) for name, units in quantum.items())
         label = first.setdefault(tuple(parts), next(iter(quantum)))

@@ -1,1 +1,6 @@
-"""TODO."""
+"""``AccuracyGuard``: judging the network before each event, and rolling back to the last accepted network."""
+
+from lightning_prune.callbacks.guard.accuracy_guard import AccuracyGuard
+from lightning_prune.callbacks.guard.verdict import Verdict
+
+__all__ = ["AccuracyGuard", "Verdict"]

@@ -15,7 +15,7 @@ from lightning_prune.callbacks.guard.rollback_checkpoint import Snapshot, check_
 from lightning_prune.callbacks.guard.verdict import Bound, Reference, Verdict, sounds_better_low
 from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
 from lightning_prune.callbacks.trainer.lightning_packages import Callback, MisconfigurationException
-from lightning_prune.callbacks.trainer.listeners import tell
+from lightning_prune.callbacks.trainer.listeners import notify
 
 _STOPPED = (
     "It prunes no more, whatever max_drop is now, and stops at once unless Trainer(min_epochs=...) keeps it going. To "
@@ -201,7 +201,7 @@ class AccuracyGuard(Callback):
         final = ending or self._drops + 1 > self.retry
         verdict = replace(verdict, rolled_back=last is not None)
         rank_zero_info(f"AccuracyGuard: {verdict.says}{'' if verdict.kept else self._consequence(last, ending, final)}")
-        tell(trainer, "on_verdict", verdict)  # a checkpoint that a listener saves has all of this before it
+        notify(trainer, "on_verdict", verdict)  # a checkpoint that a listener saves has all of this before it
         self.verdicts.append(verdict)
         self._pending, self._judged = None, True
         self._drops += not verdict.kept
@@ -231,7 +231,7 @@ class AccuracyGuard(Callback):
         checkpoint = self._accepted.bring_back(trainer, pl_module)
         if final:
             file_accepted(trainer, checkpoint)
-        tell(trainer, "on_rollback", pl_module)
+        notify(trainer, "on_rollback", pl_module)
 
     def _value(self, trainer: pl.Trainer) -> float:
         metrics = trainer.callback_metrics

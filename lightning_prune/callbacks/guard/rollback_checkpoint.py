@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_prune.callbacks.loading import averaged_copies, synchronous_io
-from lightning_prune.callbacks.pruning.carry_out import forget_compiled, is_sharding, unwrapped
 from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
 from lightning_prune.callbacks.retraining.rewind import Rewind
 from lightning_prune.callbacks.trainer.lightning_packages import MODEL_CHECKPOINTS, Callback, MisconfigurationException
 from lightning_prune.callbacks.trainer.listeners import forget_best
+from lightning_prune.callbacks.trainer.strategies import forget_compiled, is_sharding, unwrapped
+from lightning_prune.network.averages import copies_held_by
 from lightning_prune.network.tensors import named_tensors
-from lightning_prune.surgery.averaged_copies import copies_held_by
 
 _KEY = "accepted"  # what the file holds besides the parts of any other checkpoint
 

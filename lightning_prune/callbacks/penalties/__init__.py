@@ -1,1 +1,7 @@
-"""TODO."""
+"""Regularizers that prepare a network for pruning: network slimming, group lasso, growing penalties."""
+
+from lightning_prune.callbacks.penalties.group_lasso import GroupLasso
+from lightning_prune.callbacks.penalties.growing import GrowingPenalty
+from lightning_prune.callbacks.penalties.slimming import SlimmingPenalty
+
+__all__ = ["GroupLasso", "GrowingPenalty", "SlimmingPenalty"]

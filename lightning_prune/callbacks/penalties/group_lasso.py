@@ -9,10 +9,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.penalties.slimming import check_strength
-from lightning_prune.callbacks.pruning.carry_out import check_whole
 from lightning_prune.callbacks.trainer.example_batch import declared_example, example_from_batch
 from lightning_prune.callbacks.trainer.lightning_packages import Callback, MisconfigurationException
 from lightning_prune.callbacks.trainer.listeners import as_misconfiguration
+from lightning_prune.callbacks.trainer.strategies import check_whole
 from lightning_prune.callbacks.trainer.training_time import time_of
 from lightning_prune.checkpoint.manifest import is_pruned
 from lightning_prune.coupling.analysis import analyse

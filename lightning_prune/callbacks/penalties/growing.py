@@ -10,20 +10,20 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.budgets.budget import Budget
-from lightning_prune.callbacks.pruning.carry_out import check_whole
 from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
 from lightning_prune.callbacks.trainer.example_batch import declared_example, example_from_batch
 from lightning_prune.callbacks.trainer.lightning_packages import Callback, MisconfigurationException
 from lightning_prune.callbacks.trainer.listeners import as_misconfiguration
+from lightning_prune.callbacks.trainer.strategies import check_whole
 from lightning_prune.callbacks.trainer.training_time import time_of
 from lightning_prune.criteria.magnitude import Magnitude
-from lightning_prune.functional import budget_for, make_pruner
 from lightning_prune.granularity import Channels, Granularity
 from lightning_prune.masks.select import pack, unpack
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.tensors import named_tensors
-from lightning_prune.penalties import add_l2_gradient, going
-from lightning_prune.pruners.arguments import check_kinds
+from lightning_prune.penalties import add_l2_gradient, weights_removed_by
+from lightning_prune.pruners.arguments import check_types
+from lightning_prune.pruners.factory import budget_for, make_pruner
 from lightning_prune.schedules.schedule import Schedule
 from lightning_prune.scope import Scope
 from lightning_prune.surgery.plan import Plan, select
@@ -71,7 +71,7 @@ class GrowingPenalty(Callback):
             raise MisconfigurationException(f"GrowingPenalty ceiling={ceiling!r} must be a finite number above 0")
         with as_misconfiguration():
             budget = budget_for(granularity, budget)
-            check_kinds("GrowingPenalty", schedule=schedule, budget=budget, granularity=granularity, scope=scope)
+            check_types("GrowingPenalty", schedule=schedule, budget=budget, granularity=granularity, scope=scope)
             assert budget is not None
             self._pruner = make_pruner(granularity, Magnitude(p=1), budget, scope)
         self.schedule, self.budget, self.granularity, self.scope = schedule, budget, granularity, scope
@@ -111,7 +111,7 @@ class GrowingPenalty(Callback):
             with as_misconfiguration():
                 plan = self._pruner.plan(pl_module, self._example, 1.0).plan
             plan = trainer.strategy.broadcast(plan)  # what is nearly equal may be ordered differently elsewhere
-            self._picked[_events(trainer)], self._at_hand = pack(going(plan, pl_module)), None
+            self._picked[_events(trainer)], self._at_hand = pack(weights_removed_by(plan, pl_module)), None
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer

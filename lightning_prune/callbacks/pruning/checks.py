@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_prune.callbacks.pruning.carry_out import is_sharding
 from lightning_prune.callbacks.trainer.lightning_packages import FINETUNINGS, MisconfigurationException
+from lightning_prune.callbacks.trainer.strategies import is_sharding
 from lightning_prune.checkpoint.manifest import is_pruned, params_as_built
 from lightning_prune.granularity import Granularity, Weights
 from lightning_prune.network.sharded import is_sharded

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_prune.callbacks.pruning.pace import Pace
-from lightning_prune.callbacks.pruning.step_sizes import Step, Steps
+from lightning_prune.callbacks.pruning.pace import HeldClock
+from lightning_prune.callbacks.pruning.step_sizes import PruningStep, StepControl
 from lightning_prune.schedules.schedule import Schedule
 
 
@@ -18,7 +18,7 @@ class Agenda:
     """
 
     def __init__(self, schedule: Schedule) -> None:
-        self._schedule, self._pace, self._steps = schedule, Pace(), Steps()
+        self._schedule, self._pace, self._steps = schedule, HeldClock(), StepControl()
 
     def is_due(self, now: float, reached: float, epoch: int) -> bool:
         """Whether there is something to do.
@@ -31,7 +31,7 @@ class Agenda:
         fraction = self._schedule.fraction(self._pace.time(now))
         return self._steps.is_due(fraction, reached) and not self._pace.waits(epoch)
 
-    def next(self, now: float, reached: float) -> Step:
+    def next(self, now: float, reached: float) -> PruningStep:
         """The step that is due."""
         time = self._pace.time(now)
         return self._steps.next(time, self._schedule.fraction(time), reached)
@@ -44,7 +44,7 @@ class Agenda:
         """There was a validation: whoever holds an event back may think otherwise now."""
         self._pace.try_again()
 
-    def take(self, now: float, step: Step) -> None:
+    def take(self, now: float, step: PruningStep) -> None:
         """The step is taken."""
         self._pace.go(now, step.time)
         self._steps.take(step)

@@ -10,16 +10,16 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
-from lightning_prune.budgets.search import BudgetError
+from lightning_prune.budgets.budget import BudgetError
 from lightning_prune.callbacks.pruning.carry_out import carry_out
 from lightning_prune.callbacks.pruning.decide import decide
 from lightning_prune.callbacks.pruning.due_events import Agenda
 from lightning_prune.callbacks.pruning.history import History
 from lightning_prune.callbacks.pruning.observing import Observing
 from lightning_prune.callbacks.pruning.regrowing import Regrowing
-from lightning_prune.callbacks.trainer.listeners import forget_best, tell
+from lightning_prune.callbacks.trainer.listeners import forget_best, notify
 from lightning_prune.callbacks.trainer.training_time import time_of
-from lightning_prune.masks.enforcer import MaskKeeper
+from lightning_prune.masks.enforcer import MaskEnforcer
 from lightning_prune.masks.regrowth import Regrowth
 from lightning_prune.network.example_input import Example
 from lightning_prune.pruners.mask_pruner import MaskPruner
@@ -43,7 +43,7 @@ class Events:
 
     def __init__(self, pruner: Pruner, schedule: Schedule, regrowth: Regrowth | None = None) -> None:
         self.pruner, self._schedule = pruner, schedule
-        self.observing, self.history, self.masks = Observing(pruner), History(), MaskKeeper({}, {})
+        self.observing, self.history, self.masks = Observing(pruner), History(), MaskEnforcer({}, {})
         self._agenda, self._regrowing = Agenda(schedule), Regrowing(regrowth)
         self.finished = self.operating = False
         self.held_back: str | None = None
@@ -65,7 +65,7 @@ class Events:
         if self.finished or not self._agenda.is_due(now, self.pruner.fraction, epoch):
             return
         self.held_back = None
-        tell(trainer, "on_before_prune", pl_module, caller)
+        notify(trainer, "on_before_prune", pl_module, caller)
         if self.held_back is not None:
             self._agenda.hold(now, epoch)
             return
@@ -90,13 +90,13 @@ class Events:
         carry_out(trainer, pl_module, self.pruner, report)
         self.history.add(trainer, self.pruner.event, report)
         self.hold_masks(trainer, pl_module)
-        tell(trainer, "follow_pruning", pl_module, report)  # before listeners, who may save a checkpoint
+        notify(trainer, "follow_pruning", pl_module, report)  # before listeners, who may save a checkpoint
         self.operating = False
         rank_zero_info(f"Pruning event {self.pruner.event} at epoch {trainer.current_epoch}: {report}")
         forget_best(trainer)
         if report.fraction >= 1:
             self._finish()
-        tell(trainer, "on_prune", pl_module, report.plan, report)
+        notify(trainer, "on_prune", pl_module, report.plan, report)
 
     def follow(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: Report) -> None:
         """This pruner or another has changed the network."""
@@ -131,7 +131,7 @@ class Events:
             self.pruner.masks = {**before, **changed}
             self.masks.replace(changed)
             count = sum(int(torch.count_nonzero(mask & ~before[name])) for name, mask in changed.items())
-            tell(trainer, "on_regrow", pl_module, count)
+            notify(trainer, "on_regrow", pl_module, count)
 
     def _finish(self) -> None:
         """Observing any longer would cost memory and time."""

@@ -44,8 +44,8 @@ class History:
                 "metrics": self._metrics,
             }
         )
-        if report.plan.skipped:
-            self.events[-1]["removed"] = list(report.plan.skipped)
+        if report.plan.removed_modules:
+            self.events[-1]["removed"] = list(report.plan.removed_modules)
 
     def take_back(self, state: Mapping[str, Any]) -> None:
         """The network is again what it was when ``state`` was saved; the events since then stay, marked."""

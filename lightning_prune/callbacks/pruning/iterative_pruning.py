@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from lightning_prune.budgets.budget import Budget
 from lightning_prune.callbacks.loading import let_load_from_checkpoint, prepare_loading
 from lightning_prune.callbacks.pruning.block_ablation import check_measurable
-from lightning_prune.callbacks.pruning.carry_out import check_optimizers, check_trainer
 from lightning_prune.callbacks.pruning.checks import (
     check_dense,
     check_groups,
@@ -25,15 +24,16 @@ from lightning_prune.callbacks.pruning.events import Events
 from lightning_prune.callbacks.trainer.example_batch import declared_example, example_from_batch
 from lightning_prune.callbacks.trainer.lightning_packages import Callback, MisconfigurationException, overrides
 from lightning_prune.callbacks.trainer.listeners import as_misconfiguration
+from lightning_prune.callbacks.trainer.strategies import check_optimizers, check_trainer
 from lightning_prune.callbacks.trainer.training_time import warn_if_cut_short, warn_if_not_reached, window_is_open
-from lightning_prune.checkpoint.manifest import is_pruned, skipped_in, track_shapes
+from lightning_prune.checkpoint.manifest import is_pruned, removed_modules_in, track_shapes
 from lightning_prune.criteria import criterion_named
 from lightning_prune.criteria.criterion import Criterion
 from lightning_prune.criteria.magnitude import Magnitude
-from lightning_prune.functional import budget_for, make_pruner
 from lightning_prune.granularity import Blocks, Channels, Granularity
 from lightning_prune.network.example_input import Example
-from lightning_prune.pruners.arguments import check_kinds
+from lightning_prune.pruners.arguments import check_types
+from lightning_prune.pruners.factory import budget_for, make_pruner
 from lightning_prune.pruners.pruner import Pruner
 from lightning_prune.schedules.schedule import Schedule
 from lightning_prune.scope import Scope
@@ -80,7 +80,7 @@ class IterativePruning(Callback):
             budget = budget_for(self.granularity, budget)
             named = criterion_named(criterion) if isinstance(criterion, str) else criterion
             criterion = Magnitude() if named is None else named
-            check_kinds(
+            check_types(
                 "IterativePruning",
                 schedule=schedule, budget=budget, criterion=criterion, granularity=self.granularity, scope=scope,
             )  # fmt: skip
@@ -91,7 +91,7 @@ class IterativePruning(Callback):
         self._events = Events(self.pruner, schedule, getattr(self.granularity, "regrow", None))
         self._example: Example | None = None
         self._prepared = self._restored = self._came_pruned = False
-        self._skipped: list[str] = []  # what was removed as a whole when the network was looked at last
+        self._removed_modules: list[str] = []  # what was removed as a whole when the network was looked at last
 
     @property
     def state_key(self) -> str:
@@ -267,11 +267,11 @@ class IterativePruning(Callback):
                 self.pruner.prepare(pl_module, example, self.schedule.events)
             self._events.observing.prepared(pl_module)
             check_groups(self.pruner, self._others(pl_module.trainer))
-        self._example, self._prepared, self._skipped = example, True, skipped_in(pl_module)
+        self._example, self._prepared, self._removed_modules = example, True, removed_modules_in(pl_module)
 
     def _look_again(self, pl_module: pl.LightningModule) -> None:
         """Where whole modules have gone or come back, others have to be observed."""
-        if not self._prepared or skipped_in(pl_module) == self._skipped:
+        if not self._prepared or removed_modules_in(pl_module) == self._removed_modules:
             return
         try:
             self._prepare(pl_module, self._example)

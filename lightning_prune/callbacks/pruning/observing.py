@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.pruning.checks import check_gradients, warn_unfollowed
-from lightning_prune.callbacks.pruning.decide import over_ranks, unseen_anywhere
+from lightning_prune.callbacks.pruning.decide import unseen_anywhere
+from lightning_prune.callbacks.trainer.ranks import over_ranks
 from lightning_prune.pruners.pruner import Pruner
 
 _CERTAIN = 50  # batches after which a layer without gradients is not just taking turns with another

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-class Pace:
+class HeldClock:
     """Turns the time of the training into the time of the schedule."""
 
     def __init__(self) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.pruning.carry_out import mask_averages
-from lightning_prune.callbacks.pruning.decide import check_masks_agree
+from lightning_prune.callbacks.trainer.ranks import check_masks_agree
 from lightning_prune.callbacks.trainer.training_time import share_done
-from lightning_prune.masks.enforcer import MaskKeeper
+from lightning_prune.masks.enforcer import MaskEnforcer
 from lightning_prune.masks.regrowth import Regrowth, exchange
 
 
@@ -64,7 +64,7 @@ class Regrowing:
             name: exchange(parameter.detach(), promises[name], masks[name].to(parameter.device), share)
             for name, parameter in trained.items()
         }
-        MaskKeeper(trained, {name: left for name, (left, _) in found.items()}).apply([optimizer])
+        MaskEnforcer(trained, {name: left for name, (left, _) in found.items()}).apply([optimizer])
         changed = {name: mask.cpu() for name, (_, mask) in found.items() if not mask.equal(masks[name].to(mask.device))}
         check_masks_agree(trainer, changed)
         mask_averages(trainer, pl_module, changed)

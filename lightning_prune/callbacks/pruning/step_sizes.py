@@ -11,7 +11,7 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Step:
+class PruningStep:
     """One event, or a part of it.
 
     Attributes:
@@ -35,11 +35,11 @@ class Step:
         return budget.scaled((self.aim - self.start) / (self.fraction - self.before))
 
 
-class Steps:
+class StepControl:
     """Halves a step that was taken back, and repeats its event until the schedule has been caught up with."""
 
     def __init__(self) -> None:
-        self._last = Step()
+        self._last = PruningStep()
         self._most: float | None = None  # the largest step that is tried until then
         self._undone = False
 
@@ -50,15 +50,15 @@ class Steps:
         """
         return self._undone or fraction > max(reached, self._last.fraction)
 
-    def next(self, time: float, fraction: float, reached: float) -> Step:
+    def next(self, time: float, fraction: float, reached: float) -> PruningStep:
         """The step to take when the schedule, at ``time``, wants to be at ``fraction``."""
         if reached >= self._last.fraction - _ROUNDING:
-            return Step(time, fraction, reached, reached, fraction)
+            return PruningStep(time, fraction, reached, reached, fraction)
         last = self._last
         most = last.fraction if self._most is None else reached + self._most
         return replace(last, start=reached, aim=last.fraction if most > last.fraction - _ROUNDING else most)
 
-    def take(self, step: Step) -> None:
+    def take(self, step: PruningStep) -> None:
         """The step is taken."""
         self._most = self._most if (step.time, step.fraction) == (self._last.time, self._last.fraction) else None
         self._last, self._undone = step, False
@@ -74,4 +74,4 @@ class Steps:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what ``state_dict`` returned."""
-        self._last, self._most, self._undone = Step(**state["last"]), state["most"], state["undone"]
+        self._last, self._most, self._undone = PruningStep(**state["last"]), state["most"], state["undone"]

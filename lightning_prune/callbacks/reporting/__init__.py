@@ -1,1 +1,6 @@
-"""TODO."""
+"""``SparsityLogger`` and ``PruningSummary``: metrics, tables and figures."""
+
+from lightning_prune.callbacks.reporting.logger import SparsityLogger
+from lightning_prune.callbacks.reporting.summary import PruningSummary
+
+__all__ = ["PruningSummary", "SparsityLogger"]

@@ -26,11 +26,11 @@ class Layer:
     nonzero: int
 
 
-def layers_of(model: nn.Module) -> dict[str, Layer]:
+def layer_metrics(model: nn.Module) -> dict[str, Layer]:
     """The layers of ``model`` by qualified name, in its own order.
 
     Example:
-        >>> layers_of(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))["0"].width
+        >>> layer_metrics(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))["0"].width
         3
     """
     layers = {}
@@ -48,7 +48,7 @@ def layers_of(model: nn.Module) -> dict[str, Layer]:
 
 def original_weights(model: nn.Module) -> dict[str, int]:
     """Layer name -> number of weights: the reference of ``curves``, taken from the dense network."""
-    return {name: layer.weights for name, layer in layers_of(model).items()}
+    return {name: layer.weights for name, layer in layer_metrics(model).items()}
 
 
 def curves(model: nn.Module, original: Mapping[str, int], macs: int | None) -> dict[str, float]:
@@ -65,7 +65,7 @@ def curves(model: nn.Module, original: Mapping[str, int], macs: int | None) -> d
     }
     if macs is not None:
         values["pruning/macs"] = macs
-    for name, layer in layers_of(model).items():
+    for name, layer in layer_metrics(model).items():
         values[f"width/{name}"] = layer.width
         values[f"sparsity/{name}"] = 1 - layer.nonzero / original.get(name, layer.weights)
     return values

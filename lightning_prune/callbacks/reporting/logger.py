@@ -12,7 +12,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_prune.callbacks.guard.accuracy_guard import AccuracyGuard
-from lightning_prune.callbacks.pruning.carry_out import check_whole
 from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
 from lightning_prune.callbacks.reporting.hyperparameters import announce, describe, saved_hyperparameters
 from lightning_prune.callbacks.reporting.layer_metrics import curves, original_weights
@@ -23,9 +22,9 @@ from lightning_prune.callbacks.trainer.lightning_packages import (
     Callback,
     MisconfigurationException,
 )
+from lightning_prune.callbacks.trainer.strategies import check_whole
 from lightning_prune.granularity import Blocks, Channels
-from lightning_prune.network.size import count_macs
-from lightning_prune.pruners.pruner import nonzero_in
+from lightning_prune.network.size import count_macs, nonzero_in
 from lightning_prune.surgery.plan import Plan
 from lightning_prune.surgery.report import Report
 

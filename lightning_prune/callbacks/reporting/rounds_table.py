@@ -11,7 +11,7 @@ from lightning_prune.network.size import Size
 
 
 @dataclass
-class Round:
+class SummaryRow:
     """One row: a network between two events.
 
     Attributes:
@@ -31,7 +31,7 @@ class Round:
     gone: bool = False
 
 
-def rounds_table(rounds: list[Round], monitor: str | None) -> Table:
+def rounds_table(rounds: list[SummaryRow], monitor: str | None) -> Table:
     """The rows as a table for a terminal of 80 columns; names and verdicts are folded before numbers are cut."""
     table = Table(title="Pruning, round by round", box=box.SIMPLE_HEAD, pad_edge=False)
     masked = any(row.size.nonzero < 0.99 * row.size.params for row in rounds)

@@ -16,10 +16,9 @@ from lightning_prune.budgets.combined import All
 from lightning_prune.budgets.compressed_size import FileSize
 from lightning_prune.callbacks.guard.accuracy_guard import AccuracyGuard
 from lightning_prune.callbacks.guard.verdict import Verdict
-from lightning_prune.callbacks.pruning.carry_out import check_whole
 from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
 from lightning_prune.callbacks.reporting.hyperparameters import in_words
-from lightning_prune.callbacks.reporting.rounds_table import Round, rounds_table
+from lightning_prune.callbacks.reporting.rounds_table import SummaryRow, rounds_table
 from lightning_prune.callbacks.trainer.lightning_packages import (
     MODEL_CHECKPOINTS,
     TENSORBOARD_LOGGERS,
@@ -27,6 +26,7 @@ from lightning_prune.callbacks.trainer.lightning_packages import (
     MisconfigurationException,
     overrides,
 )
+from lightning_prune.callbacks.trainer.strategies import check_whole
 from lightning_prune.file_size import compressed_size
 from lightning_prune.network.copies import copy_of
 from lightning_prune.network.size import Size, compare_latency, measure
@@ -47,7 +47,7 @@ class PruningSummary(Callback):
 
     def __init__(self, monitor: str | None = None) -> None:
         self.monitor = monitor
-        self.rounds: list[Round] = []
+        self.rounds: list[SummaryRow] = []
         self._verdict = ""
         self._metric: float | None = None  # at the last validation
         self.dense_path: str | None = None
@@ -64,13 +64,13 @@ class PruningSummary(Callback):
     def on_before_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruning: IterativePruning) -> None:
         """Begin with the dense network; anew as long as a guard holds the first event back."""
         if len(self.rounds) < 2:
-            self.rounds = [Round(0, measure(pl_module, pruning.example), 0.0, self._metric, self._verdict)]
+            self.rounds = [SummaryRow(0, measure(pl_module, pruning.example), 0.0, self._metric, self._verdict)]
             self.dense_path = str(Path(_folder(trainer)).absolute() / "dense.ckpt")
             trainer.save_checkpoint(self.dense_path, weights_only=True)
 
     def on_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan, report: Report) -> None:
         """Begin a row."""
-        self.rounds.append(Round(trainer.current_epoch, report.after, report.sparsity))
+        self.rounds.append(SummaryRow(trainer.current_epoch, report.after, report.sparsity))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bring the row up to date."""
@@ -94,7 +94,7 @@ class PruningSummary(Callback):
             row.gone = True
 
     @property
-    def _row(self) -> Round:
+    def _row(self) -> SummaryRow:
         """The row of the network as it is."""
         return next(row for row in reversed(self.rounds) if not row.gone)
 
@@ -105,7 +105,7 @@ class PruningSummary(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.rounds = [Round(**{**row, "size": Size(**row["size"])}) for row in state_dict["rounds"]]
+        self.rounds = [SummaryRow(**{**row, "size": Size(**row["size"])}) for row in state_dict["rounds"]]
         self.dense_path, self._metric = state_dict["dense_path"], state_dict["metric"]
 
     def conclude(self, trainer: pl.Trainer, model: pl.LightningModule, datamodule: Any = None) -> None:

@@ -13,10 +13,10 @@ import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from torch import nn
 
-from lightning_prune.callbacks.pruning.carry_out import check_whole
 from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
 from lightning_prune.callbacks.retraining.feature_comparison import Comparison
 from lightning_prune.callbacks.trainer.lightning_packages import Callback, MisconfigurationException
+from lightning_prune.callbacks.trainer.strategies import check_whole
 from lightning_prune.checkpoint.loading import load_other_size
 from lightning_prune.distilling import DistillationLoss, SoftTargets
 from lightning_prune.network.copies import copy_of

@@ -7,11 +7,11 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_prune.callbacks.pruning.carry_out import check_whole
 from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
 from lightning_prune.callbacks.retraining.learning_rates import put_back_rates, rates_of
 from lightning_prune.callbacks.trainer.lightning_packages import Callback, MisconfigurationException
-from lightning_prune.checkpoint.stored_weights import StoredWeights, initialise_anew
+from lightning_prune.callbacks.trainer.strategies import check_whole
+from lightning_prune.checkpoint.stored_weights import StoredWeights, reinitialize
 from lightning_prune.surgery.plan import Plan
 from lightning_prune.surgery.report import Report
 
@@ -112,7 +112,7 @@ class Rewind(Callback):
             self._weights.follow(plan)
             self._weights.put_back(pl_module)
         elif self.to == "random":
-            stay = initialise_anew(pl_module, self._events)
+            stay = reinitialize(pl_module, self._events)
             if stay:
                 rank_zero_warn(f"Rewind to='random' leaves {stay[0]!r} (and {len(stay) - 1} more) as it is: its module "
                                "has no reset_parameters")  # fmt: skip

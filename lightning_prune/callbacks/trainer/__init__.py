@@ -1,1 +1,5 @@
-"""TODO."""
+"""What all callbacks need of a Trainer: both Lightning packages, time, ranks, strategies, example input."""
+
+from lightning_prune.callbacks.trainer.lightning_packages import Callback, MisconfigurationException
+
+__all__ = ["Callback", "MisconfigurationException"]

@@ -12,7 +12,7 @@ import torch
 from lightning_prune.callbacks.trainer.lightning_packages import MODEL_CHECKPOINTS, MisconfigurationException
 
 
-def tell(trainer: pl.Trainer, event: str, *args: Any) -> None:
+def notify(trainer: pl.Trainer, event: str, *args: Any) -> None:
     """Call the method ``event`` of every callback that has it, in their order."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         listener = getattr(callback, event, None)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling.grouping.bundles import bundled, known_attributes
-from lightning_prune.coupling.grouping.interchangeable import Kindred, settle
+from lightning_prune.coupling.grouping.interchangeable import UnitFamilies, resolve_balances
 from lightning_prune.coupling.grouping.unreached import shared_with_unreached
 from lightning_prune.coupling.groups import Activation, Coupling, Group, Member, Passes, Site, WidthScalar
 from lightning_prune.coupling.symbols.channel_ids import FIXED, Ids, Reasons
 from lightning_prune.coupling.symbols.sizes import Equation, Expression, LinearDim, SizeOf, rewritten
-from lightning_prune.coupling.tracing.trace import ENTRIES, KERNEL, UNUSED, Labels, Tap, Trace
+from lightning_prune.coupling.tracing.trace import ENTRIES, KERNEL, UNUSED, ActivationSite, Labels, Trace
 
 Place = tuple[str, int]  # tensor, dimension
 
@@ -30,7 +30,7 @@ def build_coupling(trace: Trace, passes: Passes) -> Coupling:
             for label in labels:
                 if label is not None:
                     trace.slots.freeze(label, unused)
-    kin, balanced = settle(trace)
+    kin, balanced = resolve_balances(trace)
     builder = _Builder(trace, kin)
     groups = builder.groups
     equations = [
@@ -70,7 +70,7 @@ def build_coupling(trace: Trace, passes: Passes) -> Coupling:
 class _Builder:
     """Groups, and every size as a function of their widths."""
 
-    def __init__(self, trace: Trace, kin: Kindred) -> None:
+    def __init__(self, trace: Trace, kin: UnitFamilies) -> None:
         self.trace, self.kin = trace, kin
         self.shapes = {name: tuple(tensor.shape) for name, tensor in trace.tensors.items()}
         self.parameters = {name: None for name, tensor in trace.tensors.items() if isinstance(tensor, nn.Parameter)}
@@ -80,7 +80,7 @@ class _Builder:
         self._group_of = np.full(trace.slots.count, -1, dtype=np.int64)  # of every unit
         self._every: dict[int, Tensor] = {}  # one object for all: `plan_removal` looks at each once
         self._linear: dict[int, tuple[Ids, LinearDim]] = {}
-        self._taps: defaultdict[int, list[Tap]] = defaultdict(list)  # by the families that they show
+        self._taps: defaultdict[int, list[ActivationSite]] = defaultdict(list)  # by the families that they show
         for tap in trace.taps.values():
             if tap.dim is not None:
                 for family in np.unique(kin.family_of[kin.units[tap.ids[tap.ids != FIXED]]]).tolist():

@@ -14,7 +14,7 @@ Signature = tuple[tuple[int, int], ...]  # (place, how many indices a unit owns 
 
 
 @dataclass(frozen=True)
-class Kindred:
+class UnitFamilies:
     """The units of a trace and their families.
 
     Attributes:
@@ -31,7 +31,7 @@ class Kindred:
     family_of: Ids
 
 
-def settle(trace: Trace) -> tuple[Kindred, list[Equation]]:
+def resolve_balances(trace: Trace) -> tuple[UnitFamilies, list[Equation]]:
     """Resolve the ties of ``trace``, and find which balances leave their rows a choice.
 
     The rows of a balance have to lose equally many channels. Where they belong to different families, each chooses its
@@ -65,7 +65,7 @@ def _beside(where: str) -> str:
     return f"{at}forward cuts it into equal parts together with entries that cannot shrink"
 
 
-def _distinct(kin: Kindred, rows: list[Ids]) -> list[Ids]:
+def _distinct(kin: UnitFamilies, rows: list[Ids]) -> list[Ids]:
     """Rows that do not consist of the same units in the same order."""
     found: dict[bytes, Ids] = {}
     for row in rows:
@@ -73,19 +73,19 @@ def _distinct(kin: Kindred, rows: list[Ids]) -> list[Ids]:
     return list(found.values())
 
 
-def _apart(kin: Kindred, rows: list[Ids]) -> bool:
+def _apart(kin: UnitFamilies, rows: list[Ids]) -> bool:
     """Whether each of ``rows`` is a family of its own; of several families, the common count would leave no choice."""
     families = [np.unique(kin.family_of[kin.units[row]]) for row in rows]
     return all(len(own) == 1 for own in families) and len(np.unique(np.concatenate(families))) == len(rows)
 
 
-def _kindred(trace: Trace) -> Kindred:
+def _kindred(trace: Trace) -> UnitFamilies:
     units = trace.slots.units()
     places = [(name, dim) for name, labels in trace.labels.items() for dim, ids in enumerate(labels) if ids is not None]
     labels = [*(trace.labels[name][dim] for name, dim in places), *trace.pieces.values()]
     family_of = np.full(trace.slots.count, -1, dtype=np.int64)
     if not places:
-        return Kindred(units, places, [], family_of)
+        return UnitFamilies(units, places, [], family_of)
     owner = np.concatenate([units[ids] for ids in labels])  # type: ignore[index]
     place = np.repeat(np.arange(len(labels)), [len(ids) for ids in labels])  # type: ignore[arg-type]
     keys = np.sort(owner * len(labels) + place, kind="stable")  # much is in order already, which this sort makes use of
@@ -105,7 +105,7 @@ def _kindred(trace: Trace) -> Kindred:
     families = sorted(real, key=lambda entry: entry[0])
     for number, (_, own) in enumerate(families):
         family_of[own] = number
-    return Kindred(units, places, families, family_of)
+    return UnitFamilies(units, places, families, family_of)
 
 
 def _scattered(place: Ids, counts: Ids) -> Ids:

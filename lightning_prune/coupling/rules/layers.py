@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_prune.coupling.rules.registry import rule_for
 from lightning_prune.coupling.symbols.channel_ids import Ids
 from lightning_prune.coupling.symbols.sizes import Number
-from lightning_prune.coupling.tracing.activation_sites import add_macs, consume, normalised_by, produced_by
+from lightning_prune.coupling.tracing.activation_sites import add_macs, consume, normalized_by, produced_by
 from lightning_prune.coupling.tracing.constant_values import all_leaky, is_leaky, leaky
 from lightning_prune.coupling.tracing.trace import ENTRIES, KERNEL, Labels
 from lightning_prune.coupling.tracing.tracer import Tracer
@@ -162,7 +162,7 @@ def _batch_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
         for label in (ids for dim, ids in enumerate(labels) if dim != 1 and ids is not None):
             tracer.slots.mark_inexact(label, "batch norm: its mean and variance run over the channels")
     tracer.set_labels(out[0], [*all_leaky(tracer, labels[:1]), given, *all_leaky(tracer, labels[2:])])
-    normalised_by(tracer, args[1], source, out[0], 1)
+    normalized_by(tracer, args[1], source, out[0], 1)
 
 
 @rule_for("native_layer_norm", "_fused_rms_norm")
@@ -179,7 +179,7 @@ def _layer_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
     if len(args) > 3 and args[3] is not None and func._schema.name == "aten::native_layer_norm":
         labels[:first] = all_leaky(tracer, labels[:first])
     tracer.set_labels(out[0], labels)
-    normalised_by(tracer, args[2], source, out[0], source.dim() - 1)
+    normalized_by(tracer, args[2], source, out[0], source.dim() - 1)
 
 
 @rule_for("native_group_norm")
@@ -201,7 +201,7 @@ def _group_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
     if bias is not None:
         labels = [*all_leaky(tracer, labels[:1]), given, *all_leaky(tracer, labels[2:])]
     tracer.set_labels(out[0], labels)
-    normalised_by(tracer, weight, source, out[0], 1)
+    normalized_by(tracer, weight, source, out[0], 1)
 
 
 @rule_for("embedding")

@@ -18,7 +18,7 @@ from lightning_prune.coupling.symbols.constants import Constants
 
 
 @dataclass(frozen=True, eq=False)
-class Origin:
+class Proportion:
     """Rows of a weight that a tensor is proportional to.
 
     Attributes:
@@ -46,15 +46,15 @@ class Origin:
         places: Ids = self.ids - self.start
         return places
 
-    def alike(self, other: Origin) -> bool:
+    def alike(self, other: Proportion) -> bool:
         """Whether ``other`` is the same power of rows of the same tensors."""
         return (self.tensors, self.dim, self.power) == (other.tensors, other.dim, other.power)
 
-    def within(self, other: Origin) -> bool:
+    def within(self, other: Proportion) -> bool:
         """Whether all of its tensors are those of ``other``."""
         return self.key == other.key and set(self.tensors) <= set(other.tensors)
 
-    def united(self, other: Origin) -> Origin:
+    def united(self, other: Proportion) -> Proportion:
         """The rows of both."""
         return self if self.ids is other.ids else replace(self, ids=np.union1d(self.ids, other.ids))
 
@@ -68,11 +68,11 @@ class Factors:
         scalars: Number of a scalar -> how often it is a factor.
     """
 
-    origins: tuple[Origin, ...] = ()
+    origins: tuple[Proportion, ...] = ()
     scalars: Mapping[int, int] = field(default_factory=dict)
 
     @property
-    def weight(self) -> Origin | None:
+    def weight(self) -> Proportion | None:
         """The one weight that these are the rows of, None where there is more to them."""
         alone = len(self.origins) == 1 and not self.scalars
         return self.origins[0] if alone and self.origins[0].power == len(self.origins[0].tensors) == 1 else None
@@ -102,7 +102,7 @@ class Factors:
             return None
         return Factors(tuple(own.united(its) for own, its in pairs), self.scalars)
 
-    def power_of(self, origin: Origin) -> int | None:
+    def power_of(self, origin: Proportion) -> int | None:
         """How often ``origin`` is a factor, None where only a part of it is, or it is one in another way."""
         power = 0
         for own in self.origins:
@@ -146,7 +146,7 @@ class Scalar:
     scalars: Scalars = field(repr=False)
 
     @cached_property
-    def origin(self) -> Origin | None:
+    def origin(self) -> Proportion | None:
         """The rows that can take up a change, None where none can; to be asked when the passes are over."""
         leaks = [factors for factors, run in self.scalars.leaks if run == self.run]
         met = [factors for factors in leaks if self.number in factors.scalars]
@@ -156,7 +156,7 @@ class Scalar:
                 return replace(origin, power=power)
         return None
 
-    def _power_of(self, origin: Origin, leaks: Iterable[Factors]) -> int | None:
+    def _power_of(self, origin: Proportion, leaks: Iterable[Factors]) -> int | None:
         """To which power of ``origin`` the scalar is proportional, None where that is not so everywhere."""
         found = set()
         for factors in leaks:
@@ -168,7 +168,7 @@ class Scalar:
         return found.pop() if len(found) == 1 else None
 
 
-def _candidates(met: list[Factors]) -> Iterator[Origin]:
+def _candidates(met: list[Factors]) -> Iterator[Proportion]:
     """All rows of a weight that are factors of ``met``, weight by weight; then parts of them, such as keys alone."""
     first = met[0].origins if met else ()
     for key in dict.fromkeys(origin.key for origin in first):
@@ -178,11 +178,11 @@ def _candidates(met: list[Factors]) -> Iterator[Origin]:
     yield from first
 
 
-def _united(origins: Iterable[Origin]) -> Origin | None:
+def _united(origins: Iterable[Proportion]) -> Proportion | None:
     first, *others = origins
     if any(other.tensors != first.tensors for other in others):
         return None
-    return reduce(Origin.united, others, first)
+    return reduce(Proportion.united, others, first)
 
 
 @dataclass

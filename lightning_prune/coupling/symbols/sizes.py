@@ -72,9 +72,9 @@ class Number(int):
     """An integer with the expression it was computed by; ``book`` notes what has to stay equal."""
 
     expression: Expression
-    book: Book
+    book: SizeEquations
 
-    def __new__(cls, value: int, expression: Expression, book: Book) -> Number:
+    def __new__(cls, value: int, expression: Expression, book: SizeEquations) -> Number:
         """``value``, computed by ``expression``."""
         number = super().__new__(cls, value)
         number.expression, number.book = expression, book
@@ -136,7 +136,7 @@ class Equation:
     where: str
 
 
-class Book:
+class SizeEquations:
     """What the numbers of one trace have been found to have to do with each other."""
 
     def __init__(self) -> None:

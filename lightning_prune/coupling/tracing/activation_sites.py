@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from lightning_prune.coupling.symbols.channel_ids import Ids
-from lightning_prune.coupling.tracing.trace import MacTerm, Tap
+from lightning_prune.coupling.tracing.trace import ActivationSite, MacTerm
 from lightning_prune.coupling.tracing.tracer import Tracer
 from lightning_prune.network.layer_outputs import channel_dim, is_recurrent, projects_in_one
 from lightning_prune.network.tensors import tensors_in
@@ -38,11 +38,11 @@ def produced_by(tracer: Tracer, weight: Tensor, out: Tensor, dim: int) -> None:
         owner = name.rpartition(".")[0]
         tracer.trace.produced.update(_places(tracer, weight, label))
         if ".parametrizations." not in f".{name}":  # there, another weight is made
-            tracer.trace.taps.setdefault(owner, Tap(owner, label))
+            tracer.trace.taps.setdefault(owner, ActivationSite(owner, label))
             tracer.facts(out).producer = owner
 
 
-def normalised_by(tracer: Tracer, weight: Tensor | None, source: Tensor, out: Tensor, dim: int) -> None:
+def normalized_by(tracer: Tracer, weight: Tensor | None, source: Tensor, out: Tensor, dim: int) -> None:
     """Move the tap of the layer that made ``source`` behind the norm that directly follows it."""
     producer = tracer.facts(source).producer
     if weight is not None and producer is not None and tracer.name(weight) is not None:
@@ -69,7 +69,7 @@ def _returned_tensor(tracer: Tracer, name: str, module: nn.Module, output: Tenso
         same = [ids is tap.ids or (ids is not None and np.array_equal(ids, tap.ids)) for ids in labels]
         dims = [d for d, found in enumerate(same) if found]
         if dims:
-            tracer.trace.taps[name] = Tap(name, tap.ids, dims[-1] - output.dim())
+            tracer.trace.taps[name] = ActivationSite(name, tap.ids, dims[-1] - output.dim())
     elif dim is not None and output.dim() >= -dim and tracer.facts(output).producer is None:
         _show(tracer, name, labels[dim], dim)  # the weight is computed, as by weight_norm
         tracer.facts(output).producer = name
@@ -79,7 +79,7 @@ def _show(tracer: Tracer, name: str, ids: Ids | None, dim: int) -> None:
     """Let the layer ``name`` show the channels ``ids`` along ``dim``, and no others that it makes inside."""
     tracer.trace.taps.pop(name, None)
     if ids is not None:
-        tracer.trace.taps[name] = Tap(name, ids, dim)
+        tracer.trace.taps[name] = ActivationSite(name, ids, dim)
 
 
 def add_macs(tracer: Tracer, constant: int, sizes: Sequence[int], labels: Sequence[Ids | None]) -> None:

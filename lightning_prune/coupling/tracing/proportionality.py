@@ -24,7 +24,7 @@ from lightning_prune.coupling.symbols.constants import (
     name_of,
     scalar_of,
 )
-from lightning_prune.coupling.symbols.proportions import Factors, Origin, Scalar, same_rows
+from lightning_prune.coupling.symbols.proportions import Factors, Proportion, Scalar, same_rows
 
 if TYPE_CHECKING:
     from lightning_prune.coupling.tracing.tracer import Tracer
@@ -49,7 +49,7 @@ _LAYERS = {
 }  # fmt: skip  # operation -> positions of what it is linear in besides, weight and bias
 
 
-class Origins:
+class ProportionTracker:
     """Follows, for one pass, what tensors are proportional to."""
 
     def __init__(self, tracer: Tracer) -> None:
@@ -117,7 +117,7 @@ class Origins:
             trace = self.tracer.trace
             own = next(((dim, ids) for dim, ids in enumerate(trace.labels[facts.name]) if ids is not None), None)
             if own is not None and isinstance(trace.tensors[facts.name], nn.Parameter):
-                facts.factors = Factors((Origin((facts.name,), *own, int(own[1][0])),))
+                facts.factors = Factors((Proportion((facts.name,), *own, int(own[1][0])),))
         return facts.factors
 
     def _other(self, name: str, args: tuple[Any, ...], out: Any) -> None:
@@ -195,7 +195,7 @@ class Origins:
             for part in self.tracer.parts(out):
                 own = ids if part.ids is ids else part.ids[(part.ids >= ids[0]) & (part.ids <= ids[-1])]
                 if own.size:
-                    return Factors((Origin(origin.tensors, dim, own, int(ids[0])),))
+                    return Factors((Proportion(origin.tensors, dim, own, int(ids[0])),))
         return factors
 
     def _with_bias(self, factors: Factors | None, bias: Tensor) -> Factors | None:
@@ -213,7 +213,7 @@ class Origins:
                 if rest.origins or rest.scalars:
                     self.scalars.leaks.append((rest, self.scalars.runs))
                 tensors = (*origin.tensors, *other.tensors)
-                return Factors((Origin(tensors, origin.dim, origin.ids, origin.start),))
+                return Factors((Proportion(tensors, origin.dim, origin.ids, origin.start),))
         return None
 
     def _beside(self, name: str, args: tuple[Any, ...], out: Tensor) -> None:

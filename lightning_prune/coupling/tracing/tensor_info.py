@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lightning_prune.coupling.tracing.tracer import Tracer
 
 
-class Facts:
+class TensorInfo:
     """What ``tracer`` knows about one tensor.
 
     Attributes:

@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from lightning_prune.coupling.symbols.channel_ids import FIXED, Ids, Slots
 from lightning_prune.coupling.symbols.proportions import Scalars
-from lightning_prune.coupling.symbols.sizes import Book
+from lightning_prune.coupling.symbols.sizes import SizeEquations
 from lightning_prune.network.tensors import named_modules, named_tensors
 
 Labels = list["Ids | None"]
@@ -34,7 +34,7 @@ _SCRIPTED = "is a TorchScript module, whose shapes cannot change: prune the Pyth
 
 
 @dataclass(frozen=True)
-class Tap:
+class ActivationSite:
     """Where the activations of some channels can be seen: the output of ``module``, along ``dim`` from the end.
 
     ``dim`` is None until the module has returned a tensor that carries exactly these channels.
@@ -107,13 +107,13 @@ class Trace:
     reached: set[str] = field(default_factory=set)
     consumed: set[tuple[str, int]] = field(default_factory=set)
     produced: set[tuple[str, int]] = field(default_factory=set)
-    taps: dict[str, Tap] = field(default_factory=dict)
+    taps: dict[str, ActivationSite] = field(default_factory=dict)
     macs: list[MacTerm] = field(default_factory=list)
     operations: list[Any] = field(default_factory=list)
     sizes: list[tuple[str, bool, tuple[int, ...], Labels]] = field(default_factory=list)
     balances: list[tuple[list[Ids], str]] = field(default_factory=list)
     pieces: dict[bytes, Ids] = field(default_factory=dict)
-    book: Book = field(default_factory=Book)
+    book: SizeEquations = field(default_factory=SizeEquations)
     scalars: Scalars = field(default_factory=Scalars)
     splits: list[Ids] = field(default_factory=list)
     attended: list[Ids] = field(default_factory=list)

@@ -14,8 +14,8 @@ from lightning_prune.coupling.symbols import reasons
 from lightning_prune.coupling.symbols.channel_ids import FIXED, Ids, Reason
 from lightning_prune.coupling.symbols.sizes import Expression, Number, SizeOf
 from lightning_prune.coupling.tracing import meta_kernels
-from lightning_prune.coupling.tracing.proportionality import Origins
-from lightning_prune.coupling.tracing.tensor_info import Constant, Facts
+from lightning_prune.coupling.tracing.proportionality import ProportionTracker
+from lightning_prune.coupling.tracing.tensor_info import Constant, TensorInfo
 from lightning_prune.coupling.tracing.trace import Labels, Part, Trace
 from lightning_prune.network.tensors import tensors_in
 
@@ -31,7 +31,7 @@ class Tracer(TorchDispatchMode):
         self.trace = trace
         self.slots = trace.slots
         self._rule_of = rule_of
-        self.origins = Origins(self)
+        self.origins = ProportionTracker(self)
         self._paused = False
         self._running: tuple[Any, Sequence[Tensor]] = (None, ())  # an operation and its operands
         self.constants: dict[int, Constant] = {}  # by their storage, see values.py
@@ -79,11 +79,11 @@ class Tracer(TorchDispatchMode):
         finally:
             self._paused = False
 
-    def facts(self, tensor: Tensor) -> Facts:
+    def facts(self, tensor: Tensor) -> TensorInfo:
         """What is known about ``tensor``; kept with it, and so for as long as it lives."""
         found = tensor.__dict__.get(_FACTS)
         if found is None or found.tracer is not self:
-            found = tensor.__dict__[_FACTS] = Facts(self)
+            found = tensor.__dict__[_FACTS] = TensorInfo(self)
         return found  # type: ignore[no-any-return]
 
     def reach(self, tensor: Tensor) -> None:

@@ -21,7 +21,7 @@ COUNT = "examples of "  # before the name of a layer: how many values each of it
 
 
 @dataclass(frozen=True)
-class Call:
+class LayerCall:
     """A layer, what it was given, and what it returned."""
 
     layer: nn.Module
@@ -60,7 +60,7 @@ class LayerValues(Statistics):
         self._observed.append(name)
 
     @torch.no_grad()
-    def take(self, name: str, dim: int, call: Call) -> None:
+    def take(self, name: str, dim: int, call: LayerCall) -> None:
         """Add one pass through the layer ``name``."""
         values = self._values(call) if self.active else []
         if not values or any(not isinstance(part, Tensor) or part.dim() < -dim for part in values):
@@ -74,7 +74,7 @@ class LayerValues(Statistics):
             self.totals[key] = value if total is None else total.to(value.device) + value
 
     @abstractmethod
-    def _values(self, call: Call) -> Sequence[Any]:
+    def _values(self, call: LayerCall) -> Sequence[Any]:
         """What is looked at, with other channels in each part."""
 
     @abstractmethod
@@ -90,7 +90,7 @@ class _Observer:
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self.owner is not None:
-            self.owner.take(self.name, self.dim, Call(module, args, kwargs, output))
+            self.owner.take(self.name, self.dim, LayerCall(module, args, kwargs, output))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Observer:
         return _Observer(None, self.name, self.dim)
@@ -109,7 +109,7 @@ class _OfOutputs(LayerValues):
         for name, dim in where.items():
             self._hook(module, name, dim)
 
-    def _values(self, call: Call) -> Sequence[Any]:
+    def _values(self, call: LayerCall) -> Sequence[Any]:
         if projects_in_one(call.layer):
             return projections(call.layer, call.args, call.kwargs)
         return [sequence_in(call.output) if is_recurrent(call.layer) else call.output]
@@ -154,7 +154,7 @@ class SquaredInputs(LayerValues):
             elif 1 in dims:
                 self.totals[path] = select(self.totals[path], {0: dims[1]})
 
-    def _values(self, call: Call) -> Sequence[Any]:
+    def _values(self, call: LayerCall) -> Sequence[Any]:
         return call.args[:1]
 
     def _sum(self, rows: Tensor) -> Tensor:

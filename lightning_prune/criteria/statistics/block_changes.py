@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_prune.coupling.groups import Group
-from lightning_prune.criteria.statistics.activation_averages import Call, LayerValues
+from lightning_prune.criteria.statistics.activation_averages import LayerCall, LayerValues
 
 
 class BlockChanges(LayerValues):
@@ -41,7 +41,7 @@ class BlockChanges(LayerValues):
         if self.active and inputs and isinstance(inputs[0], Tensor):
             self._received[name] = inputs[0].detach().clone()
 
-    def take(self, name: str, dim: int, call: Call) -> None:
+    def take(self, name: str, dim: int, call: LayerCall) -> None:
         """Add one pass through the module ``name``, by what it received."""
         received = self._received.pop(name, None)
         super().take(name, dim, replace(call, args=() if received is None else (received,)))
@@ -51,7 +51,7 @@ class BlockChanges(LayerValues):
         super().end_step()
         self._received = {}
 
-    def _values(self, call: Call) -> Sequence[Any]:
+    def _values(self, call: LayerCall) -> Sequence[Any]:
         if not call.args or not isinstance(call.output, Tensor):
             return []
         return [(1 - F.cosine_similarity(_vectors(call.args[0]), _vectors(call.output), dim=-1)).unsqueeze(-1)]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.coupling.groups import Group
-from lightning_prune.surgery.plan import Plan, is_inside
+from lightning_prune.network.names import is_inside
+from lightning_prune.surgery.plan import Plan
 
 
 class Statistics(ABC):

@@ -14,8 +14,9 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_prune.coupling.groups import Group
 from lightning_prune.criteria.statistics.statistics import Statistics, all_finite
+from lightning_prune.network.names import is_inside
 from lightning_prune.network.sharded import is_sharded
-from lightning_prune.surgery.plan import Plan, is_inside, select
+from lightning_prune.surgery.plan import Plan, select
 
 
 class OfParameters(Statistics):
@@ -51,7 +52,7 @@ class OfParameters(Statistics):
 
     def follow(self, plan: Plan) -> None:
         """Cut the totals as the parameters were cut; what was removed as a whole has none any more."""
-        left = {name: total for name, total in self.totals.items() if not is_inside(name, plan.skipped)}
+        left = {name: total for name, total in self.totals.items() if not is_inside(name, plan.removed_modules)}
         self.totals = {name: select(total, plan.keep.get(name, {})) for name, total in left.items()}
 
     def add(self, name: str, values: Tensor) -> None:

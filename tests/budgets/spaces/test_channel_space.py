@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
-from lightning_prune.budgets.spaces.dense_reference import Original
+from lightning_prune.budgets.spaces.dense_reference import DenseReference
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
 from lightning_prune.coupling import Coupling, Group, Member, Passes, analyse
 from lightning_prune.network.example_input import Example
@@ -28,7 +28,7 @@ def chain(a: int, b: int) -> Coupling:
 @pytest.fixture(scope="module")
 def space() -> ChannelSpace:
     coupling = chain(4, 6)
-    return ChannelSpace(coupling, SCORES, Original.of(coupling))
+    return ChannelSpace(coupling, SCORES, DenseReference.of(coupling))
 
 
 def widths(a: int, b: int) -> dict[str, int]:
@@ -36,7 +36,7 @@ def widths(a: int, b: int) -> dict[str, int]:
 
 
 def test_original_counts_the_dense_network(space: ChannelSpace) -> None:
-    assert space.origin == Original(params=60, macs=48, units=widths(4, 6))
+    assert space.origin == DenseReference(params=60, macs=48, units=widths(4, 6))
     assert (space.original_params, space.original_macs) == (60, 48)
     assert space.now == space.original == widths(4, 6)
 
@@ -95,7 +95,7 @@ def test_the_lowest_ranked_of_all_go_first(space: ChannelSpace, count: int, kept
 def test_the_best_unit_of_a_weak_group_stays() -> None:
     coupling = chain(4, 6)
     scores = {"0.weight": torch.tensor([0.1, 0.2, 0.3, 0.4]), "2.weight": torch.arange(1.0, 7.0)}
-    space = ChannelSpace(coupling, scores, Original.of(coupling))
+    space = ChannelSpace(coupling, scores, DenseReference.of(coupling))
     assert [space.keep_after(n) for n in (3, 4, 5)] == [widths(1, 6), widths(1, 5), widths(1, 4)]
 
 
@@ -123,7 +123,7 @@ def test_lowest_marks_what_goes(space: ChannelSpace) -> None:
 def test_ties_go_to_the_first_group_and_unit() -> None:
     coupling = chain(4, 6)
     scores = {"0.weight": torch.ones(4), "2.weight": torch.ones(6)}
-    space = ChannelSpace(coupling, scores, Original.of(coupling))
+    space = ChannelSpace(coupling, scores, DenseReference.of(coupling))
     assert [space.keep_after(n) for n in (2, 3, 4)] == [widths(2, 6), widths(1, 6), widths(1, 5)]
     assert space.lowest(widths(2, 5))["0.weight"].tolist() == [True, True, False, False]
     assert space.lowest(widths(2, 5))["2.weight"].tolist() == [True] + [False] * 5
@@ -136,7 +136,7 @@ def one_group(units: int, channels_per_unit: int, round_to: int, least: int = 1)
     index = torch.arange(units * channels_per_unit).reshape(units, channels_per_unit)
     group = Group("w", (Member("w", 0, index, False),), (), least=least)
     coupling = Coupling({"w": group}, {}, {}, {}, (), on_meta=False, passes=Passes())
-    return ChannelSpace(coupling, {"w": torch.arange(float(units))}, Original(0, 0, {"w": units}), round_to)
+    return ChannelSpace(coupling, {"w": torch.arange(float(units))}, DenseReference(0, 0, {"w": units}), round_to)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_ranking_is_a_sort_of_all_but_the_best_of_each_group(first: list[int], s
     }
     coupling = Coupling(groups, {}, {}, {}, (), on_meta=False, passes=Passes())
     scores = {"a": torch.tensor(first).float(), "b": torch.tensor(second).float()}
-    space = ChannelSpace(coupling, scores, Original(0, 0, {"a": len(first), "b": len(second)}))
+    space = ChannelSpace(coupling, scores, DenseReference(0, 0, {"a": len(first), "b": len(second)}))
     ranked = sorted(
         (value, name) for name, values in (("a", first), ("b", second)) for value in sorted(values)[: len(values) - 1]
     )
@@ -378,7 +378,7 @@ def test_a_bundle_at_its_last_step_still_counts() -> None:
 
 def classes(ranking: str, **more) -> ChannelSpace:
     coupling = by_hand({"a": 4, "b": 4, "c": 4})
-    origin = Original.of(coupling, classes={"a": "a", "b": "a", "c": "c"})
+    origin = DenseReference.of(coupling, classes={"a": "a", "b": "a", "c": "c"})
     scores = {"a": [1.0, 2.0, 3.0, 4.0], "b": [1.5, 5.0, 6.0, 7.0], "c": [10.0, 20.0, 30.0, 40.0]}
     return space_of(coupling, scores, origin, ranking=ranking, **more)
 
@@ -408,7 +408,7 @@ def test_what_a_class_has_given_before_counts() -> None:
 def test_the_last_unit_of_a_group_is_not_gone() -> None:
     """3 of 8 are gone from a and b, 3 of 8 from c: both have given the same; of equals the lower score is next."""
     dense = by_hand({"a": 4, "b": 4, "c": 8})
-    origin = Original.of(dense, classes={"a": "a", "b": "a", "c": "c"})
+    origin = DenseReference.of(dense, classes={"a": "a", "b": "a", "c": "c"})
     scores = {"b": [1.0, 2.0, 3.0, 4.0], "c": [5.0, 6.0, 7.0, 8.0, 9.0]}
     later = space_of(by_hand({"b": 4, "c": 5}), scores, origin, ranking="isomorphic")
     assert [later.keep_after(n) for n in (1, 2)] == [{"b": 3, "c": 5}, {"b": 3, "c": 4}]
@@ -433,7 +433,7 @@ def test_classes_differ_by_no_more_than_a_unit(sizes: list[int], kinds: list[str
     scores = {
         n: data.draw(st.lists(st.floats(0, 1), min_size=s, max_size=s)) for n, s in zip(names, sizes, strict=True)
     }
-    origin = Original.of(coupling, classes=dict(zip(names, kinds, strict=False)))
+    origin = DenseReference.of(coupling, classes=dict(zip(names, kinds, strict=False)))
     space = space_of(coupling, scores, origin, ranking="isomorphic")
     kept = space.keep_after(count)
     assert sum(space.now.values()) - sum(kept.values()) == min(count, space.removable)

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from lightning_prune import AccuracyGuard, IterativePruning, SparsityLogger, load_pruned
 from lightning_prune.budgets import Ratio
 from lightning_prune.callbacks import PruningSummary
-from lightning_prune.callbacks.pruning.step_sizes import Steps
+from lightning_prune.callbacks.pruning.step_sizes import StepControl
 from lightning_prune.schedules import Rounds
 
 WeightAveraging: Any = getattr(lightning_callbacks, "EMAWeightAveraging", None)  # not in all versions we support
@@ -240,11 +240,11 @@ def test_averages_of_a_part_that_a_callback_keeps_are_refused(tmp_path: Path) ->
 
 
 def test_state_of_the_steps_is_plain_and_complete(tmp_path: Path) -> None:
-    steps = Steps()
+    steps = StepControl()
     steps.take(steps.next(1.0, 0.5, 0.0))
     steps.take_back(0.5, 0.0)
     torch.save(steps.state_dict(), tmp_path / "state.pt")
-    again = Steps()
+    again = StepControl()
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert vars(again) == vars(steps)
     step = again.next(2.0, 1.0, 0.0)

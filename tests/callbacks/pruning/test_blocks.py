@@ -75,7 +75,7 @@ class Checked(Callback):
 def test_blocks_go_while_training(tmp_path: Path, optimizer: str) -> None:
     lit, events, pruning = LitResidual(optimizer), Events(), blocks()
     trainer = fit(tmp_path, lit, pruning, Checked(), events, max_epochs=5)
-    assert [report.plan.skipped for report in events.reports] == [("net.4",), ("net.3",), ("net.2",)]
+    assert [report.plan.removed_modules for report in events.reports] == [("net.4",), ("net.3",), ("net.2",)]
     assert gone(lit) == ["net.2", "net.3", "net.4"]
     assert pruning.sparsity == pytest.approx(1 - sum(p.numel() for p in lit.parameters()) / 1575)
     assert [entry["removed"] for entry in pruning._events.history.events] == [["net.4"], ["net.3"], ["net.2"]]
@@ -200,7 +200,7 @@ def test_nothing_else_notices_what_is_measured(tmp_path: Path) -> None:
         trainer = fit(tmp_path, lit, blocks(criterion, 1, 2), events, max_epochs=4)
         logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "sparsity"}
         found.append((dict(lit.state_dict()), lit.validated, logged, torch.get_rng_state()))
-        criterion = Picked(events.reports[0].plan.skipped[0])
+        criterion = Picked(events.reports[0].plan.removed_modules[0])
     assert len(found[0][2]) >= 4
     assert same(*found)
 
@@ -441,7 +441,7 @@ def test_after_a_rollback_the_block_is_trained_and_ranked_again(tmp_path: Path) 
     schedule = Rounds(1, 2, 2)
     pruning = IterativePruning(schedule, Ratio(1.0), BlockInfluence(), Blocks())
     fit(tmp_path, lit, pruning, guard(retry=3), Checked(), events, max_epochs=6)
-    assert [len(report.plan.skipped) for report in events.reports] == [2, 1, 1]
+    assert [len(report.plan.removed_modules) for report in events.reports] == [2, 1, 1]
     assert [len(report.scores) for report in events.reports] == [4, 4, 3]
     assert len(gone(lit)) == 2
 

@@ -80,7 +80,7 @@ def test_a_resumed_training_ends_as_the_uninterrupted_one(tmp_path: Path, method
     lit, events = LitEncoder(), Events()
     save = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
     trainer = fit(tmp_path, lit, *METHODS[method](), save, events, max_epochs=4)
-    removed = [report.plan.skipped for report in events.reports if report.plan.skipped]
+    removed = [report.plan.removed_modules for report in events.reports if report.plan.removed_modules]
     assert len(removed) == 2
     assert len(gone(lit)) == 2
     assert 0 not in gone(lit)  # which PyTorch looks into

@@ -10,7 +10,7 @@ from helpers.ranks import launch
 from helpers.training import Lit, same
 
 from lightning_prune import Plan
-from lightning_prune.callbacks.pruning.decide import fingerprints, of_plan
+from lightning_prune.callbacks.trainer.ranks import fingerprints, plan_checksums
 
 SCRIPT = """
 import sys
@@ -188,16 +188,16 @@ def test_checksums_of_a_plan_tell_plans_and_attributes_apart() -> None:
         masks={"1.weight": torch.ones(2, 6, dtype=torch.bool)},
         attributes={"0": {"out_features": 2}},
     )
-    before = of_plan(plan, net)
+    before = plan_checksums(plan, net)
     assert list(before) == ["removed modules", "plan of 0.weight, dimension 0", "mask of 1.weight", "0.out_features"]
     others = {
-        "removed modules": replace(plan, skipped=("1",)),
+        "removed modules": replace(plan, removed_modules=("1",)),
         "plan of 0.weight, dimension 0": replace(plan, keep={"0.weight": {0: torch.tensor([0, 3])}}),
         "mask of 1.weight": replace(plan, masks={"1.weight": torch.zeros(2, 6, dtype=torch.bool)}),
     }
     for name, other in others.items():
-        after = of_plan(other, net)
+        after = plan_checksums(other, net)
         assert [key for key in before if after[key] != before[key]] == [name]
     net[0].out_features = 3
-    after = of_plan(plan, net)
+    after = plan_checksums(plan, net)
     assert [key for key in before if after[key] != before[key]] == ["0.out_features"]

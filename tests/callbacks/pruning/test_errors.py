@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from lightning_prune import Channels, IterativePruning, Scope, Weights
 from lightning_prune.budgets import Count, MACs, Params, Ratio, Sparsity
-from lightning_prune.callbacks.pruning.carry_out import check_trainer
+from lightning_prune.callbacks.trainer.strategies import check_trainer
 from lightning_prune.criteria import BatchNormScale, Magnitude, Taylor
 from lightning_prune.schedules import Constant, Cubic, Linear, Rounds
 

@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lightning_prune import SparsityLogger
-from lightning_prune.callbacks.reporting.layer_metrics import curves, layers_of
+from lightning_prune.callbacks.reporting.layer_metrics import curves, layer_metrics
 from lightning_prune.schedules import Constant
 
 
@@ -96,7 +96,7 @@ def test_mask_curves_are_the_network(tmp_path: Path) -> None:
     for index, name in enumerate(["parameters", "nonzero_parameters", "macs"]):
         assert dict(curve(events, f"pruning/{name}")) == {step: size[index] for step, size in witness.seen.items()}
     assert curve(events, "pruning/sparsity")[-1][1] == pytest.approx(0.75, abs=1e-3)
-    for name, layer in layers_of(model).items():
+    for name, layer in layer_metrics(model).items():
         weight = model.get_submodule(name).weight
         assert curve(events, f"sparsity/{name}")[-1][1] == pytest.approx((weight == 0).float().mean().item())
         assert layer.weights == weight.numel()
@@ -211,7 +211,7 @@ def test_widths_of_layers_of_every_kind() -> None:
             "linear": nn.Linear(3, 9),
         }
     )
-    widths = {name: layer.width for name, layer in layers_of(net).items()}
+    widths = {name: layer.width for name, layer in layer_metrics(net).items()}
     assert {n: widths[n] for n in ("transposed", "embedding", "lstm", "linear")} == {
         "transposed": 6, "embedding": 5, "lstm": 7, "linear": 9,
     }  # fmt: skip

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from lightning_prune import AccuracyGuard, IterativePruning, load_pruned
 from lightning_prune.budgets import All, FileSize, Params, Sparsity
 from lightning_prune.callbacks import PruningSummary
-from lightning_prune.callbacks.reporting.rounds_table import Round, rounds_table
+from lightning_prune.callbacks.reporting.rounds_table import SummaryRow, rounds_table
 from lightning_prune.file_size import compressed_size
 from lightning_prune.granularity import Weights
 from lightning_prune.network.size import Size
@@ -391,16 +391,16 @@ def test_a_dense_network_that_is_gone_is_not_tested(tmp_path: Path) -> None:
 # --- the table ------------------------------------------------------------------------------------------------------
 
 LARGE = [
-    Round(0, Size(304_326_632, 304_326_632, 59_686_223_872), 0.0, 12.3456, "baseline"),
-    Round(100, Size(104_326_632, 104_326_632, 19_686_223_872), 0.657, 12.4690, "dropped (+0.1234)"),
+    SummaryRow(0, Size(304_326_632, 304_326_632, 59_686_223_872), 0.0, 12.3456, "baseline"),
+    SummaryRow(100, Size(104_326_632, 104_326_632, 19_686_223_872), 0.657, 12.4690, "dropped (+0.1234)"),
 ]
 SMALL = [
-    Round(0, Size(308_074, 308_074, 3_034_368), 0.0, 0.9926, "baseline"),
-    Round(8, Size(205_814, 205_814, 2_627_396), 0.332, 1.0, "kept (+0.0074)"),
+    SummaryRow(0, Size(308_074, 308_074, 3_034_368), 0.0, 0.9926, "baseline"),
+    SummaryRow(8, Size(205_814, 205_814, 2_627_396), 0.332, 1.0, "kept (+0.0074)"),
 ]
 
 
-def drawn(rows: list[Round], monitor: str | None, columns: int) -> str:
+def drawn(rows: list[SummaryRow], monitor: str | None, columns: int) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as output:
         Console(width=columns).print(rounds_table(rows, monitor))
     return output.getvalue()
@@ -409,7 +409,7 @@ def drawn(rows: list[Round], monitor: str | None, columns: int) -> str:
 @pytest.mark.parametrize("rows", [LARGE, SMALL], ids=["large", "small"])
 @pytest.mark.parametrize("monitor", ["val_acc", "val_accuracy_of_the_second_head", None])
 @pytest.mark.parametrize("columns", [80, 120])
-def test_no_number_is_cut_off(rows: list[Round], monitor: str | None, columns: int) -> None:
+def test_no_number_is_cut_off(rows: list[SummaryRow], monitor: str | None, columns: int) -> None:
     text = drawn(rows, monitor, columns)
     assert "…" not in text
     assert all(len(line) <= columns for line in text.splitlines())
@@ -432,7 +432,7 @@ def test_table_of_a_usual_run() -> None:
 
 
 def test_masks_show_what_is_not_zero() -> None:
-    rows = [Round(0, Size(1000, 1000, 5000), 0.0), Round(3, Size(1000, 250, 5000), 0.75)]
+    rows = [SummaryRow(0, Size(1000, 1000, 5000), 0.0), SummaryRow(3, Size(1000, 250, 5000), 0.75)]
     text = drawn(rows, None, 80)
     assert "nonzero" in text
     assert "250" in text

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_prune.coupling import analyse
-from lightning_prune.coupling.grouping.interchangeable import settle
+from lightning_prune.coupling.grouping.interchangeable import resolve_balances
 from lightning_prune.coupling.symbols.channel_ids import FIXED
 from lightning_prune.coupling.tracing.trace import Trace
 from lightning_prune.network.example_input import Example
@@ -33,7 +33,7 @@ def ids(trace: Trace, name: str) -> np.ndarray:
 
 def families_of(trace: Trace) -> list[tuple[dict[str, int], list[list[tuple[str, int]]]]]:
     """Every family as its signature by names, and its units as the slots (name, index) in them."""
-    kin, _ = settle(trace)
+    kin, _ = resolve_balances(trace)
     found = []
     for signature, members in kin.families:
         where = {kin.places[place][0]: count for place, count in signature}
@@ -86,7 +86,7 @@ def test_families_against_plain_loops(drawn) -> None:
         trace.slots.tie(np.array([a]), np.array([b]), "")
     found = families_of(trace)
     assert {tuple(sorted(w.items())): {frozenset(u) for u in units} for w, units in found} == reference(trace)
-    kin, equations = settle(trace)
+    kin, equations = resolve_balances(trace)
     assert equations == []
     for number, (_, members) in enumerate(kin.families):
         assert (np.diff(members) > 0).all()
@@ -96,7 +96,7 @@ def test_families_against_plain_loops(drawn) -> None:
 
 
 def test_nothing_to_group() -> None:
-    kin, equations = settle(Trace())
+    kin, equations = resolve_balances(Trace())
     assert (kin.families, kin.places, equations) == ([], [], [])
 
 
@@ -104,7 +104,7 @@ def test_a_balance_within_a_family_is_a_tie() -> None:
     trace = trace_of(6)
     rows = ids(trace, "a").reshape(3, 2)
     balance(trace, list(rows), "block")
-    assert settle(trace)[1] == []
+    assert resolve_balances(trace)[1] == []
     assert families_of(trace) == [({"a": 3}, [[("a", i), ("a", 2 + i), ("a", 4 + i)] for i in range(2)])]
 
 
@@ -114,7 +114,7 @@ def test_a_balance_between_families_is_an_equation() -> None:
     trace.slots.tie(rows[0], ids(trace, "b"), "")  # what is read where tells the rows apart
     trace.slots.tie(rows[1:].ravel(), ids(trace, "c"), "")
     balance(trace, [rows[0], rows[1:].ravel()[:2]], "block")
-    kin, equations = settle(trace)
+    kin, equations = resolve_balances(trace)
     assert [(len(e.left.ids), len(e.right.ids), e.where) for e in equations] == [(2, 2, "block")]
     assert {len(members) for _, members in kin.families} == {2, 4}
 
@@ -126,7 +126,7 @@ def test_query_key_value() -> None:
     trace.slots.tie(q, k, "")
     trace.slots.tie(v, ids(trace, "b"), "")
     balance(trace, [q, k, v], "attn")
-    _, equations = settle(trace)
+    _, equations = resolve_balances(trace)
     assert [(e.left.ids.tolist(), e.right.ids.tolist()) for e in equations] == [(v.tolist(), q.tolist())]
     assert len(families_of(trace)) == 3  # q with k; v; c
 
@@ -137,7 +137,7 @@ def test_a_frozen_row_freezes_the_others() -> None:
     trace.slots.tie(rows[0], ids(trace, "b"), "")
     trace.slots.freeze(rows[0][:1], "first one stays")
     balance(trace, list(rows), "block")
-    kin, equations = settle(trace)
+    kin, equations = resolve_balances(trace)
     assert equations == []
     reasons = trace.slots.frozen_units(kin.units)
     assert reasons.known(kin.units[rows[:, 0]]).all()
@@ -150,7 +150,7 @@ def test_a_row_with_constants_ties_and_freezes() -> None:
     rows = ids(trace, "a").reshape(2, 2)
     padded = np.array([FIXED, rows[1, 1]])
     balance(trace, [rows[0], padded], "block")
-    kin, equations = settle(trace)
+    kin, equations = resolve_balances(trace)
     assert equations == []
     reasons = trace.slots.frozen_units(kin.units)
     assert reasons.known(kin.units[rows[0, :1]]).all()
@@ -163,7 +163,7 @@ def test_a_frozen_row_of_another_family_freezes_too() -> None:
     trace.slots.tie(rows[0], ids(trace, "b"), "")
     trace.slots.freeze(rows[0][1:2], "stays")
     balance(trace, list(rows))
-    kin, equations = settle(trace)
+    kin, equations = resolve_balances(trace)
     assert equations == []
     assert trace.slots.frozen_units(kin.units).known(kin.units[rows[1]]).tolist() == [False, True, False]
 
@@ -174,7 +174,7 @@ def test_the_same_balance_many_times_is_one() -> None:
     trace.slots.tie(rows[0], ids(trace, "b"), "")
     for _ in range(5):
         balance(trace, list(rows), "block")
-    assert len(settle(trace)[1]) == 1
+    assert len(resolve_balances(trace)[1]) == 1
 
 
 def test_a_tie_can_make_another_balance_one() -> None:
@@ -184,7 +184,7 @@ def test_a_tie_can_make_another_balance_one() -> None:
     trace.slots.tie(a.ravel(), b.ravel(), "")
     balance(trace, list(a), "one")
     balance(trace, list(b), "two")
-    kin, equations = settle(trace)
+    kin, equations = resolve_balances(trace)
     assert equations == []
     assert kin.units[a[0, 0]] == kin.units[a[1, 0]] == kin.units[b[1, 0]]
 
@@ -193,7 +193,7 @@ def test_a_tie_can_make_another_balance_one() -> None:
 def test_equal_rows_say_nothing(rows: int) -> None:
     trace = trace_of(3)
     balance(trace, [ids(trace, "a")] * rows, "block")
-    kin, equations = settle(trace)
+    kin, equations = resolve_balances(trace)
     assert equations == []
     assert len(kin.families[0][1]) == 3
 

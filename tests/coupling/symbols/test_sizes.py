@@ -14,12 +14,12 @@ from torch import nn
 
 from lightning_prune.coupling.symbols.sizes import (
     Attribute,
-    Book,
     Equation,
     Expression,
     LinearDim,
     Number,
     Operation,
+    SizeEquations,
     SizeOf,
     attributes_in,
     evaluate,
@@ -35,8 +35,8 @@ OPERATORS: dict[str, Callable[[int, int], int]] = {
 }
 
 
-def number(value: int, expression: Expression = A, book: Book | None = None) -> Number:
-    return Number(value, expression, Book() if book is None else book)
+def number(value: int, expression: Expression = A, book: SizeEquations | None = None) -> Number:
+    return Number(value, expression, SizeEquations() if book is None else book)
 
 
 def value_of(expression: Expression, values: dict[Attribute, int]) -> int:
@@ -48,7 +48,7 @@ def value_of(expression: Expression, values: dict[Attribute, int]) -> int:
 
 @given(st.lists(st.tuples(st.sampled_from(sorted(OPERATORS)), st.booleans(), st.integers(-9, 9)), max_size=8))
 def test_arithmetic_gives_what_int_gives_and_remembers_how(steps) -> None:
-    book = Book()
+    book = SizeEquations()
     plain, found = 12, number(12, A, book)
     for name, swapped, other in steps:
         operands = (other, plain) if swapped else (plain, other)
@@ -69,7 +69,7 @@ def test_arithmetic_gives_what_int_gives_and_remembers_how(steps) -> None:
 
 @given(st.integers(-20, 20), st.integers(-20, 20), st.sampled_from(sorted(OPERATORS)))
 def test_two_numbers(a, b, name) -> None:
-    book = Book()
+    book = SizeEquations()
     if name in ("floordiv", "mod") and b == 0:
         return
     found = OPERATORS[name](number(a, A, book), number(b, B, book))
@@ -111,7 +111,7 @@ def test_copies_and_files() -> None:
 
 
 def test_equal_numbers_have_to_stay_equal() -> None:
-    book = Book()
+    book = SizeEquations()
     book.where = "blocks.0"
     a, b = number(12, A, book), number(12, B, book)
     assert a == b
@@ -128,7 +128,7 @@ def test_equal_numbers_have_to_stay_equal() -> None:
 
 
 def test_numbers_of_another_trace_are_constants() -> None:
-    book, other = Book(), Book()
+    book, other = SizeEquations(), SizeEquations()
     found = number(12, A, book) + number(3, B, other)
     assert list(attributes_in(found.expression)) == [A]
     assert value_of(found.expression, {A: 12}) == 15
@@ -157,7 +157,7 @@ class Layer(nn.Module):
 
 
 def test_which_attributes_are_tagged() -> None:
-    book, outer = Book(), nn.ModuleDict({"a": Layer(), "b": Layer()})
+    book, outer = SizeEquations(), nn.ModuleDict({"a": Layer(), "b": Layer()})
     outer["a"].inside.append(Layer())
     book.tag_attributes(outer)
     own = {("dim", None): 12, ("sizes", 0): 4, ("sizes", 1): 8, ("window", 0): 7, ("window", 1): 7}

@@ -15,10 +15,10 @@ from lightning_prune import Scope, prune_once
 from lightning_prune.budgets import Ratio
 from lightning_prune.coupling import analyse
 from lightning_prune.coupling.symbols.constants import scalar_of
-from lightning_prune.coupling.symbols.proportions import Factors, Origin, Scalar, Scalars
+from lightning_prune.coupling.symbols.proportions import Factors, Proportion, Scalar, Scalars
 from lightning_prune.network.example_input import Example
 from lightning_prune.surgery.apply import zero_removed
-from lightning_prune.surgery.plan import plan_removal, rescaled
+from lightning_prune.surgery.removal import plan_removal, rescaled
 
 aten = torch.ops.aten
 
@@ -350,8 +350,8 @@ def test_the_reason_names_the_module() -> None:
     assert report.inexact == {"first.weight": "'inner': forward computes with a number that follows the width"}
 
 
-def origin(name: str, rows: list[int], power: int = 1, dim: int = 0) -> Origin:
-    return Origin((name,), dim, np.array(rows) + 100, 100, power)
+def origin(name: str, rows: list[int], power: int = 1, dim: int = 0) -> Proportion:
+    return Proportion((name,), dim, np.array(rows) + 100, 100, power)
 
 
 def test_factors_of_products_and_sums_by_hand() -> None:
@@ -383,7 +383,7 @@ def test_factors_of_products_and_sums_by_hand() -> None:
         ([Factors((origin("a", [0, 1]),), {0: 1}), Factors((origin("a", [1, 2]),))], None),
         ([Factors((origin("a", [0, 1]),), {0: 1}), Factors((origin("a", [5], dim=1),))], None),
         ([Factors((origin("a", [0, 1]),), {0: 1}), Factors((), {0: 1})], None),
-        ([Factors((Origin((name, "bias"), 0, np.arange(2), 0),), {0: 1}) for name in ("a", "b")], None),
+        ([Factors((Proportion((name, "bias"), 0, np.arange(2), 0),), {0: 1}) for name in ("a", "b")], None),
         ([Factors((), {0: 1})], None),
         ([], None),
     ],

@@ -46,7 +46,7 @@ def test_it_follows_what_is_cut_scaled_and_skipped() -> None:
     assert {name: total.tolist() for name, total in statistics.totals.items()} == {
         "0.weight": [[30, -10]], "1.weight": [[-1]],
     }  # fmt: skip
-    statistics.follow(Plan(skipped=("0",)))
+    statistics.follow(Plan(removed_modules=("0",)))
     assert statistics.totals.keys() == {"1.weight"}
 
 

@@ -187,7 +187,7 @@ def test_other_pruners_cut_the_totals(lasting: bool) -> None:
     assert {name: total.tolist() for name, total in statistics.totals.items()} == {
         "0.weight": [[3, -2]], "0.bias": [0], "1.weight": [[1]], "1.bias": [0],
     }  # fmt: skip
-    statistics.follow(Plan(skipped=("0",)))
+    statistics.follow(Plan(removed_modules=("0",)))
     assert statistics.totals.keys() == {"1.weight", "1.bias"}
 
 
