@@ -26,7 +26,7 @@ def build_network(
 
     The networks of torchvision are made for RGB images. For another `in_channels` the first convolution is
     replaced: each of its input channels gets the mean filter of R, G and B times `3 / in_channels`, which
-    keeps the size of the activations and for grey images equals feeding the image three times. With
+    keeps the size of the activations and for gray images equals feeding the image three times. With
     `arguments={"weights": "DEFAULT"}` (or another name of torchvision's weights) the network starts
     pretrained; its classifier is drawn anew where the weights were made for another number of classes.
 
@@ -125,5 +125,5 @@ def _replace_stem(network: nn.Module, in_channels: int) -> None:
             stem.bias.copy_(old.bias)
     network.set_submodule(path, stem)
     if getattr(network, "transform_input", False):
-        # The pretrained GoogLeNet and Inception renormalise R, G and B by index.
+        # The pretrained GoogLeNet and Inception renormalize R, G and B by index.
         network.transform_input = False  # type: ignore[assignment]

@@ -1,6 +1,6 @@
 """Caltech-101 through torchvision."""
 
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -17,8 +17,8 @@ class Caltech101Data(SplitData):
     """Photographs of 101 kinds of objects, 8,677 in all, as RGB images `(3, image_size, image_size)`.
 
     There is no official split: test and validation images are drawn class by class with a fixed seed; the remaining
-    ones train. They are normalised with ImageNet's mean and deviation, as torchvision's pretrained weights expect; grey
-    photographs become RGB. The shorter side is resized and the centre cropped; of training images another part is cut
+    ones train. They are normalized with ImageNet's mean and deviation, as torchvision's pretrained weights expect; gray
+    photographs become RGB. The shorter side is resized and its center cropped; of training images another part is cut
     out every time, at random in size and place, and half of them are flipped.
 
     torchvision reads these images only where SciPy is installed.
@@ -80,13 +80,10 @@ class Caltech101Data(SplitData):
         return {name: Subset(augmented if name == "train" else plain, indices) for name, indices in parts.items()}
 
     def _load(self, steps: list[Any]) -> datasets.Caltech101:
-        try:
-            return datasets.Caltech101(self.root, transform=transforms.Compose([_in_colour, *steps]), download=False)
-        except RuntimeError as error:
-            raise FileNotFoundError(
-                f"root={self.root!r} ({Path(self.root).resolve()}) holds no Caltech-101 in "
-                "caltech101/101_ObjectCategories. Set download=True, or point root to the folder that has it."
-            ) from error
+        images = partial(
+            datasets.Caltech101, self.root, transform=transforms.Compose([_in_color, *steps]), download=False
+        )
+        return self.open_download(images, self.root, "Caltech-101", "caltech101/101_ObjectCategories")
 
 
 def _check_scipy() -> None:
@@ -100,5 +97,5 @@ def _check_scipy() -> None:
         ) from error
 
 
-def _in_colour(image: Image.Image) -> Image.Image:
+def _in_color(image: Image.Image) -> Image.Image:
     return image.convert("RGB")

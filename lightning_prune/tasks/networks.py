@@ -16,7 +16,7 @@ class SmallResNet(nn.Module):
 
     Args:
         num_classes: Number of outputs, at least 1.
-        in_channels: Channels of the images: 1 for grey, 3 for colour.
+        in_channels: Channels of the images: 1 for gray, 3 for color.
         width: Channels of the stem and of the first stage, at least 1.
         blocks: Residual blocks per stage, at least 1.
 
