@@ -3,8 +3,8 @@
 For each seed one small residual network is trained; each run prunes a copy of it step by step and trains on with the
 same budget of epochs. What prunes before training (``BEFORE``) starts from the initial weights of that network and
 trains as long as dense training and fine-tuning take together; so does what learns its masks, rewinds, or trains under
-a penalty first. ``MagnitudeIncrease`` compares with these initial weights. Methods that are more than a criterion are in
-``common/variants.py``. Controls: the dense network trained on, a network built with the widths of ``Ratio``, which is
+a penalty first. ``MagnitudeIncrease`` compares with these initial weights. ``common/variants.py`` has the methods that
+are more than a criterion. Controls: the dense network trained on, a network built with the widths of ``Ratio`` and
 trained from scratch for both budgets together, and ``Random`` as the floor. Blocks are removed from a network of its
 own, with three of them a stage, of which seven can go, and attention heads from a small vision transformer that has 32.
 Figures are accuracies on the validation split after the last epoch, mean and standard deviation over seeds; nothing but
