@@ -113,9 +113,17 @@ class ChannelPruner(Pruner):
         return self._coupling
 
     @collecting_later()
-    def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
+    def plan(
+        self,
+        model: nn.Module,
+        example: Example | None,
+        fraction: float,
+        *,
+        budget: Budget | None = None,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> Report:
         """Score, choose, try on a copy, and measure."""
-        scoring = self.scoring(model, example)
+        scoring, target = self.scoring(model, example, statistics), budget or self.budget
         coupling = self.coupling(model, example, scoring.tensors)
         assert self.origin is not None, "prepare comes first"
         try:
@@ -129,7 +137,7 @@ class ChannelPruner(Pruner):
         check_finite(self.criterion, scores)
         assert example is not None
         choice = self._choose(
-            model, example, coupling, scores, lambda space: self.budget.keep_units(space, fraction), timing=True
+            model, example, coupling, scores, lambda space: target.keep_units(space, fraction), timing=True
         )
         trial = choice.trial
         pruned = [name for name, units in choice.removed.items() if units.any()]
@@ -236,9 +244,11 @@ class ChannelPruner(Pruner):
             tables=self.stopwatch.tables,
         )  # fmt: skip
 
-    def scoring(self, model: nn.Module, example: Example | None) -> Scoring:
+    def scoring(
+        self, model: nn.Module, example: Example | None, statistics: Mapping[str, Tensor] | None = None
+    ) -> Scoring:
         """Also how the scores of coupled tensors become one."""
-        return replace(super().scoring(model, example), aggregate=self.granularity.aggregate)
+        return replace(super().scoring(model, example, statistics), aggregate=self.granularity.aggregate)
 
     def _modify(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
         apply_plan(model, report.plan, optimizers)
