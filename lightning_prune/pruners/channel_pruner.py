@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.budgets.budget import Budget, BudgetError
-from lightning_prune.budgets.latency_table import SHARES, Conditions, Copies, Stopwatch
+from lightning_prune.budgets.latency_measurement import SHARES, Copies, Stopwatch
 from lightning_prune.budgets.ratios import Ratios
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.dense_reference import DenseReference
+from lightning_prune.budgets.spaces.latency_table import Conditions
 from lightning_prune.budgets.spaces.ranking import isomorphism_classes
 from lightning_prune.budgets.threshold import Threshold
 from lightning_prune.coupling.analysis import analyse
