@@ -214,13 +214,13 @@ def test_classes_survive_a_checkpoint() -> None:
 
     first, second = pruner(), pruner()
     first.prepare(net, example)
-    assert first.origin.classes == {
+    assert first.dense.classes == {
         "stem.weight": "stem.weight",
         "up1.weight": "up1.weight",
         "up2.weight": "up1.weight",
     }
     second.load_state_dict(first.state_dict())
-    assert second.origin == first.origin
+    assert second.dense == first.dense
     assert {type(value) for value in first.state_dict()["origin"].values()} <= {dict, int, float}
 
 

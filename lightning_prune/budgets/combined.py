@@ -30,6 +30,7 @@ class All(Budget):
     """
 
     budgets: Sequence[Budget]
+    needs_scores = True  # where one of them counts the weights of all and another those of each parameter
 
     def __post_init__(self) -> None:
         budgets = self.budgets

@@ -46,6 +46,7 @@ class FileSize(Budget):
     mb: float
     per_layer: bool = False
     masks = True
+    needs_scores = True
 
     def __post_init__(self) -> None:
         check_flag(self)
@@ -56,7 +57,7 @@ class FileSize(Budget):
     def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
         """The fewest removals after which the file is small enough."""
         cost = _cost_of_channels(space)
-        target = self._target(cost(space.original_params), fraction)
+        target = self._target(cost(space.dense.params), fraction)
         if target is None:
             return space.now
 
@@ -68,8 +69,8 @@ class FileSize(Budget):
 
     def check_units(self, space: ChannelSpace, events: int | None) -> None:
         """Also refuse a size that the network has already."""
-        if space.now == space.original:
-            self._check_needed(_cost_of_channels(space)(space.original_params))
+        if space.now == space.dense_units:
+            self._check_needed(_cost_of_channels(space)(space.dense.params))
         self.keep_units(space, 1.0)
 
     def mask_weights(self, space: WeightSpace, fraction: float) -> Mapping[str, int] | int:

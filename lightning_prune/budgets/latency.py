@@ -109,7 +109,7 @@ class Latency(Budget):
     def check_units(self, space: ChannelSpace, events: int | None) -> None:
         """By the table, which is the same on all ranks; also refuse a latency that the network has already."""
         dense = space.tables[self.conditions[0]].dense_ms
-        if self.ms is not None and dense <= self.ms and space.now == space.original:
+        if self.ms is not None and dense <= self.ms and space.now == space.dense_units:
             raise BudgetError(f"{self} is met already: a pass of the dense network takes {dense:.4g} ms")
         self.keep_units(space, 1.0)
 

@@ -39,6 +39,8 @@ def by_hand(
     )
 
 
-def space_of(coupling: Coupling, scores: Mapping[str, list[float]], origin: DenseReference | None = None, **settings):
+def space_of(
+    coupling: Coupling, scores: Mapping[str, list[float]], reference: DenseReference | None = None, **settings
+):
     values = {name: torch.tensor(given, dtype=torch.float) for name, given in scores.items()}
-    return ChannelSpace(coupling, values, DenseReference.of(coupling) if origin is None else origin, **settings)
+    return ChannelSpace(coupling, values, DenseReference.of(coupling) if reference is None else reference, **settings)

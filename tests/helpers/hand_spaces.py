@@ -100,12 +100,12 @@ def spaces(draw: st.DrawFn) -> ChannelSpace:
     channels = {name: draw(st.integers(1, 4)) for name in names}
     least = {name: draw(st.sampled_from([1, 1, 2])) for name in names}
     coupling = by_hand({name: sizes[name] for name in names}, tuple(bundles), channels, least)
-    origin = DenseReference.of(coupling, classes={name: draw(st.sampled_from("xy")) for name in names})
+    reference = DenseReference.of(coupling, classes={name: draw(st.sampled_from("xy")) for name in names})
     for bundle in bundles:
-        origin.classes.update(dict.fromkeys(bundle, origin.classes[next(iter(bundle))]))
+        reference.classes.update(dict.fromkeys(bundle, reference.classes[next(iter(bundle))]))
     scores = {name: draw(st.lists(st.integers(0, 4), min_size=sizes[name], max_size=sizes[name])) for name in names}
     return space_of(
-        coupling, scores, origin,
+        coupling, scores, reference,
         round_to=draw(st.integers(1, 9)),
         min_width=draw(st.integers(1, 6)),
         ranking=draw(st.sampled_from(["global", "isomorphic"])),

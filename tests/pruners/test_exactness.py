@@ -198,8 +198,8 @@ def test_predicted_params_and_macs_are_those_of_the_pruned_network(name: str) ->
     draw = torch.Generator().manual_seed(3)
     scores = {group: torch.rand(g.size, generator=draw) for group, g in coupling.groups.items()}
     space = ChannelSpace(coupling, scores, DenseReference.of(coupling))
-    assert space.original_params == sum(parameter.numel() for parameter in model.parameters())
-    assert space.original_macs == count_macs(model, example)
+    assert space.dense.params == sum(parameter.numel() for parameter in model.parameters())
+    assert space.dense.macs == count_macs(model, example)
     kept = {group: int(torch.randint(1, g.size + 1, (), generator=draw)) for group, g in coupling.groups.items()}
     for bundle in coupling.bundles:
         kept.update({group: units * 2 for group, units in bundle.quantum.items()})
