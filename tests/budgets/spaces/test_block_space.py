@@ -70,6 +70,6 @@ def test_checks_before_the_first_event() -> None:
     Count(2).check_blocks(SPACE, 2)
     with pytest.raises(BudgetError, match="in 3 events"):
         Count(2).check_blocks(SPACE, 3)
-    with pytest.raises(BudgetError, match="share=0.2500"):
+    with pytest.raises(BudgetError, match=r"share=0\.2500"):
         Ratio(0.1).check_blocks(SPACE, 1)
     Ratio(0.1).check_blocks(LATER, 1)
