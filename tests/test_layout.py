@@ -23,7 +23,7 @@ ORDER = (  # each of these imports only from those before it
     "coupling",
     "masks",
     "surgery",
-    "identity",
+    "old_paths",
     "checkpoint",
     "granularity",
     "scope",
