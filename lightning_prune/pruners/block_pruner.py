@@ -173,7 +173,7 @@ class BlockPruner(Pruner):
         assert self.origin is not None
         return how_many(self.budget, fraction, self.origin, removable, ranked, len(self.removed))
 
-    def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
+    def _modify(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
         apply_plan(model, report.plan, optimizers)
         self.removed += [name for name, (_, left) in report.widths.items() if not left]
         self.losses = {}

@@ -240,7 +240,7 @@ class ChannelPruner(Pruner):
         """Also how the scores of coupled tensors become one."""
         return replace(super().scoring(model, example), aggregate=self.granularity.aggregate)
 
-    def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
+    def _modify(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
         apply_plan(model, report.plan, optimizers)
 
     def __getstate__(self) -> dict[str, Any]:

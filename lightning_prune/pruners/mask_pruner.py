@@ -124,7 +124,7 @@ class MaskPruner(Pruner):
             choose=self._chooser,
         )
 
-    def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
+    def _modify(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
         self.masks = {name: mask.cpu() for name, mask in report.plan.masks.items()}
         self.keeper(model).apply(optimizers)
 

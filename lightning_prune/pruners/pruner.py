@@ -59,7 +59,7 @@ class Pruner(ABC):
 
     def apply(self, model: nn.Module, report: Report, optimizers: Iterable[Optimizer]) -> None:
         """Carry out ``report``, and begin to gather statistics anew."""
-        self._carry_out(model, report, list(optimizers))
+        self._modify(model, report, list(optimizers))
         self.event += 1
         self.fraction = report.fraction
         self.sparsity = report.sparsity
@@ -73,7 +73,7 @@ class Pruner(ABC):
             self.statistics.forget(plan.removed_modules)
 
     @abstractmethod
-    def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None: ...
+    def _modify(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None: ...
 
     def resized(self, size: Size) -> None:  # noqa: B027  (masks are counted in their own scope)
         """The network has this size now, after an event of this pruner or another."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import lightning.pytorch as pl
 
 from lightning_prune.callbacks.pruning.block_ablation import compare
-from lightning_prune.callbacks.pruning.step_sizes import PruningStep
+from lightning_prune.callbacks.pruning.due_events import PruningStep
 from lightning_prune.callbacks.trainer.ranks import gathered, over_ranks
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.sharded import is_sharded

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from lightning_prune.budgets.budget import BudgetError
 from lightning_prune.callbacks.pruning.carry_out import carry_out
 from lightning_prune.callbacks.pruning.decide import decide
-from lightning_prune.callbacks.pruning.due_events import Agenda
+from lightning_prune.callbacks.pruning.due_events import DueEvents
 from lightning_prune.callbacks.pruning.history import History
 from lightning_prune.callbacks.pruning.observing import Observing
 from lightning_prune.callbacks.pruning.regrowing import Regrowing
@@ -44,41 +44,41 @@ class Events:
     def __init__(self, pruner: Pruner, schedule: Schedule, regrowth: Regrowth | None = None) -> None:
         self.pruner, self._schedule = pruner, schedule
         self.observing, self.history, self.masks = Observing(pruner), History(), MaskEnforcer({}, {})
-        self._agenda, self._regrowing = Agenda(schedule), Regrowing(regrowth)
+        self._due, self._regrowing = DueEvents(schedule), Regrowing(regrowth)
         self.finished = self.operating = False
         self.held_back: str | None = None
 
     def begin_training(self) -> None:
         """Nothing is due or half done that an earlier training has left."""
-        self._agenda, self.operating, self.observing.complete = Agenda(self._schedule), False, False
+        self._due, self.operating, self.observing.complete = DueEvents(self._schedule), False, False
         self._regrowing.begin_training()
 
     def try_again(self) -> None:
         """There was a validation: whoever holds the event back may think otherwise now."""
-        self._agenda.try_again()
+        self._due.try_again()
 
     def act(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, example: Example | None, caller: Any, batch_idx: int
     ) -> None:
         """Prune if an event is due now and no listener, told ``on_before_prune`` of the ``caller``, holds it back."""
         now, epoch = time_of(trainer, self._schedule, batch_idx), trainer.current_epoch
-        if self.finished or not self._agenda.is_due(now, self.pruner.fraction, epoch):
+        if self.finished or not self._due.is_due(now, self.pruner.fraction, epoch):
             return
         self.held_back = None
         notify(trainer, "on_before_prune", pl_module, caller)
         if self.held_back is not None:
-            self._agenda.hold(now, epoch)
+            self._due.hold(now, epoch)
             return
-        step = self._agenda.next(now, self.pruner.fraction)
+        step = self._due.next(now, self.pruner.fraction)
         report = decide(trainer, pl_module, self.pruner, example, step)
         if isinstance(report, BudgetError):
             rank_zero_warn(f"{report} Pruning ends here, at sparsity {self.pruner.sparsity:.4f}.")
             self._finish()
         elif isinstance(report, ValueError):
             rank_zero_warn(f"The pruning event that is due has to wait: {report}")
-            self._agenda.hold(now, epoch)
+            self._due.hold(now, epoch)
         else:
-            self._agenda.take(now, step)
+            self._due.take(now, step)
             self._carry_out(trainer, pl_module, report)
 
     def _carry_out(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: Report) -> None:
@@ -107,7 +107,7 @@ class Events:
 
     def take_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule, state: Mapping[str, Any]) -> None:
         """The network is what it was when ``state`` was saved: so is the pruner; smaller steps follow."""
-        self._agenda.take_back(self.pruner.fraction, state["pruner"]["fraction"])
+        self._due.roll_back(self.pruner.fraction, state["pruner"]["fraction"])
         self.pruner.load_state_dict(state["pruner"])
         self.history.take_back(state["history"])
         self.observing.move_to(pl_module.device)
@@ -142,7 +142,7 @@ class Events:
         """Plain numbers, dicts and tensors."""
         return {
             "pruner": self.pruner.state_dict(),
-            **self._agenda.state_dict(),
+            **self._due.state_dict(),
             "finished": self.finished,
             "observed": self.observing.complete,
             "regrown": self._regrowing.state_dict(),
@@ -152,7 +152,7 @@ class Events:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what ``state_dict`` returned."""
         self.pruner.load_state_dict(state["pruner"])
-        self._agenda.load_state_dict(state)
+        self._due.load_state_dict(state)
         self.finished, self.observing.complete = state["finished"], state.get("observed", False)
         self._regrowing.load_state_dict(state.get("regrown", {}))
         if "history" in state:

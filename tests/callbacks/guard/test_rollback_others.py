@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from lightning_prune import AccuracyGuard, IterativePruning, SparsityLogger, load_pruned
 from lightning_prune.budgets import Ratio
 from lightning_prune.callbacks import PruningSummary
-from lightning_prune.callbacks.pruning.step_sizes import StepControl
+from lightning_prune.callbacks.pruning.due_events import DueEvents
 from lightning_prune.schedules import Rounds
 
 WeightAveraging: Any = getattr(lightning_callbacks, "EMAWeightAveraging", None)  # not in all versions we support
@@ -239,21 +239,21 @@ def test_averages_of_a_part_that_a_callback_keeps_are_refused(tmp_path: Path) ->
 # --- steps ----------------------------------------------------------------------------------------------------------
 
 
-def test_state_of_the_steps_is_plain_and_complete(tmp_path: Path) -> None:
-    steps = StepControl()
-    steps.take(steps.next(1.0, 0.5, 0.0))
-    steps.take_back(0.5, 0.0)
-    torch.save(steps.state_dict(), tmp_path / "state.pt")
-    again = StepControl()
+def test_state_of_due_events_is_plain_and_complete(tmp_path: Path) -> None:
+    due = DueEvents(Rounds(1, 1, 2))
+    due.take(1.0, due.next(1.0, 0.0))
+    due.roll_back(0.5, 0.0)
+    torch.save(due.state_dict(), tmp_path / "state.pt")
+    again = DueEvents(Rounds(1, 1, 2))
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert vars(again) == vars(steps)
-    step = again.next(2.0, 1.0, 0.0)
+    assert vars(again) == vars(due)
+    step = again.next(2.0, 0.0)
     assert (step.time, step.aim) == (1.0, 0.25)
-    assert again.is_due(0.5, 0.0)  # at once
-    again.take(step)
-    assert not again.is_due(0.5, 0.25)  # what is left waits for the time of the next event
-    assert again.is_due(1.0, 0.25)
-    assert again.next(2.0, 1.0, 0.25).aim == 0.5
+    assert again.is_due(1.0, 0.0, epoch=1)  # at once
+    again.take(2.0, step)
+    assert not again.is_due(2.0, 0.25, epoch=2)  # the rest of the event follows at the time of the next one
+    assert again.is_due(3.0, 0.25, epoch=3)
+    assert again.next(3.0, 0.25).aim == 0.5
 
 
 class OneByOne(TorchCheckpointIO):
