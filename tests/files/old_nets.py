@@ -220,6 +220,9 @@ class Run:
         return OldLit(self.net, **self.settings)
 
 
+FIFTEEN = 15 * 32 + 15 + 15 * 3 + 3  # parameters of a perceptron with as many hidden units
+
+
 def guarded() -> list[Callback]:
     """Twenty units become 16, then 12, which costs too much: 16 again, 14, 16 again, 15, and so on."""
     return [IterativePruning(Rounds(1, 1, 3), Ratio(12 / 20)), AccuracyGuard("score", 0.1, on_drop="rollback", retry=2)]
@@ -232,7 +235,8 @@ RUNS: dict[str, Run] = {
     ),
     "n_of_m": Run("convolutions", lambda: [IterativePruning(Rounds(1, 2, 2), granularity=NM(2, 4))]),
     "blocks": Run("residual", lambda: [IterativePruning(Rounds(1, 1, 3), Count(1), BlockInfluence(), Blocks())]),
-    "rollback": Run("perceptron", guarded, epochs=7, saved=3, settings={"least": 15 * 32 + 15 + 15 * 3 + 3}),
+    "rollback": Run("perceptron", guarded, epochs=7, saved=3, settings={"least": FIFTEEN}),
+    "halved": Run("perceptron", guarded, epochs=7, saved=4, settings={"least": FIFTEEN}),
     "averaged_module": Run(
         "convolutions", lambda: [IterativePruning(Rounds(1, 1, 3), Ratio(0.5))], settings={"average": True}
     ),
@@ -278,6 +282,17 @@ class Save(Callback):
             trainer.save_checkpoint(self.path)
             for folder in Path(trainer.default_root_dir).glob("accepted-*"):
                 shutil.copytree(folder, self.accepted / folder.name)
+
+
+class Events(Callback):
+    """Notes the epoch of each event, and the parameters and those that are not 0 right after it."""
+
+    def __init__(self) -> None:
+        self.found: list[list[int]] = []
+
+    def on_prune(self, trainer: Trainer, pl_module: LightningModule, plan: Any, report: Any) -> None:
+        net: Any = pl_module.net
+        self.found.append([trainer.current_epoch, size(net), nonzero(net)])
 
 
 def trainer_for(folder: Path, callbacks: list[Callback], epochs: int) -> Trainer:
