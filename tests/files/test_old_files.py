@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 VERSIONS = sorted(path.parent for path in HERE.glob("*/expected.pt"))
 EXPECTED: dict[Path, dict[str, Any]] = {folder: torch.load(folder / "expected.pt") for folder in VERSIONS}
 WRITTEN = [pytest.param(folder, name, id=f"{folder.name}-{name}") for folder in VERSIONS for name in RUNS]
-SHRUNK = ("channels", "blocks", "rollback", "halved", "averaged_module", "both", "grown", "averages")
+SHRUNK = ("channels", "blocks", "rollback", "halved", "paused", "averaged_module", "both", "grown", "averages")
 
 each_version = pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
 each_run = pytest.mark.parametrize(("folder", "name"), WRITTEN)
