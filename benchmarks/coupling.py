@@ -73,7 +73,7 @@ def theirs(network: nn.Module, example: Any, ignored: list[nn.Module]) -> None:
 
 
 def once(tool: str, name: str, network: nn.Module, example: Any) -> dict[str, float]:
-    """Seconds and the share of the parameters that is left; raises if the pruned network does not run."""
+    """Seconds and the share of the parameters that remains; raises if the pruned network does not run."""
     network = copy.deepcopy(network)
     params = sum(parameter.numel() for parameter in network.parameters())
     patterns = zoo_halved.OUTPUTS[zoo.family(name)] + THEIR_HINTS.get(zoo.family(name), [])
