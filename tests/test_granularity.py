@@ -17,7 +17,7 @@ from lightning_prune.criteria import BatchNormScale, Magnitude
 from lightning_prune.network.example_input import Example
 from lightning_prune.pruners import channel_pruner, width_trials
 from lightning_prune.pruners.channel_pruner import ChannelPruner
-from lightning_prune.surgery.dry_run import Trial
+from lightning_prune.surgery.dry_run import DryRunResult
 
 QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
 INPUT = torch.zeros(2, 3)
@@ -308,7 +308,9 @@ def test_what_breaks_the_network_keeps_its_bundle(monkeypatch: pytest.MonkeyPatc
 
     def failing(model, example, coupling, removed):
         asked.append(sorted(removed))
-        return Trial({"2.weight": "with fewer channels the forward pass fails"} if "2.weight" in removed else {}, ())
+        return DryRunResult(
+            {"2.weight": "with fewer channels the forward pass fails"} if "2.weight" in removed else {}, ()
+        )
 
     monkeypatch.setattr(width_trials, "try_widths", failing)
     report = prune_once(mlp(8, 4, 5), INPUT)

@@ -17,7 +17,7 @@ from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
 from lightning_prune.file_size import compressed_size, deflated, estimated_size, overhead
 from lightning_prune.network.sharded import whole
-from lightning_prune.surgery.preview import hidden
+from lightning_prune.surgery.preview import masked_copy
 
 _BYTES_PER_MB = 10**6
 _TOLERANCE = 0.005  # what an event may stay below its size, where channels or weights are fine enough
@@ -140,7 +140,7 @@ def _sizes_by_share(space: WeightSpace) -> np.ndarray:
     lots = [torch.rand(len(sample), generator=torch.Generator().manual_seed(n)) for n, sample in enumerate(samples)]
     sizes = []
     for share in _SHARES:
-        left = [hidden(sample, lot >= share) for sample, lot in zip(samples, lots, strict=True)]
+        left = [masked_copy(sample, lot >= share) for sample, lot in zip(samples, lots, strict=True)]
         sizes.append(overhead(state) + others + sum(len(deflated(part)) for part in left) * total / sampled)
     return np.minimum.accumulate(np.array(sizes))
 

@@ -30,11 +30,11 @@ from lightning_prune.pruners.width_trials import BreaksError, Choice, Trials, si
 from lightning_prune.scope import Scope
 from lightning_prune.surgery.apply import apply_plan
 from lightning_prune.surgery.averaged_copies import following_averages, with_averages
-from lightning_prune.surgery.dry_run import ANOTHER_WAY
+from lightning_prune.surgery.dry_run import OTHER_CODE_PATH
 from lightning_prune.surgery.preview import state_after
-from lightning_prune.surgery.removal import plan_removal, rescaled
+from lightning_prune.surgery.removal import compensate_scalars, plan_removal
 from lightning_prune.surgery.report import Report
-from lightning_prune.surgery.weight_norms import not_made_up_for, with_lengths
+from lightning_prune.surgery.weight_norms import rescale_weight_norms, spectral_norm_groups
 
 
 class ChannelPruner(Pruner):
@@ -134,11 +134,11 @@ class ChannelPruner(Pruner):
         trial = choice.trial
         pruned = [name for name, units in choice.removed.items() if units.any()]
         removal = plan_removal(choice.removed, coupling)
-        plan, inexact = rescaled(removal, pruned, coupling, trial.scalars, trial.constants)
+        plan, inexact = compensate_scalars(removal, pruned, coupling, trial.scalars, trial.constants)
         if trial.apart:
-            inexact = {**dict.fromkeys(pruned, ANOTHER_WAY), **inexact}
-        inexact = {**not_made_up_for(model, pruned, coupling), **inexact}
-        plan = with_lengths(with_averages(plan, model), model)
+            inexact = {**dict.fromkeys(pruned, OTHER_CODE_PATH), **inexact}
+        inexact = {**spectral_norm_groups(model, pruned, coupling), **inexact}
+        plan = rescale_weight_norms(with_averages(plan, model), model)
         before, after = sizes(model, coupling, plan, choice.removed)
         return Report(
             plan=plan,

@@ -21,12 +21,12 @@ from lightning_prune.surgery.apply import apply_plan, zero_removed
 from lightning_prune.surgery.plan import Plan
 from lightning_prune.surgery.removal import plan_removal
 
-ANOTHER_WAY = "with fewer channels the forward pass takes another way"
+OTHER_CODE_PATH = "with fewer channels the forward pass takes another way"
 _OTHER_SETTINGS = "forward calls an operation with numbers that follow the width, such as its padding or epsilon"
 
 
 @dataclass(frozen=True)
-class Trial:
+class DryRunResult:
     """What became of an attempt.
 
     Attributes:
@@ -43,7 +43,7 @@ class Trial:
     apart: bool = False
 
 
-def try_widths(model: nn.Module, example: Example, coupling: Coupling, removed: Mapping[str, Tensor]) -> Trial:
+def try_widths(model: nn.Module, example: Example, coupling: Coupling, removed: Mapping[str, Tensor]) -> DryRunResult:
     """Run the network as it would be on a copy, in eval and in train mode, and find the groups that break it.
 
     Where train mode runs the same operations on the same shapes, eval mode speaks for it.
@@ -73,7 +73,7 @@ def try_widths(model: nn.Module, example: Example, coupling: Coupling, removed: 
         if not culprits:  # each half works and the whole does not
             blamed.update(dict.fromkeys(active, last.error))
             active = []
-    return Trial(blamed, last.scalars, last.constants, last.apart)
+    return DryRunResult(blamed, last.scalars, last.constants, last.apart)
 
 
 def _bisected(names: list[str], bundle_of: Mapping[str, tuple[str, ...]], attempt: Any) -> dict[str, str]:
@@ -156,7 +156,7 @@ def _masked_run(model: nn.Module, plan: Plan, inputs: Example) -> tuple[Any, ...
 def _apart(before: tuple[Any, ...], now: tuple[Any, ...]) -> str | None:
     """In what a pass of a smaller network differs from one of the network: operations, then what they are set to."""
     if before[:-1] != now[:-1]:
-        return ANOTHER_WAY
+        return OTHER_CODE_PATH
     return None if same_settings(before[-1], now[-1]) else _OTHER_SETTINGS
 
 
@@ -199,7 +199,7 @@ def _detour(
         due = iter(site.after(gone) for site in sizes if not site.cut)
         if all(shape in due for cut, shape in found if not cut):  # a reshape that changes nothing may be left out
             return None
-    return _Attempt(ANOTHER_WAY)
+    return _Attempt(OTHER_CODE_PATH)
 
 
 def _unforeseen(

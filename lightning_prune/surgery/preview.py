@@ -24,12 +24,12 @@ def state_after(module: nn.Module, plan: Plan) -> dict[str, Any]:
         place = (value.data_ptr(), value.shape, value.stride()) if value.numel() else (name,)
         if place not in done:  # shared tensors are saved once, and planned for by their first names
             after = select(whole(value), plan.keep.get(name, {}))
-            done[place] = hidden(after, plan.masks[name]) if name in plan.masks else after
+            done[place] = masked_copy(after, plan.masks[name]) if name in plan.masks else after
         state[name] = done[place]
     return state
 
 
-def hidden(values: Tensor, mask: Tensor) -> Tensor:
+def masked_copy(values: Tensor, mask: Tensor) -> Tensor:
     """A copy of ``values`` under ``mask``, with the very zeros that masks make of weights in training."""
     copy = nn.Parameter(values.detach().clone(), requires_grad=False)
     MaskEnforcer({"": copy}, {"": mask}).apply()

@@ -13,7 +13,7 @@ from lightning_prune.network.example_input import Example
 from lightning_prune.network.tensors import tensors_in
 from lightning_prune.surgery.apply import apply_plan, zero_removed
 from lightning_prune.surgery.dry_run import try_widths
-from lightning_prune.surgery.removal import plan_removal, rescaled
+from lightning_prune.surgery.removal import compensate_scalars, plan_removal
 
 
 class Net(nn.Module):
@@ -97,9 +97,11 @@ def removal_error(model: nn.Module, inputs: Any, seed: int = 0) -> float:
     coupling = analyse(model, example)
     removed: Mapping[str, Tensor] = remove_some(coupling, seed)
     assert removed, coupling.frozen
-    trial = try_widths(model, example, coupling, removed)
-    assert trial.failing == {}
-    plan, inexact = rescaled(plan_removal(removed, coupling), removed, coupling, trial.scalars, trial.constants)
+    result = try_widths(model, example, coupling, removed)
+    assert result.failing == {}
+    plan, inexact = compensate_scalars(
+        plan_removal(removed, coupling), removed, coupling, result.scalars, result.constants
+    )
     assert inexact == {}
     masked = copy.deepcopy(model)
     zero_removed(masked, plan)

@@ -12,7 +12,7 @@ from lightning_prune import prune_once
 from lightning_prune.budgets import Ratio
 from lightning_prune.coupling import Coupling, analyse
 from lightning_prune.network.example_input import Example
-from lightning_prune.surgery.dry_run import Trial, try_widths
+from lightning_prune.surgery.dry_run import DryRunResult, try_widths
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -57,7 +57,7 @@ class Sized:
 
 def trial(
     check: Callable[[dict[str, int]], int], names: list[str] = NAMES, reads_values: bool = False
-) -> tuple[Trial, Coupling, Branches]:
+) -> tuple[DryRunResult, Coupling, Branches]:
     net = Branches(check, reads_values).eval()
     example = Example.of(torch.randn(2, 5))
     coupling = analyse(net, example)
@@ -69,7 +69,7 @@ def trial(
     return found, coupling, net
 
 
-def failing(found: Trial) -> set[str]:
+def failing(found: DryRunResult) -> set[str]:
     return {name.split(".")[1] for name in found.failing}
 
 

@@ -18,7 +18,7 @@ from lightning_prune.coupling.symbols.constants import scalar_of
 from lightning_prune.coupling.symbols.proportions import Factors, Proportion, Scalar, Scalars
 from lightning_prune.network.example_input import Example
 from lightning_prune.surgery.apply import zero_removed
-from lightning_prune.surgery.removal import plan_removal, rescaled
+from lightning_prune.surgery.removal import compensate_scalars, plan_removal
 
 aten = torch.ops.aten
 
@@ -158,10 +158,10 @@ def test_rescaled_by_hand() -> None:
     gone[:3] = True
     plan = plan_removal({"first.weight": gone}, coupling)
     values = [s.value for s in coupling.scalars]
-    assert rescaled(plan, GONE, coupling, values)[0].scales == {}
-    assert rescaled(plan, GONE, coupling, ())[0].scales == {}
+    assert compensate_scalars(plan, GONE, coupling, values)[0].scales == {}
+    assert compensate_scalars(plan, GONE, coupling, ())[0].scales == {}
     values[number] = 2 * values[number]
-    found, inexact = rescaled(plan, GONE, coupling, values)
+    found, inexact = compensate_scalars(plan, GONE, coupling, values)
     if coupling.scalars[number].rows:
         assert inexact == {}
         assert set(found.scales) == {"first.weight", "first.bias"}
