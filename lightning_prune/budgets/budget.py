@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 
-from lightning_prune.budgets.latency_table import Conditions
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
+from lightning_prune.budgets.spaces.latency_table import Conditions
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from lightning_prune.budgets.budget import Budget
-from lightning_prune.budgets.latency_table import Conditions
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
+from lightning_prune.budgets.spaces.latency_table import Conditions
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
 
 

@@ -9,9 +9,9 @@ from math import isfinite
 import torch
 
 from lightning_prune.budgets.budget import Budget, BudgetError, check_flag, check_share
-from lightning_prune.budgets.latency_table import Conditions
 from lightning_prune.budgets.search import fewest, largest_within
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
+from lightning_prune.budgets.spaces.latency_table import Conditions
 
 _TOLERANCE = 0.05  # what an event may stay below its latency, where channels are fine enough
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from lightning_prune.budgets.cost import MACs, Params
 from lightning_prune.budgets.count import Count
 from lightning_prune.budgets.shares import Ratio, Sparsity
 from lightning_prune.budgets.spaces.block_space import Origin, how_many
-from lightning_prune.criteria.criterion import Criterion, Scoring
+from lightning_prune.criteria.criterion import Criterion
 from lightning_prune.criteria.statistics.block_changes import BlockChanges
 from lightning_prune.network.example_input import Example, collecting_later
 from lightning_prune.network.names import is_inside
@@ -58,7 +57,6 @@ class BlockPruner(Pruner):
         self.names: frozenset[str] = frozenset()  # what is ranked, known from `prepare` on
         self.removed: list[str] = []
         self.blocked: dict[str, str] = {}
-        self.losses: dict[str, Tensor] = {}  # without each block, and "" -> with all; where the criterion compares them
         self._removable: tuple[Mapping[str, torch.Size], Removable] | None = None
 
     def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
@@ -85,7 +83,7 @@ class BlockPruner(Pruner):
             raise BudgetError(
                 f"{self.budget} in {left} events wants {self.budget.count * left} blocks, but only {len(names)} can go"
             )
-        self._how_many(removable, names, 1.0)
+        self._how_many(self.budget, removable, names, 1.0)
         if isinstance(self.statistics, BlockChanges):
             self.statistics.attach(model, blocks=names)
 
@@ -100,38 +98,54 @@ class BlockPruner(Pruner):
         outside = {name: why for name, why in removable.frozen.items() if not is_inside(name, self.origin.blocks)}
         return present, {**outside, **changed, **self.blocked}
 
-    def is_due(self, model: nn.Module, example: Example | None, fraction: float) -> bool:
-        """Whether some block would go now, whichever it is."""
-        return self._how_many(self._find(model, example), self.candidates(model, example)[0], fraction) > 0
+    def is_due(self, model: nn.Module, example: Example | None, fraction: float, budget: Budget | None = None) -> bool:
+        """Whether an event at this ``fraction`` of the schedule would remove any block."""
+        names, _ = self.candidates(model, example)
+        return self._how_many(budget or self.budget, self._find(model, example), names, fraction) > 0
 
-    def compare(self, model: nn.Module, example: Example | None, loss: Callable[[], Tensor]) -> None:
-        """Let the criterion know the ``loss`` of ``model``, and what it is with each of the blocks skipped.
+    def ablation_losses(
+        self, model: nn.Module, example: Example | None, loss: Callable[[], Tensor]
+    ) -> dict[str, Tensor]:
+        """Losses without each block, for criteria that compare them: what ``plan`` takes as ``statistics``.
 
         Args:
             model: The network, or a copy of it.
             example: What its forward receives.
-            loss: Evaluates ``model`` as it is; a scalar.
+            loss: Evaluates ``model`` as it is; returns a scalar.
+
+        Returns:
+            Block name -> loss with the block replaced by an identity, and ``""`` -> loss with all blocks.
         """
-        self.losses = {"": loss().detach().double().cpu()}
+        losses = {"": loss().detach().double().cpu()}
         for name in self.candidates(model, example)[0]:
             with skipping(model, name):
-                self.losses[name] = loss().detach().double().cpu()
+                losses[name] = loss().detach().double().cpu()
+        return losses
 
     @collecting_later()
-    def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
+    def plan(
+        self,
+        model: nn.Module,
+        example: Example | None,
+        fraction: float,
+        *,
+        budget: Budget | None = None,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> Report:
         """Score, choose, try on a copy, and measure."""
         assert self.origin is not None, "prepare comes first"
         assert example is not None
-        removable, scoring = self._find(model, example), self.scoring(model, example)
+        removable, scoring = self._find(model, example), self.scoring(model, example, statistics)
+        target = budget or self.budget
         names, _ = self.candidates(model, example)
-        due = self._how_many(removable, names, fraction) > 0  # else nobody may have looked
+        due = self._how_many(target, removable, names, fraction) > 0  # else there may be no statistics
         values = self.criterion.score_blocks(names, scoring) if due else torch.zeros(len(names))
         scores = {name: value.reshape(1) for name, value in zip(names, values, strict=True)}
         check_finite(self.criterion, scores)
         ranked = sorted(names, key=lambda name: float(scores[name]))  # stable: the first of equals goes
         while True:
             ranked = [name for name in ranked if name not in self.blocked]
-            chosen = ranked[: self._how_many(removable, ranked, fraction)]
+            chosen = ranked[: self._how_many(target, removable, ranked, fraction)]
             failing = why_it_fails(model, example, chosen) if chosen else {}
             if not failing:
                 break
@@ -149,11 +163,6 @@ class BlockPruner(Pruner):
             frozen=self.candidates(model, example)[1],
         )
 
-    def scoring(self, model: nn.Module, example: Example | None) -> Scoring:
-        """Also what was lost with each block skipped."""
-        scoring = super().scoring(model, example)
-        return replace(scoring, statistics={**scoring.statistics, **self.losses})
-
     def resized(self, size: Size) -> None:
         """The sparsity is that of the whole network, whoever pruned it."""
         if self.origin is not None:
@@ -168,15 +177,14 @@ class BlockPruner(Pruner):
             self._removable = shapes, find_removable(model, example)
         return self._removable[1]
 
-    def _how_many(self, removable: Removable, ranked: Sequence[str], fraction: float) -> int:
+    def _how_many(self, budget: Budget, removable: Removable, ranked: Sequence[str], fraction: float) -> int:
         """How many go, the first of ``ranked`` first."""
         assert self.origin is not None
-        return how_many(self.budget, fraction, self.origin, removable, ranked, len(self.removed))
+        return how_many(budget, fraction, self.origin, removable, ranked, len(self.removed))
 
     def _modify(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
         apply_plan(model, report.plan, optimizers)
         self.removed += [name for name, (_, left) in report.widths.items() if not left]
-        self.losses = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what can be found out again."""

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.budgets.budget import Budget, BudgetError
-from lightning_prune.budgets.latency_table import SHARES, Conditions, Copies, Stopwatch
+from lightning_prune.budgets.latency_measurement import SHARES, Copies, Stopwatch
 from lightning_prune.budgets.ratios import Ratios
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.dense_reference import DenseReference
+from lightning_prune.budgets.spaces.latency_table import Conditions
 from lightning_prune.budgets.spaces.ranking import isomorphism_classes
 from lightning_prune.budgets.threshold import Threshold
 from lightning_prune.coupling.analysis import analyse
@@ -113,9 +114,17 @@ class ChannelPruner(Pruner):
         return self._coupling
 
     @collecting_later()
-    def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
+    def plan(
+        self,
+        model: nn.Module,
+        example: Example | None,
+        fraction: float,
+        *,
+        budget: Budget | None = None,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> Report:
         """Score, choose, try on a copy, and measure."""
-        scoring = self.scoring(model, example)
+        scoring, target = self.scoring(model, example, statistics), budget or self.budget
         coupling = self.coupling(model, example, scoring.tensors)
         assert self.origin is not None, "prepare comes first"
         try:
@@ -129,7 +138,7 @@ class ChannelPruner(Pruner):
         check_finite(self.criterion, scores)
         assert example is not None
         choice = self._choose(
-            model, example, coupling, scores, lambda space: self.budget.keep_units(space, fraction), timing=True
+            model, example, coupling, scores, lambda space: target.keep_units(space, fraction), timing=True
         )
         trial = choice.trial
         pruned = [name for name, units in choice.removed.items() if units.any()]
@@ -236,9 +245,11 @@ class ChannelPruner(Pruner):
             tables=self.stopwatch.tables,
         )  # fmt: skip
 
-    def scoring(self, model: nn.Module, example: Example | None) -> Scoring:
+    def scoring(
+        self, model: nn.Module, example: Example | None, statistics: Mapping[str, Tensor] | None = None
+    ) -> Scoring:
         """Also how the scores of coupled tensors become one."""
-        return replace(super().scoring(model, example), aggregate=self.granularity.aggregate)
+        return replace(super().scoring(model, example, statistics), aggregate=self.granularity.aggregate)
 
     def _modify(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
         apply_plan(model, report.plan, optimizers)

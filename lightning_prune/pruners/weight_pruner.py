@@ -85,9 +85,9 @@ class WeightPruner(MaskPruner):
                 f"{self.budget} masks nothing: a block has up to {max(blocks.values())} weights. Use a larger count"
             )
 
-    def _choose(self, model: nn.Module, space: WeightSpace, scoring: Scoring, fraction: float) -> Mapping[str, Tensor]:
+    def _choose(self, space: WeightSpace, scoring: Scoring, budget: Budget, fraction: float) -> Mapping[str, Tensor]:
         masks: Mapping[str, Tensor] = self.masks
-        for counts in _parts(space, self.budget.mask_weights(space, fraction), self.criterion.rounds):
+        for counts in _parts(space, budget.mask_weights(space, fraction), self.criterion.rounds):
             seen = scoring if masks is self.masks else _masked(scoring, masks)
             masks = space.choose(ScoresOnDemand(self.criterion, seen, list(space.sizes)), masks, counts)
         return masks

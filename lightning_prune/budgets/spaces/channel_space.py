@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune.budgets.latency_table import Conditions, LatencyTable
 from lightning_prune.budgets.spaces.candidates import Candidate
 from lightning_prune.budgets.spaces.dense_reference import DenseReference
+from lightning_prune.budgets.spaces.latency_table import Conditions, LatencyTable
 from lightning_prune.budgets.spaces.ranking import rank_steps
 from lightning_prune.coupling.groups import Coupling
 from lightning_prune.granularity import Ranking

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lightning_prune.budgets import latency_table
-from lightning_prune.budgets.latency_table import Conditions, Copies, Curve, Stopwatch, measure_table
+from lightning_prune.budgets import latency_measurement
+from lightning_prune.budgets.latency_measurement import Copies, Stopwatch, measure_table
+from lightning_prune.budgets.spaces.latency_table import Conditions, Curve
 from lightning_prune.coupling import analyse
 from lightning_prune.network import timing
 from lightning_prune.network.example_input import Example
@@ -67,13 +68,13 @@ def test_a_table_foresees_what_goes_by_weights(monkeypatch) -> None:
 
 def test_layers_that_seem_to_take_more_than_all_are_scaled(monkeypatch) -> None:
     """Hooks take time, too."""
-    monkeypatch.setattr(latency_table, "time_network", lambda *_: (6.0, {"0": 4.0, "2": 6.0, "4": 2.0}))
+    monkeypatch.setattr(latency_measurement, "time_network", lambda *_: (6.0, {"0": 4.0, "2": 6.0, "4": 2.0}))
     table = measure_table([(chain(), EXAMPLE)])
     assert [curve.ms for curve in table.curves] == [(2.0,), (3.0,), (1.0,), (0.0,)]
 
 
 def test_what_is_in_no_layer_is_the_rest(monkeypatch) -> None:
-    monkeypatch.setattr(latency_table, "time_network", lambda *_: (20.0, {"0": 4.0, "2": 6.0, "4": 2.0}))
+    monkeypatch.setattr(latency_measurement, "time_network", lambda *_: (20.0, {"0": 4.0, "2": 6.0, "4": 2.0}))
     table = measure_table([(chain(), EXAMPLE)])
     assert [curve.ms for curve in table.curves] == [(4.0,), (6.0,), (2.0,), (8.0,)]
     assert table.curves[-1].sizes == (10 * 40 + 40 * 20 + 20 * 4,)
