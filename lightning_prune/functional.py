@@ -18,7 +18,7 @@ from lightning_prune.criteria.statistics.second_order import Curvature
 from lightning_prune.criteria.statistics.statistics import Statistics
 from lightning_prune.granularity import Channels, Granularity, Weights
 from lightning_prune.network.example_input import Example
-from lightning_prune.network.size import evaluating
+from lightning_prune.network.size import eval_mode
 from lightning_prune.pruners.arguments import check_types
 from lightning_prune.pruners.block_pruner import BlockPruner
 from lightning_prune.pruners.factory import budget_for, make_pruner
@@ -148,7 +148,7 @@ def _ablation_losses(
             )
         return torch.stack([loss.reshape(()) for loss in found]).mean()
 
-    with evaluating(model):
+    with eval_mode(model):
         return pruner.ablation_losses(model, example, loss)
 
 

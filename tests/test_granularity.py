@@ -246,15 +246,15 @@ def test_aggregate_reaches_the_criterion() -> None:
 @pytest.fixture
 def tied(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the code of ``mlp(8, 4, ...)`` tied 2 units of the first hidden layer to 1 of the second."""
-    analyse = channel_pruner.analyse
+    analyze = channel_pruner.find_coupling
 
     def with_bundle(*args, **options):
-        coupling = analyse(*args, **options)
+        coupling = analyze(*args, **options)
         if not {"0.weight", "2.weight"} <= coupling.groups.keys():
             return coupling
         return replace(coupling, bundles=(Bundle({"0.weight": 2, "2.weight": 1}, WHY),))
 
-    monkeypatch.setattr(channel_pruner, "analyse", with_bundle)
+    monkeypatch.setattr(channel_pruner, "find_coupling", with_bundle)
 
 
 @pytest.mark.parametrize(
