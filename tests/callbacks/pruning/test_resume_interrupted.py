@@ -14,9 +14,10 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCh
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_prune import AccuracyGuard, IterativePruning, surgery
+from lightning_prune import AccuracyGuard, IterativePruning
 from lightning_prune.budgets import Ratio
 from lightning_prune.schedules import Constant, Rounds
+from lightning_prune.surgery import apply
 
 
 class FaultError(Exception): ...
@@ -102,7 +103,7 @@ class Halfway(Callback):
 
     def __init__(self, event: int) -> None:
         self.event, self.own, self.sliced = event, set[int](), 0
-        self.slice = surgery._slice_tensor
+        self.slice = apply._slice_tensor
 
     def on_before_prune(self, trainer: Trainer, pl_module: LightningModule, pruning: IterativePruning) -> None:
         if pruning.pruner.event + 1 == self.event:
@@ -121,7 +122,7 @@ def test_a_half_pruned_network_is_not_saved(tmp_path, monkeypatch, saver) -> Non
     reference_callbacks = METHODS["taylor"]()
     reference = everything(*train(tmp_path, reference_callbacks), reference_callbacks)
     halfway = Halfway(event=2)
-    monkeypatch.setattr(surgery, "_slice_tensor", halfway.slice_tensor)
+    monkeypatch.setattr(apply, "_slice_tensor", halfway.slice_tensor)
     save = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
     with pytest.raises(RuntimeError, match="half pruned") as error:
         train(tmp_path, [*METHODS["taylor"](), halfway, save, SAVERS[saver](tmp_path)])
