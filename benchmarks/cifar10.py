@@ -35,11 +35,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _cells import DENSE, TRAINED_ON, Cell, Setting, run
-from _cifar_methods import CHANNELS, WEIGHTS
-from _cifar_table import page, show
-from _provenance import provenance
-from _tables import sized, stem
+from common.cells import DENSE, TRAINED_ON, Cell, Setting, run
+from common.cifar_methods import CHANNELS, WEIGHTS
+from common.cifar_table import page, show
+from common.provenance import provenance
+from common.tables import RESULTS, sized, stem
 
 FULL = Setting(  # rates about as the square root of the batch times those of the small setting, which were tried
     train_images=None, test_images=None, batch=256, dense_epochs=12, tuning_epochs=12, rates=(0.025, 0.1),
@@ -177,7 +177,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     options.seeds = options.seeds or ([0] if options.size == "small" else [0, 1, 2])
     name = stem("cifar10", options.size) + "_validation" * options.validation
     options.work.mkdir(parents=True, exist_ok=True)
-    options.json = options.json or Path(__file__).with_name(f"{name}.json")
+    options.json = options.json or RESULTS / f"{name}.json"
     return options
 
 

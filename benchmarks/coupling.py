@@ -27,9 +27,9 @@ from typing import Any
 
 import torch
 import torchvision
-import zoo
-import zoo_halved
-from _children import in_child
+from common import zoo, zoo_halved
+from common.children import in_child
+from common.tables import RESULTS
 from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="pattern of names; several with commas")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--limit", type=float, default=60.0, help="seconds for one run")
-    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--json", type=Path, default=RESULTS / "coupling.json")
     options = parser.parse_args()
     wanted: Callable[[str], bool] = lambda name: any(fnmatchcase(name, p) for p in options.only.split(","))  # noqa: E731
     names = [name for name in zoo.names() if zoo.task(name) == "classification"] + list(EXTRA)

@@ -3,8 +3,8 @@
 For each seed one small residual network is trained; each run prunes a copy of it step by step and trains on with the
 same budget of epochs. What prunes before training (``BEFORE``) starts from the initial weights of that network and
 trains as long as dense training and fine-tuning take together; so does what learns its masks, rewinds, or trains under
-a penalty first. ``MagnitudeIncrease`` compares with these initial weights. What is not a criterion alone stands in
-``_variants.py``. Controls: the dense network trained on, a network built with the widths that ``Ratio`` leaves and
+a penalty first. ``MagnitudeIncrease`` compares with these initial weights. ``common/variants.py`` has the methods that
+are more than a criterion. Controls: the dense network trained on, a network built with the widths of ``Ratio`` and
 trained from scratch for both budgets together, and ``Random`` as the floor. Blocks are removed from a network of its
 own, with three of them a stage, of which seven can go, and attention heads from a small vision transformer that has 32.
 Figures are accuracies on the validation split after the last epoch, mean and standard deviation over seeds; nothing but
@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _provenance import provenance
-from _quiet import quiet
-from _variants import BLOCK_RATIOS, RATIOS, SPARSITIES, VARIANTS, gradually, in_rounds
+from common.method_page import ORDER, fill, summary
+from common.provenance import provenance
+from common.quiet import quiet
+from common.tables import RESULTS
+from common.variants import BLOCK_RATIOS, RATIOS, SPARSITIES, VARIANTS, gradually, in_rounds
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from method_page import ORDER, fill, summary
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -220,7 +221,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], choices=[*(cls.__name__ for cls in CRITERIA), *VARIANTS])
     parser.add_argument("--granularity", choices=ORDER[1:])
     parser.add_argument("--add", action="store_true", help="keep the rows of the JSON file that are not measured now")
-    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--json", type=Path, default=RESULTS / "criteria.json")
     parser.add_argument("--page", type=Path, help="measure nothing; write the figures of the JSON file into this page")
     options = parser.parse_args()
     if options.page is not None:

@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _children import in_child
-from _library_networks import Build, networks
-from _provenance import in_words, provenance
-from _quiet import quiet
-from _tables import markdown, page, write
+from common.children import in_child
+from common.library_networks import Build, networks
+from common.provenance import in_words, provenance
+from common.quiet import quiet
+from common.tables import RESULTS, markdown, page, write
+from common.zoo_check import LARGEST_ERROR, scope_of_exact_groups
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
-from zoo_check import LARGEST_ERROR, scope_of_exact_groups
 
 from lightning_prune import Report, prune_once
 from lightning_prune.network.example_input import Example
@@ -179,7 +179,7 @@ def earlier(file: Path) -> dict[tuple[str, str], dict[str, Any]]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", help="pattern of LIBRARY/NAME, such as 'timm/*vit*'; what else the file has stays")
-    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--json", type=Path, default=RESULTS / "libraries.json")
     options = parser.parse_args(arguments)
     quiet()
     torch.set_num_threads(1)

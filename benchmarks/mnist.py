@@ -20,9 +20,9 @@ from typing import Any
 
 import matplotlib as mpl
 import torch
-from _provenance import in_words, provenance
-from _quiet import quiet
-from _tables import markdown, page, show, write
+from common.provenance import in_words, provenance
+from common.quiet import quiet
+from common.tables import RESULTS, markdown, page, show, write
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.root is None and "LIGHTNING_PRUNE_DATA" not in os.environ:
         parser.error("set LIGHTNING_PRUNE_DATA, or give --root a folder with MNIST/raw")
     root = options.root or Path(os.environ["LIGHTNING_PRUNE_DATA"], "mnist10k")
-    file = options.json or Path(__file__).with_name("mnist_small.json" if options.small else "mnist.json")
+    file = options.json or RESULTS / ("mnist_small.json" if options.small else "mnist.json")
     quiet()
     began = time.perf_counter()
     data = {"train": images(root, True), "test": images(root, False)}

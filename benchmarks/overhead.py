@@ -33,8 +33,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _resources import child, forget_peak, in_use, peak, synchronise
-from _trainings import (
+from common.resources import child, forget_peak, in_use, peak, synchronise
+from common.tables import RESULTS
+from common.trainings import (
     FIRST_EPOCH,
     OBSERVED_EVERY,
     VARIANTS,
@@ -285,7 +286,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--event-network", default="resnet50")
     parser.add_argument("--weights", type=int, default=120_000_000, help="of the threshold")
     parser.add_argument("--repeats", type=int, default=3, help="of the threshold")
-    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--json", type=Path, default=RESULTS / "overhead.json")
     parser.add_argument("--event-file", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.pixels = options.pixels or (64 if options.device == "cpu" else 224)

@@ -17,6 +17,7 @@ from typing import Any
 
 import lightning
 import torch
+from common.tables import RESULTS
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", nargs="?", type=Path, default=ROOT / "recipes" / "quickstart.yaml")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED")
-    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"), metavar="FILE")
+    parser.add_argument("--json", type=Path, default=RESULTS / "quickstart.json", metavar="FILE")
     arguments = parser.parse_args()
     runs = [run(arguments.recipe.resolve(), seed) for seed in arguments.seeds]
     Console(soft_wrap=True, highlight=False).print(table(arguments.recipe.name, runs))

@@ -16,8 +16,9 @@ import time
 from datetime import date
 from pathlib import Path
 
-from _figures import fill
-from _results import PARTS, note, results
+from common.figures import fill
+from common.results_page import PARTS, note, results
+from common.tables import RESULTS
 
 FOLDER = Path(__file__).parent
 NAMES = [part.name for part in PARTS]
@@ -29,7 +30,7 @@ def command_of(name: str, small: bool, empty: Path) -> list[str]:
     if not small:
         return command
     if name == "criteria":
-        return [*command, "--seeds", "0", "--json", str(FOLDER / "criteria_small.json")]
+        return [*command, "--seeds", "0", "--json", str(RESULTS / "criteria_small.json")]
     command.append("--small")
     if any(part.for_gpu for part in PARTS if part.name == name):
         command += ["--device", "cpu"]
@@ -46,15 +47,15 @@ def run(name: str, small: bool) -> int:
         status = subprocess.run(command_of(name, small, Path(empty)), check=False).returncode
     seconds = round(time.perf_counter() - began, 1)
     outcome = {"date": date.today().isoformat(), "seconds": seconds, "exit": status}
-    note(FOLDER, "small" if small else "full", name, outcome)
+    note(RESULTS, "small" if small else "full", name, outcome)
     print(f"==== {name}: {f'FAILED with exit status {status}' if status else 'done'}, {seconds:.0f} s", flush=True)
     return status
 
 
 def write_pages() -> None:
-    (FOLDER / "RESULTS.md").write_text(results(FOLDER), encoding="utf-8")
+    (FOLDER / "RESULTS.md").write_text(results(RESULTS), encoding="utf-8")
     readme = FOLDER.parent / "README.md"
-    readme.write_text(fill(readme.read_text(encoding="utf-8"), FOLDER), encoding="utf-8")
+    readme.write_text(fill(readme.read_text(encoding="utf-8"), RESULTS), encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:

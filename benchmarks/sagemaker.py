@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _images import Batches, Images, accuracy, balanced, held_out, load, normalised
-from _provenance import provenance
-from _quiet import quiet
-from _sagemaker_page import HEADINGS, TITLE, conclusion, draw, lines, text
-from _tables import show, write
+from common.images import Batches, Images, accuracy, balanced, held_out, load, normalised
+from common.provenance import provenance
+from common.quiet import quiet
+from common.sagemaker_page import HEADINGS, TITLE, conclusion, draw, lines, text
+from common.tables import RESULTS, show, write
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -172,7 +172,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("where are the images? set LIGHTNING_PRUNE_DATA or give --data")
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    options.json = options.json or Path(__file__).with_name(f"sagemaker{'_small' * options.small}.json")
+    options.json = options.json or RESULTS / f"sagemaker{'_small' * options.small}.json"
     return options
 
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import matplotlib as mpl
 import torch
-from _provenance import in_words, provenance
-from _resources import child, forget_peak, in_use, peak, synchronise
-from _tables import markdown, page, show, write
+from common.provenance import in_words, provenance
+from common.resources import child, forget_peak, in_use, peak, synchronise
+from common.tables import RESULTS, markdown, page, show, write
 from torch import nn
 
 from lightning_prune import Scope, prune_once
@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    path = options.json or Path(__file__).with_name("scale_small.json" if options.small else "scale.json")
+    path = options.json or RESULTS / ("scale_small.json" if options.small else "scale.json")
     began = time.perf_counter()
     rows = [row_of(size, options.device) for size in SIZES[: 3 if options.small else None]]
     content = {

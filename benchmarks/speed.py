@@ -25,9 +25,9 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
-from _provenance import in_words, provenance
-from _quiet import quiet
-from _tables import markdown, page, show, sized, stem, write
+from common.provenance import in_words, provenance
+from common.quiet import quiet
+from common.tables import RESULTS, markdown, page, show, sized, stem, write
 from torch import nn
 from torchvision.models import get_model
 
@@ -180,7 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
         setattr(options, name, getattr(options, name) or value)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    path = options.json or Path(__file__).with_name(f"{stem('speed', options.size)}.json")
+    path = options.json or RESULTS / f"{stem('speed', options.size)}.json"
     quiet()
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []

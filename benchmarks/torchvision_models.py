@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 import torchvision
-import zoo
-import zoo_check
-from _children import in_child
+from common import zoo, zoo_check
+from common.children import in_child
+from common.tables import RESULTS
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="*", help="pattern of names, such as 'resnet*'; several with commas")
     parser.add_argument("--flavour", choices=zoo.FLAVOURS, default="small", help="size of the inputs")
-    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--json", type=Path, default=RESULTS / "torchvision_models.json")
     parser.add_argument("--markdown", type=Path, help="beside the JSON by default")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")

@@ -22,8 +22,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-import zoo
-from _children import in_child
+from common import zoo
+from common.children import in_child
+from common.tables import RESULTS
 from rich.console import Console
 from rich.table import Table
 
@@ -80,7 +81,7 @@ def traced(analysis: Callable[[], Any]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="*", help="pattern of names; several with commas")
-    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--json", type=Path, default=RESULTS / "trace.json")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for name in zoo.names():

@@ -9,6 +9,7 @@ from lightning_prune.checkpoint.loading import load_pruned, trust_builders
 from lightning_prune.functional import prune_once
 from lightning_prune.granularity import NM, Blocks, Channels, Weights
 from lightning_prune.masks.regrowth import Regrowth
+from lightning_prune.old_paths import keep_old_paths
 from lightning_prune.scope import Scope
 from lightning_prune.surgery.plan import Plan
 from lightning_prune.surgery.report import Report
@@ -34,6 +35,7 @@ __all__ = [
     "prune_once",
 ]
 
+keep_old_paths()
 trust_builders()
 
 _CALLBACKS = ("AccuracyGuard", "IterativePruning", "SlimmingPenalty", "SparsityLogger")

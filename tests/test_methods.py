@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from _variants import VARIANTS
+from common.method_page import PLACE, fill
+from common.variants import VARIANTS
 from criteria import BEFORE
-from method_page import PLACE, fill
 
 from lightning_prune.cli import main
 from lightning_prune.criteria import CRITERIA
@@ -19,7 +19,7 @@ from lightning_prune.methods import METHODS, Method
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-MEASURED = ROOT / "benchmarks" / "criteria.json"
+MEASURED = ROOT / "benchmarks" / "results" / "criteria.json"
 CONTROLS = [
     "dense", "dense, trained on", "dense, nine blocks", "dense, transformer", "dense, transformer, trained on",
     "small, from scratch",

@@ -10,9 +10,8 @@ from torch import Tensor
 from lightning_prune.coupling.groups import Group
 from lightning_prune.criteria.criterion import (
     CannotScoreError,
-    Criterion,
+    SampledCriterion,
     Scoring,
-    check_every,
     combine,
     gather_units,
     gathered,
@@ -23,7 +22,7 @@ from lightning_prune.network.layer_outputs import projects_in_one
 
 
 @dataclass(frozen=True)
-class Taylor(Criterion):
+class Taylor(SampledCriterion):
     """How much the loss would change if a feature map were zero: |mean over space of activation × gradient|.
 
     Molchanov et al. 2016, 'Pruning convolutional neural networks for resource efficient inference', eq. 8: the mean
@@ -39,15 +38,10 @@ class Taylor(Criterion):
             until the backward pass.
 
     Raises:
-        ValueError: If ``every_n_steps`` is not a whole number of at least 1.
+        ValueError: If ``every_n_steps`` is not an integer of at least 1.
     """
 
-    every_n_steps: int = 1
-
     scores_channels = True
-
-    def __post_init__(self) -> None:
-        check_every(self, self.every_n_steps)
 
     def statistics(self) -> Statistics:
         """Activation × gradient of every group's layers."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_prune.network.argument_checks import check_integer
 from lightning_prune.network.example_input import Example, run_on_copy
 from lightning_prune.network.sharded import whole
 from lightning_prune.network.timing import Clock, device_of
@@ -96,8 +97,8 @@ def latency(module: nn.Module, example_inputs: Any, repeats: int = 100, warmup: 
         >>> 0 < timing.median_ms <= timing.p99_ms
         True
     """
-    if repeats < 1 or warmup < 0:
-        raise ValueError(f"repeats={repeats!r} must be at least 1 and warmup={warmup!r} at least 0")
+    check_integer("latency", "repeats", repeats, minimum=1)
+    check_integer("latency", "warmup", warmup, minimum=0)
     keyword = example_inputs if isinstance(example_inputs, dict) else {}
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     clock = Clock(device_of(module))

@@ -10,15 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import _cifar_methods
-import _cifar_table
 import cifar10
 import pytest
 import torch
-from _cells import DENSE, SCRATCH, SCRATCH_FULL, TRAINED_ON, Cell, Setting, draw_anew, fit, height, row, run
-from _cifar_methods import CHANNELS, DOCUMENTED, EXPERT, OURS, WEIGHTS, amount_at, macs_of_layers
-from _cifar_table import ORDER, against, grids, judged, page, percent, remarks
-from _images import Batches, Images, accuracy, augmented, balanced, decode, held_out, normalised
+from common import cifar_methods, cifar_table
+from common.cells import DENSE, SCRATCH, SCRATCH_FULL, TRAINED_ON, Cell, Setting, draw_anew, fit, height, row, run
+from common.cifar_methods import CHANNELS, DOCUMENTED, EXPERT, OURS, WEIGHTS, amount_at, macs_of_layers
+from common.cifar_table import ORDER, against, grids, judged, page, percent, remarks
+from common.images import Batches, Images, accuracy, augmented, balanced, decode, held_out, normalised
 from PIL import Image
 from torch import nn
 
@@ -188,7 +187,7 @@ def test_layers_counted_by_themselves_are_what_the_package_counts() -> None:
 
 
 def test_examples_of_the_benchmark() -> None:
-    for module in (_cifar_methods, _cifar_table):
+    for module in (cifar_methods, cifar_table):
         found = doctest.testmod(module)
         assert (found.attempted > 0, found.failed) == (True, 0)
 
@@ -387,6 +386,6 @@ def test_movement_at_chance_level_is_explained() -> None:
     rows += [figures("weights", "movement", goal, 0, share) for goal, share in ((0.9, 0.14), (0.95, 0.16))]
     (remark,) = remarks(rows, "weights")
     assert remark.startswith("Movement is at chance level with 90% of the weights zero: ")
-    target = remark.split("](../docs/methods.md#")[1].split(")")[0]
+    target = remark.split("](../../docs/methods.md#")[1].split(")")[0]
     headings = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8").splitlines()
     assert target in [line[4:].lower().replace(" ", "-") for line in headings if line.startswith("### ")]

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import _library_networks
 import libraries
 import pytest
 import torch
-from _library_networks import networks, smallness
+from common import library_networks
+from common.library_networks import networks, smallness
 from helpers.training import small_net
 from libraries import cells_of, check, difference, error_of, text
 from torch import Tensor, nn
@@ -113,7 +113,7 @@ def test_the_smaller_networks_of_a_family_come_first() -> None:
 def test_libraries_that_are_not_installed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "timm" else True)
     for name in ("timm", "transformers", "segmentation", "monai"):
-        monkeypatch.setattr(_library_networks, name, lambda name=name: {f"a network of {name}": None})
+        monkeypatch.setattr(library_networks, name, lambda name=name: {f"a network of {name}": None})
     assert list(networks()) == ["transformers", "segmentation_models_pytorch", "monai"]
 
 

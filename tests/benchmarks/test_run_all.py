@@ -7,17 +7,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import _cifar_table
-import _provenance
-import _results
 import pytest
 import run_all
-from _cells import DENSE, TRAINED_ON
-from _figures import figures, fill
-from _quiet import quiet
-from _results import PARTS, criteria_page, results
-from _tables import markdown, page
-from _verdicts import lost, verdict, verdicts
+from common import cifar_table, results_page
+from common import provenance as _provenance
+from common.cells import DENSE, TRAINED_ON
+from common.figures import figures, fill
+from common.quiet import quiet
+from common.results_page import PARTS, criteria_page, results
+from common.tables import markdown, page
+from common.verdicts import lost, verdict, verdicts
 from mnist import TRAINED
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +38,7 @@ with Path(__file__).with_name("calls").open("a") as file:
 if name == FAILS:
     sys.exit(3)
 file = Path(arguments[arguments.index("--json") + 1] if "--json" in arguments else
-            Path(__file__).with_name(name + "_small" * ("--small" in arguments) + ".json"))
+            Path(__file__).with_name("results") / (name + "_small" * ("--small" in arguments) + ".json"))
 file.write_text(json.dumps({**ABOUT, "seconds": 90, "rows": []}))
 if name != "criteria":
     file.with_suffix(".md").write_text(f"# {name}\\n\\n## A table\\n\\nfigures of {file.stem}\\n")
@@ -50,12 +49,13 @@ if name != "criteria":
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Scripts that write files, of which ``speed.py`` fails, and a README above them."""
     benchmarks = tmp_path / "benchmarks"
-    benchmarks.mkdir()
+    (benchmarks / "results").mkdir(parents=True)
     for name in NAMES:
         text = f"ABOUT, FAILS = {ABOUT | CELLS!r}, 'speed'\n{SCRIPT}"
         (benchmarks / f"{name}.py").write_text(text, encoding="utf-8")
     (tmp_path / "README.md").write_text("# A\n\n<!-- figures -->\n<!-- /figures -->\n\nB\n", encoding="utf-8")
     monkeypatch.setattr(run_all, "FOLDER", benchmarks)
+    monkeypatch.setattr(run_all, "RESULTS", benchmarks / "results")
     monkeypatch.setattr(run_all, "fill", lambda readme, _: readme.replace("B", "C"))  # the figures need rows
     return benchmarks
 
@@ -86,11 +86,11 @@ def test_small_runs_write_small_files_and_keep_nothing(folder: Path) -> None:
     arguments = {name: rest for name, *rest in calls(folder)}
     assert arguments["mnist"] == ["--small"]
     assert arguments["sagemaker"] == arguments["speed"] == arguments["scale"] == ["--small", "--device", "cpu"]
-    assert arguments["criteria"] == ["--seeds", "0", "--json", str(folder / "criteria_small.json")]
+    assert arguments["criteria"] == ["--seeds", "0", "--json", str(folder / "results" / "criteria_small.json")]
     *options, folder_of_run = arguments["cifar10"]
     assert options == ["--small", "--device", "cpu", "--anew", "--work"]
     assert not Path(folder_of_run).exists()
-    written = {file.stem for file in folder.glob("*.json")}
+    written = {file.stem for file in (folder / "results").glob("*.json")}
     assert written == {*(f"{name}_small" for name in NAMES if name != "speed"), "run_all_small"}
 
 
@@ -98,7 +98,7 @@ def test_only_some_in_full(folder: Path) -> None:
     assert run_all.main(["--only", "scale", "mnist"]) == 0
     assert calls(folder) == [["mnist"], ["scale"]]
     assert run_all.main(["--only", "speed"]) == 1
-    runs = json.loads((folder / "run_all.json").read_text())
+    runs = json.loads((folder / "results" / "run_all.json").read_text())
     assert {name: run["exit"] for name, run in runs.items()} == {"mnist": 0, "scale": 0, "speed": 3}
     assert (folder / "RESULTS.md").read_text().count("figures of scale\n") == 1
 
@@ -137,7 +137,7 @@ def test_a_page_becomes_a_section(tmp_path: Path) -> None:
         results(tmp_path)
     (tmp_path / "scale.md").write_text("# Title\n\n## Part\n\n![Cost](scale.png)\n\nfooter\n")
     text = results(tmp_path)
-    assert "### Full run\n\n#### Part\n\n![Cost](scale.png)\n\nfooter\n\nOn a GPU: not yet run.\n" in text
+    assert "### Full run\n\n#### Part\n\n![Cost](results/scale.png)\n\nfooter\n\nOn a GPU: not yet run.\n" in text
     assert "Title" not in text
     (tmp_path / "scale.json").write_text(json.dumps({**content, "device": "cuda"}))
     assert "On a GPU: not yet run." not in results(tmp_path)
@@ -163,14 +163,14 @@ def test_minutes_of_cells_at_the_same_time_are_of_training(tmp_path: Path) -> No
 
 def test_a_total_is_of_all_parts(tmp_path: Path) -> None:
     for name in NAMES[:-2]:
-        _results.note(tmp_path, "small", name, {"seconds": 30.0})
-    assert _results.times(tmp_path).endswith("speed 30 s; no total, as it has not yet run scale, criteria.")
+        results_page.note(tmp_path, "small", name, {"seconds": 30.0})
+    assert results_page.times(tmp_path).endswith("speed 30 s; no total, as it has not yet run scale, criteria.")
     for name in NAMES[-2:]:
-        _results.note(tmp_path, "small", name, {"seconds": 60.0})
-    assert _results.times(tmp_path).endswith("criteria 60 s; together 4.0 minutes.")
+        results_page.note(tmp_path, "small", name, {"seconds": 60.0})
+    assert results_page.times(tmp_path).endswith("criteria 60 s; together 4.0 minutes.")
     (tmp_path / "cifar10_small.json").write_text(json.dumps(CIFAR))  # six cells of a minute
-    assert "cifar10 360 s" in _results.times(tmp_path)
-    assert _results.times(tmp_path).endswith("together 9.5 minutes.")
+    assert "cifar10 360 s" in results_page.times(tmp_path)
+    assert results_page.times(tmp_path).endswith("together 9.5 minutes.")
 
 
 def test_how_busy_the_machine_was() -> None:
@@ -179,7 +179,7 @@ def test_how_busy_the_machine_was() -> None:
     )
     for older in (ABOUT, ABOUT | {"load": None}):
         assert _provenance.in_words(older) == "2026-01-02, commit abc; a machine, 1 thread; torch 9."
-    assert "on a machine, load 3.0 at the start, 32-true" in _cifar_table.footer(CIFAR | {"load": 3.0})
+    assert "on a machine, load 3.0 at the start, 32-true" in cifar_table.footer(CIFAR | {"load": 3.0})
     assert _provenance.provenance()["load"] >= 0
 
 
@@ -376,13 +376,13 @@ def test_a_place_for_figures() -> None:
 
 def test_readme_has_the_figures_that_were_measured() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert fill(text, ROOT / "benchmarks") == text, "run `python benchmarks/run_all.py --page`"
-    assert len(figures(ROOT / "benchmarks").splitlines()) == 2 + 4  # accuracy of two networks, time, size
+    assert fill(text, ROOT / "benchmarks" / "results") == text, "run `python benchmarks/run_all.py --page`"
+    assert len(figures(ROOT / "benchmarks" / "results").splitlines()) == 2 + 4  # accuracy of two networks, time, size
 
 
 def test_results_are_those_of_the_files() -> None:
     text = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
-    assert results(ROOT / "benchmarks") == text, "run `python benchmarks/run_all.py --page`"
+    assert results(ROOT / "benchmarks" / "results") == text, "run `python benchmarks/run_all.py --page`"
     linked = [line.split("](")[1].split(")")[0] for line in text.splitlines() if line.startswith(("![", "- ["))]
     assert linked
     assert [name for name in linked if not (ROOT / "benchmarks" / name).is_file()] == []
@@ -411,11 +411,11 @@ def test_quiet(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_elsewhere_names_files_that_are_there() -> None:
-    assert [name for name in _results.ELSEWHERE if not (ROOT / "benchmarks" / name).is_file()] == []
+    assert [name for name in results_page.ELSEWHERE if not (ROOT / "benchmarks" / "results" / name).is_file()] == []
 
 
 def test_readme_counts_the_networks_that_are_as_they_should_be() -> None:
-    rows = json.loads((ROOT / "benchmarks" / "libraries.json").read_text(encoding="utf-8"))["rows"]
+    rows = json.loads((ROOT / "benchmarks" / "results" / "libraries.json").read_text(encoding="utf-8"))["rows"]
     good = Counter(row["library"] for row in rows if not row["problems"])
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     counts = [good[name] for name in ("timm", "transformers", "segmentation_models_pytorch", "monai")]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import sagemaker
 import torch
-from _images import Images, normalised
-from _sagemaker_page import conclusion, draw, lines, text
+from common.images import Images, normalised
+from common.sagemaker_page import conclusion, draw, lines, text
 from helpers.training import curves
 from lightning.pytorch import seed_everything
 from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ import pytest
 import scale
 import speed
 import torch
-from _resources import child
+from common.resources import child
 from helpers.training import curves
 from matplotlib.figure import Figure
 from mnist import SCRATCH, TRAINED, TwentyThousand, draw, lines, text
@@ -144,7 +144,7 @@ SPEED_ROWS = [speed_row("resnet18", 1, kind, share) for kind in ("dense", "masks
 def test_a_small_run_has_files_of_its_own(
     script: Any, function: str, rows: Any, small: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(script, "__file__", str(tmp_path / f"{script.__name__}.py"))
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
     monkeypatch.setattr(script, function, lambda *_: rows)
     monkeypatch.setenv("LIGHTNING_PRUNE_DATA", str(tmp_path))
     monkeypatch.setattr(mnist, "images", lambda *_: [0] * 7)

@@ -63,5 +63,5 @@ def test_draws_are_uniform() -> None:
 
 @pytest.mark.parametrize("seed", ["a", 1.5, True, None], ids=repr)
 def test_the_seed_is_a_whole_number(seed: object) -> None:
-    with pytest.raises(ValueError, match=f"^Random seed={seed!r} must be a whole number$"):
+    with pytest.raises(ValueError, match=f"^Random seed={seed!r} must be an integer$"):
         Random(seed=seed)

@@ -160,7 +160,7 @@ def test_every_n_steps_is_passed_on() -> None:
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, True, "2"], ids=repr)
 def test_every_n_steps_is_a_whole_number(value: object) -> None:
-    message = f"Taylor every_n_steps={value!r} must be a whole number of at least 1"
+    message = f"Taylor every_n_steps={value!r} must be an integer of at least 1"
     with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
         Taylor(every_n_steps=value)
 

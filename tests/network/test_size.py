@@ -190,7 +190,14 @@ def test_modes_are_restored_where_a_pass_fails() -> None:
     assert [module.training for module in model.modules()] == [True, True, False]
 
 
-@pytest.mark.parametrize("asked", [{"repeats": 0}, {"warmup": -1}], ids=str)
-def test_there_is_something_to_time(asked: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"must be at least 1 and warmup=.* at least 0"):
-        latency(nn.Linear(4, 2), torch.zeros(7, 4), **asked)
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"repeats": 0}, "latency repeats=0 must be an integer of at least 1"),
+        ({"warmup": -1}, "latency warmup=-1 must be an integer of at least 0"),
+    ],
+    ids=["repeats", "warmup"],
+)
+def test_numbers_of_passes_out_of_range_raise(argument: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        latency(nn.Linear(4, 2), torch.zeros(7, 4), **argument)

@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-import zoo
-import zoo_check
-import zoo_halved
+from common import zoo, zoo_check, zoo_halved
 from torch import nn
 
 from lightning_prune import prune_once

@@ -1,8 +1,7 @@
 """All networks of torchvision, pruned by one call without hints: about ten minutes on one core."""
 
 import pytest
-import zoo
-import zoo_check
+from common import zoo, zoo_check
 
 
 @pytest.mark.slow

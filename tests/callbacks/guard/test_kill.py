@@ -21,8 +21,9 @@ from helpers.training import same
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from lightning_prune import AccuracyGuard, IterativePruning, surgery
+from lightning_prune import AccuracyGuard, IterativePruning
 from lightning_prune.callbacks.guard import rollback_checkpoint
+from lightning_prune.surgery import apply
 
 POINTS = 20
 HOOKS = [name for name in dir(Callback) if name.startswith("on_")] + ["on_prune", "on_rollback"]
@@ -44,7 +45,7 @@ class Crossings(Callback):
         self.names: list[str] = []
         self.kill_at = kill_at
         self._own: set[int] = set()
-        self._slice, self._write = surgery._slice_tensor, LocalFileOpener.write
+        self._slice, self._write = apply._slice_tensor, LocalFileOpener.write
         self._load_optimizers = rollback_checkpoint._load_optimizers
         for hook in HOOKS:
             setattr(self, hook, partial(self.cross, hook))
@@ -80,7 +81,7 @@ class Crossings(Callback):
 def run(folder: Path, kill_at: int | None) -> dict[str, Any]:
     """A training from its beginning, with a checkpoint after every epoch."""
     crossings = Crossings(kill_at)
-    surgery._slice_tensor = crossings.slice_tensor
+    apply._slice_tensor = crossings.slice_tensor
     LocalFileOpener.write = lambda file, data: crossings.write(file, data)
     rollback_checkpoint._load_optimizers = crossings.load_optimizers
     callbacks = make()

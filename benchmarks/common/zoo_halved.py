@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from zoo import family
+
+from common.zoo import family
 
 # Layers that make the outputs, by torchvision module; one line a family.
 OUTPUTS = {

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from zoo import build, family, inputs, loss_of, randomise, raw_outputs, run, task, train_outputs
-from zoo_halved import allowed, halved
 
+from common.zoo import build, family, inputs, loss_of, randomise, raw_outputs, run, task, train_outputs
+from common.zoo_halved import allowed, halved
 from lightning_prune import Report, Scope, prune_once
 from lightning_prune.coupling import analyse
 from lightning_prune.network.example_input import Example

@@ -13,6 +13,8 @@ from rich.table import Table
 
 Lines = Sequence[Sequence[str]]
 
+RESULTS = Path(__file__).resolve().parents[1] / "results"  # what the scripts write
+
 SIZES = ("small", "medium", "long", "full")  # of a run; not all scripts have those in the middle
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from _cells import DENSE, TRAINED_ON
-from _cifar_methods import CHANNELS
-from _cifar_table import ORDER, OWN, UNITS, judged, level, noise
+from common.cells import DENSE, TRAINED_ON
+from common.cifar_methods import CHANNELS
+from common.cifar_table import ORDER, OWN, UNITS, judged, level, noise
 
 OURS = {*OWN, *(method for method in CHANNELS if method.startswith("lightning_prune"))}  # plain L2 is a control
 UNPRUNED = {DENSE: "where all begin", TRAINED_ON: "trained on as long"}

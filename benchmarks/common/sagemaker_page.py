@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from _provenance import in_words
-from _tables import markdown, page
+
+from common.provenance import in_words
+from common.tables import markdown, page
 
 Rows = list[dict[str, Any]]
 TITLE = "200 units a round, in one fit"

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _cifar_methods import CHANNELS, DECAY, OURS, WEIGHTS, channels_of, weights_of
-from _images import Images, TrainingImages, accuracy, balanced, held_out, load
-from _quiet import quiet
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
+from common.cifar_methods import CHANNELS, DECAY, OURS, WEIGHTS, channels_of, weights_of
+from common.images import Images, TrainingImages, accuracy, balanced, held_out, load
+from common.quiet import quiet
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.size import count_macs
 from lightning_prune.tasks import CifarResNet

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _children import in_child
+
+from common.children import in_child
 
 
 def synchronise() -> None:

@@ -7,19 +7,20 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from posixpath import normpath
 from typing import Any
 
-import _cifar_table
-from _provenance import in_words
-from _tables import SIZES, markdown, stem
-from _verdicts import verdicts
-from method_page import ORDER, summary, table
+from common import cifar_table
+from common.method_page import ORDER, summary, table
+from common.provenance import in_words
+from common.tables import SIZES, markdown, stem
+from common.verdicts import verdicts
 
 NOT_RUN = "not yet run"
 Content = dict[str, Any]
 
-INTRODUCTION = """Written by `python benchmarks/run_all.py` out of the files beside it; nothing here is typed by hand,
-and what has not been run is marked and not estimated. [README.md](README.md) says what is measured, and how."""
+INTRODUCTION = """Written by `python benchmarks/run_all.py` from the files in [results](results). No figure is typed by
+hand; what has not been run is marked and not estimated. [README.md](README.md) describes what is measured."""
 ELSEWHERE = {  # what run_all.py leaves to the scripts themselves
     "overhead.md": "what pruning costs a training, beside `ModelPruning`",
     "torchvision_models.md": "every network of torchvision, pruned",
@@ -59,7 +60,7 @@ def criteria_page(content: Content) -> str:
 
 
 PARTS = (
-    Part("cifar10", "1, 2. CIFAR-10: channels and weights side by side", True, _cifar_table.page, verdicts),
+    Part("cifar10", "1, 2. CIFAR-10: channels and weights side by side", True, cifar_table.page, verdicts),
     Part("sagemaker", "3. The SageMaker experiment: 200 units a round", True),
     Part("mnist", "4. MNIST: compressed size against sparsity", False),
     Part("speed", "5. Real speed", True),
@@ -75,7 +76,7 @@ def results(folder: Path) -> str:
         parts.append(f"## {part.title}")
         for size in sizes(part.name, folder):
             parts += [f"### {size.capitalize()} run", *shown(part, folder, size)]
-    found = [f"- [{name}]({name}): {what}" for name, what in ELSEWHERE.items() if (folder / name).is_file()]
+    found = [f"- [{name}](results/{name}): {what}" for name, what in ELSEWHERE.items() if (folder / name).is_file()]
     if found:
         parts += ["## With tables or files of their own", "\n".join(found)]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -133,6 +134,7 @@ def shown(part: Part, folder: Path, size: str) -> list[str]:
             raise FileNotFoundError(f"{file.name} is missing beside its JSON file: run {part.name}.py again")
         text = file.read_text(encoding="utf-8")
     text = re.sub(r"^(?=##)", "##", re.sub(r"\A# .*\n", "", text), flags=re.MULTILINE).strip()
+    text = re.sub(r"\]\((?!https?:)([^)]+)\)", lambda link: f"]({normpath(f'results/{link[1]}')})", text)
     remarks = "\n".join(f"- {remark}" for remark in part.remarks(content))
     on_cpu = part.for_gpu and size == "full" and device_of(content) != "cuda"
     return [text, remarks, f"On a GPU: {NOT_RUN}." if on_cpu else ""]

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from _cells import DENSE, TRAINED_ON
-from _cifar_methods import OURS
-from _cifar_table import judged, percent, select
-from _results import content_of
-from _tables import SIZES, markdown
 from mnist import TRAINED
+
+from common.cells import DENSE, TRAINED_ON
+from common.cifar_methods import OURS
+from common.cifar_table import judged, percent, select
+from common.results_page import content_of
+from common.tables import SIZES, markdown
 
 PLACE = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
 FASTER, SPARSITY, SHARE = 2.5, 0.9, 0.5

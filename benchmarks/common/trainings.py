@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 import torchvision
-from _quiet import quiet
-from _resources import synchronise
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelPruning
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from common.quiet import quiet
+from common.resources import synchronise
 from lightning_prune import IterativePruning, Weights
 from lightning_prune.budgets import Ratio, Sparsity
 from lightning_prune.criteria import Taylor

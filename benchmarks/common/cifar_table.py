@@ -6,11 +6,12 @@ import math
 import statistics
 from typing import Any
 
-from _cells import DENSE, SCRATCH, SCRATCH_FULL, TRAINED_ON
-from _cifar_methods import CHANNELS, DOCUMENTED, EXPERT, OURS, WEIGHTS
-from _provenance import load
 from rich.console import Console
 from rich.table import Table
+
+from common.cells import DENSE, SCRATCH, SCRATCH_FULL, TRAINED_ON
+from common.cifar_methods import CHANNELS, DOCUMENTED, EXPERT, OURS, WEIGHTS
+from common.provenance import load
 
 Rows = list[dict[str, Any]]
 ORDER = {"channels": (*CHANNELS, SCRATCH, SCRATCH_FULL), "weights": WEIGHTS}
@@ -70,7 +71,7 @@ def remarks(rows: Rows, table: str) -> list[str]:
         found.append(
             f"Movement is at chance level with {where}: sums of so few steps from a converged network are noise. It is "
             "meant for fine-tuning pretrained networks on another task, see "
-            "[Movement pruning](../docs/methods.md#movement-pruning)."
+            "[Movement pruning](../../docs/methods.md#movement-pruning)."
         )
     return found
 
