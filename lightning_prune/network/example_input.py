@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_prune.network.copies import copy_of, meta_copy
+from lightning_prune.network.eager import running_eagerly
 from lightning_prune.network.meta_recurrence import whole_recurrence
 from lightning_prune.network.tensors import named_tensors
 
@@ -185,7 +186,7 @@ def isolated_forward() -> Iterator[None]:
             torch.inference_mode(False),
             torch.no_grad(),
             torch.random.fork_rng(),
-            torch.compiler.set_stance("force_eager"),
+            running_eagerly(),
             sdpa_kernel(SDPBackend.MATH),
             warnings.catch_warnings(),
         ):
