@@ -11,8 +11,8 @@ from lightning_prune.coupling.groups import Group
 from lightning_prune.criteria.criterion import (
     CannotScoreError,
     Criterion,
+    SampledCriterion,
     Scoring,
-    check_every,
     combine,
     gather_units,
     gathered,
@@ -22,7 +22,7 @@ from lightning_prune.criteria.statistics.statistics import Statistics
 
 
 @dataclass(frozen=True)
-class MeanActivation(Criterion):
+class MeanActivation(SampledCriterion):
     """The mean |activation| of a channel over examples, space and steps since the last event.
 
     Molchanov et al. 2016, 'Pruning convolutional neural networks for resource efficient inference', section 2.2
@@ -35,15 +35,10 @@ class MeanActivation(Criterion):
         every_n_steps: Look at every n-th training batch only.
 
     Raises:
-        ValueError: If ``every_n_steps`` is not a whole number of at least 1.
+        ValueError: If ``every_n_steps`` is not an integer of at least 1.
     """
 
-    every_n_steps: int = 1
-
     scores_channels = True
-
-    def __post_init__(self) -> None:
-        check_every(self, self.every_n_steps)
 
     def statistics(self) -> Statistics:
         """Sums of |activation|."""
@@ -60,7 +55,7 @@ class MeanActivation(Criterion):
 
 
 @dataclass(frozen=True)
-class APoZ(Criterion):
+class APoZ(SampledCriterion):
     """One minus the average percentage of zeros: how often a ReLU behind the channel lets something through.
 
     Hu et al. 2016, 'Network trimming: a data-driven neuron pruning approach towards efficient deep architectures', eq.
@@ -72,15 +67,10 @@ class APoZ(Criterion):
         every_n_steps: Look at every n-th training batch only.
 
     Raises:
-        ValueError: If ``every_n_steps`` is not a whole number of at least 1.
+        ValueError: If ``every_n_steps`` is not an integer of at least 1.
     """
 
-    every_n_steps: int = 1
-
     scores_channels = True
-
-    def __post_init__(self) -> None:
-        check_every(self, self.every_n_steps)
 
     def statistics(self) -> Statistics:
         """Counts of what is above zero."""

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_prune.criteria.criterion import Criterion, Scoring, check_every, gathered
+from lightning_prune.criteria.criterion import SampledCriterion, Scoring, gathered
 from lightning_prune.criteria.statistics.activation_averages import COUNT
 from lightning_prune.criteria.statistics.block_changes import BlockChanges
 
 
 @dataclass(frozen=True)
-class BlockInfluence(Criterion):
+class BlockInfluence(SampledCriterion):
     """One minus the cosine similarity between what a block receives and what it returns, averaged over the data.
 
     Men et al. 2024, 'ShortGPT: layers in large language models are more redundant than you expect', eq. 1, over the
@@ -26,15 +26,10 @@ class BlockInfluence(Criterion):
             block returns.
 
     Raises:
-        ValueError: If ``every_n_steps`` is not a whole number of at least 1.
+        ValueError: If ``every_n_steps`` is not an integer of at least 1.
     """
 
-    every_n_steps: int = 1
-
     scores_blocks = True
-
-    def __post_init__(self) -> None:
-        check_every(self, self.every_n_steps)
 
     def statistics(self) -> BlockChanges:
         """Sums of one minus the cosine."""

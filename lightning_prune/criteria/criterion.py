@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_prune.coupling.groups import Group
 from lightning_prune.criteria.statistics.statistics import Statistics
 from lightning_prune.granularity import Aggregate
+from lightning_prune.network.argument_checks import check_integer
 from lightning_prune.network.example_input import Example
 
 
@@ -94,11 +95,21 @@ class Criterion(ABC):  # noqa: B024  (a criterion overrides what it scores)
         raise TypeError(f"{type(self).__name__} does not score blocks")
 
 
-def check_every(criterion: Criterion, every_n_steps: int) -> None:
-    """Whether an argument ``every_n_steps`` is in range."""
-    n = every_n_steps
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"{type(criterion).__name__} every_n_steps={n!r} must be a whole number of at least 1")
+@dataclass(frozen=True)
+class SampledCriterion(Criterion):
+    """Base of criteria whose statistics are gathered on every n-th training batch.
+
+    Args:
+        every_n_steps: Gather on every n-th training batch, at least 1.
+
+    Raises:
+        ValueError: If ``every_n_steps`` is not an integer of at least 1.
+    """
+
+    every_n_steps: int = 1
+
+    def __post_init__(self) -> None:
+        check_integer(self, "every_n_steps", self.every_n_steps, minimum=1)
 
 
 def gathered(criterion: Criterion, name: str, scoring: Scoring, what: str = "gradients") -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.coupling.groups import Group
-from lightning_prune.criteria.criterion import Criterion, Scoring, by_mean, check_every, gathered
+from lightning_prune.criteria.criterion import Criterion, SampledCriterion, Scoring, by_mean, gathered
 from lightning_prune.criteria.gradients import check_trained, sum_of_gathered
 from lightning_prune.criteria.statistics.second_order import Curvature
 from lightning_prune.criteria.statistics.statistics import Statistics
@@ -17,7 +17,7 @@ from lightning_prune.criteria.statistics.weight_gradients import WeightGradients
 
 
 @dataclass(frozen=True)
-class Fisher(Criterion):
+class Fisher(SampledCriterion):
     """Optimal brain damage with the empirical Fisher for a Hessian: ½ h w², h the mean of g² over steps.
 
     LeCun et al. 1990, 'Optimal brain damage', step 4 of their recipe; the diagonal of the Fisher as in Theis et al.
@@ -28,16 +28,11 @@ class Fisher(Criterion):
         every_n_steps: Look at the gradients of every n-th optimizer step only.
 
     Raises:
-        ValueError: If ``every_n_steps`` is not a whole number of at least 1.
+        ValueError: If ``every_n_steps`` is not an integer of at least 1.
     """
-
-    every_n_steps: int = 1
 
     scores_channels = True
     scores_weights = True
-
-    def __post_init__(self) -> None:
-        check_every(self, self.every_n_steps)
 
     def statistics(self) -> Statistics:
         """g² of every weight."""
@@ -57,7 +52,7 @@ class Fisher(Criterion):
 
 
 @dataclass(frozen=True)
-class Hessian(Criterion):
+class Hessian(SampledCriterion):
     """Optimal brain damage with Hutchinson's estimate of the Hessian: ½ |h| w², h the mean of z ⊙ Hz over steps.
 
     LeCun et al. 1990, 'Optimal brain damage', step 4 of their recipe; Hutchinson 1989, 'A stochastic estimator of the
@@ -71,17 +66,13 @@ class Hessian(Criterion):
         seed: The signs depend on it, on the parameter and on the number of batches since the last event.
 
     Raises:
-        ValueError: If ``every_n_steps`` is not a whole number of at least 1.
+        ValueError: If ``every_n_steps`` is not an integer of at least 1.
     """
 
-    every_n_steps: int = 1
     seed: int = 0
 
     scores_channels = True
     scores_weights = True
-
-    def __post_init__(self) -> None:
-        check_every(self, self.every_n_steps)
 
     def statistics(self) -> Statistics:
         """z ⊙ Hz of every weight."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
-from math import isfinite
 
 import torch
 from torch import Tensor
@@ -15,9 +14,9 @@ from lightning_prune.criteria.batchnorm import batch_norm_scales
 from lightning_prune.criteria.criterion import (
     CannotScoreError,
     Criterion,
+    SampledCriterion,
     Scoring,
     by_mean,
-    check_every,
     combine,
     gathered,
     parameters_of,
@@ -25,10 +24,11 @@ from lightning_prune.criteria.criterion import (
 )
 from lightning_prune.criteria.statistics.statistics import Statistics
 from lightning_prune.criteria.statistics.weight_gradients import GateGradients, MovementScores, WeightGradients
+from lightning_prune.network.argument_checks import check_number
 
 
 @dataclass(frozen=True)
-class WeightTaylor(Criterion):
+class WeightTaylor(SampledCriterion):
     """How much the loss would change to first order if weights were zero: (g · w)², summed over steps.
 
     Molchanov et al. 2019, 'Importance estimation for neural network pruning' (Taylor-FO). The square is taken of every
@@ -40,16 +40,11 @@ class WeightTaylor(Criterion):
         every_n_steps: Look at the gradients of every n-th optimizer step only.
 
     Raises:
-        ValueError: If ``every_n_steps`` is not a whole number of at least 1.
+        ValueError: If ``every_n_steps`` is not an integer of at least 1.
     """
-
-    every_n_steps: int = 1
 
     scores_channels = True
     scores_weights = True
-
-    def __post_init__(self) -> None:
-        check_every(self, self.every_n_steps)
 
     def statistics(self) -> Statistics:
         """(g · w)² of every weight."""
@@ -69,7 +64,7 @@ class WeightTaylor(Criterion):
 
 
 @dataclass(frozen=True)
-class GateTaylor(Criterion):
+class GateTaylor(SampledCriterion):
     """The same for gates behind batch norms: (γ · ∂L/∂γ + β · ∂L/∂β)² of each channel, summed over steps.
 
     Molchanov et al. 2019 (gates after batch norm, Taylor-FO-BN). A gate of 1 that multiplies γ · x + β has this
@@ -80,15 +75,10 @@ class GateTaylor(Criterion):
         every_n_steps: Look at the gradients of every n-th optimizer step only.
 
     Raises:
-        ValueError: If ``every_n_steps`` is not a whole number of at least 1.
+        ValueError: If ``every_n_steps`` is not an integer of at least 1.
     """
 
-    every_n_steps: int = 1
-
     scores_channels = True
-
-    def __post_init__(self) -> None:
-        check_every(self, self.every_n_steps)
 
     def statistics(self) -> Statistics:
         """The squared derivative by the gate of every channel."""
@@ -163,9 +153,7 @@ class Movement(Criterion):
     scores_weights = True
 
     def __post_init__(self) -> None:
-        value = self.penalty
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or not isfinite(value):
-            raise ValueError(f"Movement penalty={value!r} must be a finite number, 0 or more")
+        check_number(self, "penalty", self.penalty, minimum=0)
 
     def statistics(self) -> Statistics:
         """−w · g of every weight, less what the penalty takes."""

@@ -20,6 +20,7 @@ from lightning_prune.criteria.criterion import (
 from lightning_prune.criteria.gradients import check_trained
 from lightning_prune.criteria.statistics.initial_weights import InitialWeights
 from lightning_prune.criteria.statistics.statistics import Statistics
+from lightning_prune.network.argument_checks import check_flag
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,7 @@ class MagnitudeIncrease(Criterion):
     scores_weights = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.distance, bool):
-            raise ValueError(f"MagnitudeIncrease distance={self.distance!r} must be True or False")
+        check_flag(self, "distance", self.distance)
 
     def statistics(self) -> Statistics:
         """The weights of the beginning."""

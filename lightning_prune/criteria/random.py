@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_prune.coupling.groups import Group
 from lightning_prune.criteria.criterion import Criterion, Scoring
+from lightning_prune.network.argument_checks import check_integer
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Random(Criterion):
         seed: Draws depend on it, on the event and on the name of the group, parameter or block, and on nothing else.
 
     Raises:
-        ValueError: If ``seed`` is not a whole number.
+        ValueError: If ``seed`` is not an integer.
     """
 
     seed: int = 0
@@ -33,8 +34,7 @@ class Random(Criterion):
     scores_blocks = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ValueError(f"Random seed={self.seed!r} must be a whole number")
+        check_integer(self, "seed", self.seed)
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
         """One draw for each unit."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.criteria.criterion import Criterion, Scoring
+from lightning_prune.network.argument_checks import check_choice, check_integer
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,8 @@ class Sensitivity(Criterion):
     def __post_init__(self) -> None:
         if self.monitor is not None and not (isinstance(self.monitor, str) and self.monitor):
             raise ValueError(f"Sensitivity monitor={self.monitor!r} must be the name of a metric, such as 'val_acc'")
-        if self.mode not in ("max", "min"):
-            raise ValueError(f"Sensitivity mode={self.mode!r} is not known; use 'max' or 'min'")
-        if isinstance(self.batches, bool) or not isinstance(self.batches, int) or self.batches < 1:
-            raise ValueError(f"Sensitivity batches={self.batches!r} must be a whole number of at least 1")
+        check_choice(self, "mode", self.mode, ("max", "min"))
+        check_integer(self, "batches", self.batches, minimum=1)
 
     def score_blocks(self, names: Sequence[str], scoring: Scoring) -> Tensor:
         """The loss without the block minus that with all; a block without which there is no finite loss goes last."""

@@ -20,6 +20,7 @@ from lightning_prune.criteria.criterion import (
     parameters_of,
     sums_of_units,
 )
+from lightning_prune.network.argument_checks import check_integer
 from lightning_prune.network.copies import copy_of
 from lightning_prune.network.example_input import Example
 
@@ -39,7 +40,7 @@ class SynFlow(Criterion):
         rounds: Parts in which the weights of one event are masked; 100 in the paper.
 
     Raises:
-        ValueError: If ``rounds`` is not a whole number of at least 1.
+        ValueError: If ``rounds`` is not an integer of at least 1.
     """
 
     rounds: int = 100
@@ -48,8 +49,7 @@ class SynFlow(Criterion):
     scores_weights = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
-            raise ValueError(f"SynFlow rounds={self.rounds!r} must be a whole number of at least 1")
+        check_integer(self, "rounds", self.rounds, minimum=1)
 
     def check(self, group: Group, scoring: Scoring) -> None:
         """The shape of the inputs must be known."""

@@ -10,20 +10,19 @@ from torch import Tensor
 from lightning_prune.coupling.groups import Group
 from lightning_prune.criteria.criterion import (
     CannotScoreError,
-    Criterion,
+    SampledCriterion,
     Scoring,
-    check_every,
     combine,
     gather_units,
     gathered,
 )
 from lightning_prune.criteria.statistics.activation_gradient import ActivationGradient
 from lightning_prune.criteria.statistics.statistics import Statistics
-from lightning_prune.network.layer_outputs import projects_in_one
+from lightning_prune.network.layer_outputs import has_packed_projection
 
 
 @dataclass(frozen=True)
-class Taylor(Criterion):
+class Taylor(SampledCriterion):
     """How much the loss would change if a feature map were zero: |mean over space of activation × gradient|.
 
     Molchanov et al. 2016, 'Pruning convolutional neural networks for resource efficient inference', eq. 8: the mean
@@ -39,15 +38,10 @@ class Taylor(Criterion):
             until the backward pass.
 
     Raises:
-        ValueError: If ``every_n_steps`` is not a whole number of at least 1.
+        ValueError: If ``every_n_steps`` is not an integer of at least 1.
     """
 
-    every_n_steps: int = 1
-
     scores_channels = True
-
-    def __post_init__(self) -> None:
-        check_every(self, self.every_n_steps)
 
     def statistics(self) -> Statistics:
         """Activation × gradient of every group's layers."""
@@ -60,7 +54,7 @@ class Taylor(Criterion):
                 "no layer output shows these channels, so Taylor cannot see them; WeightTaylor() can rank them"
             )
         for name in {activation.module for activation in group.activations} - scoring.statistics.keys():
-            if scoring.statistics and projects_in_one(scoring.module.get_submodule(name)):
+            if scoring.statistics and has_packed_projection(scoring.module.get_submodule(name)):
                 raise CannotScoreError(f"no gradient shows the projections inside {name!r}: is it frozen or compiled?")
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:

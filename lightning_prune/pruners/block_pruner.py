@@ -15,7 +15,7 @@ from lightning_prune.budgets.spaces.block_space import BlockSpace
 from lightning_prune.budgets.spaces.dense_reference import DenseReference
 from lightning_prune.criteria.criterion import Criterion
 from lightning_prune.criteria.statistics.block_changes import BlockChanges
-from lightning_prune.network.example_input import Example, collecting_later
+from lightning_prune.network.example_input import Example, without_garbage_collection
 from lightning_prune.network.names import is_inside
 from lightning_prune.network.size import Size, nonzero_in
 from lightning_prune.network.tensors import named_tensors
@@ -72,7 +72,7 @@ class BlockPruner(Pruner):
         if isinstance(self.statistics, BlockChanges):
             self.statistics.attach(model, blocks=names)
 
-    @collecting_later()
+    @without_garbage_collection()
     def candidates(self, model: nn.Module, example: Example | None) -> tuple[list[str], dict[str, str]]:
         """Names of the blocks that can go, and why others stay."""
         removable = self._find(model, example)
@@ -107,7 +107,7 @@ class BlockPruner(Pruner):
                 losses[name] = loss().detach().double().cpu()
         return losses
 
-    @collecting_later()
+    @without_garbage_collection()
     def plan(
         self,
         model: nn.Module,

@@ -18,12 +18,12 @@ from lightning_prune.budgets.spaces.dense_reference import DenseReference
 from lightning_prune.budgets.spaces.latency_table import Conditions
 from lightning_prune.budgets.spaces.ranking import isomorphism_classes
 from lightning_prune.budgets.threshold import Threshold
-from lightning_prune.coupling.analysis import analyse
+from lightning_prune.coupling.analysis import find_coupling
 from lightning_prune.coupling.groups import Coupling, Group
 from lightning_prune.coupling.tracing.trace import UNUSED
 from lightning_prune.criteria.criterion import Criterion, Scoring
 from lightning_prune.granularity import Channels
-from lightning_prune.network.example_input import Example, collecting_later
+from lightning_prune.network.example_input import Example, without_garbage_collection
 from lightning_prune.network.size import Size
 from lightning_prune.pruners.pruner import Pruner, check_finite
 from lightning_prune.pruners.user_warnings import give_notice, unscored, warn_of_unscored
@@ -31,11 +31,11 @@ from lightning_prune.pruners.width_trials import BreaksError, Choice, Trials, si
 from lightning_prune.scope import Scope
 from lightning_prune.surgery.apply import apply_plan
 from lightning_prune.surgery.averaged_copies import following_averages, with_averages
-from lightning_prune.surgery.dry_run import ANOTHER_WAY
+from lightning_prune.surgery.dry_run import OTHER_CODE_PATH
 from lightning_prune.surgery.preview import state_after
-from lightning_prune.surgery.removal import plan_removal, rescaled
+from lightning_prune.surgery.removal import compensate_scalars, plan_removal
 from lightning_prune.surgery.report import Report
-from lightning_prune.surgery.weight_norms import not_made_up_for, with_lengths
+from lightning_prune.surgery.weight_norms import rescale_weight_norms, spectral_norm_groups
 
 
 class ChannelPruner(Pruner):
@@ -73,7 +73,7 @@ class ChannelPruner(Pruner):
         self._scoped: tuple[Coupling, dict[str, Group], dict[str, str]] | None = None
         self._trials = Trials()
 
-    @collecting_later()
+    @without_garbage_collection()
     def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
         """Analyse the network, try the final widths on a copy, and hook what has to be observed."""
         scoring = self.scoring(model, example)
@@ -110,10 +110,10 @@ class ChannelPruner(Pruner):
             )
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         if self._coupling is None or self._coupling.shapes != shapes:
-            self._coupling = following_averages(analyse(model, example, self.granularity.attention), model)
+            self._coupling = following_averages(find_coupling(model, example, self.granularity.attention), model)
         return self._coupling
 
-    @collecting_later()
+    @without_garbage_collection()
     def plan(
         self,
         model: nn.Module,
@@ -143,11 +143,11 @@ class ChannelPruner(Pruner):
         trial = choice.trial
         pruned = [name for name, units in choice.removed.items() if units.any()]
         removal = plan_removal(choice.removed, coupling)
-        plan, inexact = rescaled(removal, pruned, coupling, trial.scalars, trial.constants)
+        plan, inexact = compensate_scalars(removal, pruned, coupling, trial.scalars, trial.constants)
         if trial.apart:
-            inexact = {**dict.fromkeys(pruned, ANOTHER_WAY), **inexact}
-        inexact = {**not_made_up_for(model, pruned, coupling), **inexact}
-        plan = with_lengths(with_averages(plan, model), model)
+            inexact = {**dict.fromkeys(pruned, OTHER_CODE_PATH), **inexact}
+        inexact = {**spectral_norm_groups(model, pruned, coupling), **inexact}
+        plan = rescale_weight_norms(with_averages(plan, model), model)
         before, after = sizes(model, coupling, plan, choice.removed)
         return Report(
             plan=plan,

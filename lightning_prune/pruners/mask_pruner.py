@@ -18,7 +18,7 @@ from lightning_prune.criteria.criterion import CannotScoreError, Criterion, Scor
 from lightning_prune.masks.enforcer import MaskEnforcer
 from lightning_prune.masks.select import lowest_masks, pack, unpack
 from lightning_prune.network.example_input import Example
-from lightning_prune.network.sharded import reshard, whole
+from lightning_prune.network.sharded import full_tensor, reshard
 from lightning_prune.network.size import measure, nonzero_in
 from lightning_prune.pruners.pruner import Pruner, check_finite
 from lightning_prune.scope import Scope
@@ -198,5 +198,5 @@ def _hidden(mask: Tensor) -> int:
 
 def _nonzero_under(masks: Mapping[str, Tensor], model: nn.Module) -> int:
     """How many parameters are not zero once the masks are applied; one tensor at a time, and in bools."""
-    parameters = ((name, whole(parameter.detach())) for name, parameter in model.named_parameters())
+    parameters = ((name, full_tensor(parameter.detach())) for name, parameter in model.named_parameters())
     return nonzero_in(p.logical_and(masks[name].to(p.device)) if name in masks else p for name, p in parameters)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from lightning_prune.budgets.budget import Budget
 from lightning_prune.criteria.criterion import Criterion, Scoring
 from lightning_prune.network.example_input import Example
-from lightning_prune.network.sharded import Whole, is_sharded
+from lightning_prune.network.sharded import FullTensors, is_sharded
 from lightning_prune.network.size import Size
 from lightning_prune.network.tensors import named_tensors
 from lightning_prune.scope import Scope
@@ -106,7 +106,7 @@ class Pruner(ABC):
         if statistics is None:
             statistics = {} if self.statistics is None else self.statistics.totals
         tensors = dict(named_tensors(model))
-        return Scoring(model, Whole(tensors) if is_sharded(model) else tensors, statistics, self.event, example)
+        return Scoring(model, FullTensors(tensors) if is_sharded(model) else tensors, statistics, self.event, example)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, dicts and tensors."""

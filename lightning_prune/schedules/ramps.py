@@ -6,6 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from math import ceil, cos, exp, floor, pi, pow
 
+from lightning_prune.network.argument_checks import check_number
 from lightning_prune.schedules.schedule import ROUNDING, Schedule, Unit
 
 
@@ -19,7 +20,7 @@ class Ramp(Schedule):
     unit: Unit = "epoch"
 
     def __post_init__(self) -> None:
-        self._check_numbers("start", "end", "every")
+        self._check_numbers("start", "end")
         if self.end <= self.start:
             raise ValueError(f"{type(self).__name__} end={self.end} must lie after start={self.start}")
         self._check_positive("every")
@@ -129,12 +130,7 @@ class Exponential(Ramp):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_numbers("left")
-        if not 0 < self.left < 1:
-            raise ValueError(
-                f"Exponential left={self.left} must lie between 0 and 1; it is what the budget leaves, 0.1 for "
-                "Sparsity(0.9)"
-            )
+        check_number(self, "left", self.left, above=0, below=1, hint="such as 0.1 for Sparsity(0.9)")
 
     def _shape(self, progress: float) -> float:
         return (1 - pow(self.left, progress)) / (1 - self.left)

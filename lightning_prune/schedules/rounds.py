@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import floor
 
+from lightning_prune.network.argument_checks import check_integer
 from lightning_prune.schedules.schedule import ROUNDING, Schedule, Unit
 
 
@@ -31,8 +32,7 @@ class Rounds(Schedule):
     def __post_init__(self) -> None:
         self._check_numbers("start")
         self._check_positive("every")
-        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:
-            raise ValueError(f"Rounds count={self.count!r} must be a whole number of at least 1")
+        check_integer(self, "count", self.count, minimum=1)
         self._check()
 
     def fraction(self, time: float) -> float:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from math import isfinite
-from numbers import Real
-from typing import Any, Literal
+from typing import Literal, get_args
+
+from lightning_prune.network.argument_checks import check_choice, check_number
 
 Unit = Literal["epoch", "step", "share"]
 
@@ -37,24 +37,16 @@ class Schedule(ABC):
         """Number of events, None where it depends on the training."""
         return None
 
-    def _check_number(self, argument: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
-            raise ValueError(f"{type(self).__name__} {argument}={value!r} must be a finite number, such as 5 or 0.5")
-
     def _check_numbers(self, *arguments: str) -> None:
         for argument in arguments:
-            self._check_number(argument, getattr(self, argument))
+            check_number(self, argument, getattr(self, argument), hint="such as 5 or 0.5")
 
-    def _check_positive(self, *arguments: str) -> None:
-        self._check_numbers(*arguments)
-        for argument in arguments:
-            if getattr(self, argument) <= 0:
-                raise ValueError(f"{type(self).__name__} {argument}={getattr(self, argument)} must be positive")
+    def _check_positive(self, argument: str) -> None:
+        check_number(self, argument, getattr(self, argument), above=0)
 
     def _check(self) -> None:
         name = type(self).__name__
-        if self.unit not in ("epoch", "step", "share"):
-            raise ValueError(f"{name} unit={self.unit!r} is not known; use 'epoch', 'step' or 'share'")
+        check_choice(self, "unit", self.unit, get_args(Unit))
         if self.start < 0:
             raise ValueError(f"{name} start={self.start} is negative; 0 is the beginning of the training")
         if self.unit == "share" and self.last > 1 + ROUNDING:

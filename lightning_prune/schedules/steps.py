@@ -6,6 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
 
+from lightning_prune.network.argument_checks import check_number
 from lightning_prune.schedules.schedule import ROUNDING, Schedule, Unit
 
 
@@ -47,7 +48,7 @@ class Steps(Schedule):
         if not isinstance(values, (list, tuple)) or not values:
             raise ValueError(f"Steps {argument}={values!r} must be a list of at least one number, such as {example}")
         for index, value in enumerate(values):
-            self._check_number(f"{argument}[{index}]", value)
+            check_number(self, f"{argument}[{index}]", value, hint="such as 5 or 0.5")
         for index, (before, after) in enumerate(pairwise(values), start=1):
             if after <= before:
                 raise ValueError(

@@ -7,6 +7,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 
+from lightning_prune.network.argument_checks import check_integer
 from lightning_prune.tasks.split_data import SplitData
 from lightning_prune.tasks.splits import three_way_split
 
@@ -49,8 +50,7 @@ class Caltech101Data(SplitData):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        if image_size < 1:
-            raise ValueError(f"Caltech101Data needs image_size of at least 1, got {image_size}.")
+        check_integer(self, "image_size", image_size, minimum=1)
         self.check_fractions(val_fraction, test_fraction)
         self.root = root
         self.download = download

@@ -6,6 +6,7 @@ from typing import Any
 from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 
+from lightning_prune.network.argument_checks import check_integer
 from lightning_prune.tasks.split_data import SplitData
 from lightning_prune.tasks.splits import stratified_split
 
@@ -45,8 +46,7 @@ class ImageFolderData(SplitData):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        if image_size < 1:
-            raise ValueError(f"ImageFolderData needs image_size of at least 1, got {image_size}.")
+        check_integer(self, "image_size", image_size, minimum=1)
         self.check_fraction(val_fraction)
         self.root = root
         self.image_size = image_size

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.network.argument_checks import check_integer
+
 
 class SmallResNet(nn.Module):
     """The CIFAR-style residual network of He et al. (2016), section 4.2, with projection shortcuts.
@@ -37,8 +39,7 @@ class SmallResNet(nn.Module):
         super().__init__()
         arguments = {"num_classes": num_classes, "in_channels": in_channels, "width": width, "blocks": blocks}
         for name, value in arguments.items():
-            if value < 1:
-                raise ValueError(f"SmallResNet needs {name} of at least 1, got {value}.")
+            check_integer(self, name, value, minimum=1)
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()

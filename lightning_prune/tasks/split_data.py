@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_prune.network.argument_checks import check_number
 from lightning_prune.tasks.splits import evaluation_loader, train_loader
 
 _Images = TypeVar("_Images", bound=Dataset)
@@ -29,8 +30,7 @@ class SplitData(LightningDataModule, ABC):
 
     def check_fraction(self, val_fraction: float) -> None:
         """Raise an error if the training images cannot be split by this fraction."""
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"{type(self).__name__} needs val_fraction between 0 and 1, got {val_fraction}.")
+        check_number(self, "val_fraction", val_fraction, above=0, below=1)
 
     def check_fractions(self, val_fraction: float, test_fraction: float) -> None:
         """Raise an error if a three-way split by these fractions is impossible."""

@@ -146,7 +146,7 @@ def test_what_is_kept_fits(space: ChannelSpace, budget: Budget, fraction: float)
     for name, units in kept.items():
         group = space.coupling.groups[name]
         width, now = units * group.channels_per_unit, space.now[name] * group.channels_per_unit
-        assert min(space.now[name], group.least) <= space.floor[name] <= units <= space.now[name]
+        assert min(space.now[name], group.min_units) <= space.floor[name] <= units <= space.now[name]
         assert units == space.now[name] or (width % space.round_to == 0 and width >= space.min_width)
         assert width >= min(now, space.min_width)
     for bundle in space.coupling.bundles:
@@ -180,7 +180,7 @@ def test_two_events_arrive_where_one_does_with_bundles(space: ChannelSpace, budg
     coupling = by_hand(
         first, tuple(bundle.quantum for bundle in space.coupling.bundles),
         {name: group.channels_per_unit for name, group in space.coupling.groups.items()},
-        {name: group.least for name, group in space.coupling.groups.items()},
+        {name: group.min_units for name, group in space.coupling.groups.items()},
     )  # fmt: skip
     left = {name: space.scores[name][~gone[name]] for name in first}
     assert budget.keep_units(ChannelSpace(coupling, left, space.dense, 1, 1, space.ranking), 1.0) == once

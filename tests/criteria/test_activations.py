@@ -110,5 +110,5 @@ def test_what_was_not_seen_is_named(criterion: Criterion) -> None:
 
 @BOTH
 def test_every_n_steps_is_checked(criterion: Criterion) -> None:
-    with pytest.raises(ValueError, match=r"every_n_steps=0 must be a whole number of at least 1$"):
+    with pytest.raises(ValueError, match=r"every_n_steps=0 must be an integer of at least 1$"):
         replace(criterion, every_n_steps=0)  # type: ignore[type-var]

@@ -141,5 +141,5 @@ def test_other_seeds_make_other_signs() -> None:
 
 
 def test_every_n_steps_is_checked() -> None:
-    with pytest.raises(ValueError, match=r"^Hessian every_n_steps=0 must be a whole number of at least 1$"):
+    with pytest.raises(ValueError, match=r"^Hessian every_n_steps=0 must be an integer of at least 1$"):
         Hessian(every_n_steps=0)

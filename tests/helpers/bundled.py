@@ -23,7 +23,7 @@ def by_hand(
     for name, units in sizes.items():
         wide = (channels or {}).get(name, 1)
         index = torch.arange(units * wide).reshape(units, wide)
-        groups[name] = Group(name, (Member(name, 0, index, False),), (), least=(least or {}).get(name, 1))
+        groups[name] = Group(name, (Member(name, 0, index, False),), (), min_units=(least or {}).get(name, 1))
         dims[name] = (LinearDim(units * wide, {name: wide}), LinearDim(3, {}))
         total[name] = wide
     width = LinearDim(sum(group.size * total[name] for name, group in groups.items()), total)

@@ -9,7 +9,7 @@ from lightning_prune.budgets import Budget, Count, MACs, Params, Ratio, Sparsity
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.dense_reference import DenseReference
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
-from lightning_prune.coupling import Coupling, analyse
+from lightning_prune.coupling import Coupling, find_coupling
 from lightning_prune.network.example_input import Example
 
 A, B = "0.weight", "2.weight"
@@ -21,7 +21,7 @@ def chain(a: int, b: int) -> Coupling:
     """3 inputs, a and b hidden units, 2 outputs: 4a + ab + 3b + 2 parameters, 3a + ab + 2b MACs."""
     if (a, b) not in _couplings:
         net = nn.Sequential(nn.Linear(3, a), nn.ReLU(), nn.Linear(a, b), nn.ReLU(), nn.Linear(b, 2))
-        _couplings[a, b] = analyse(net, Example.of(torch.zeros(2, 3)))
+        _couplings[a, b] = find_coupling(net, Example.of(torch.zeros(2, 3)))
     return _couplings[a, b]
 
 

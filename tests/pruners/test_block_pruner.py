@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_prune import Blocks, Channels, Plan, Report, Scope, Weights, load_pruned, prune_once
 from lightning_prune.budgets import ERK, Budget, BudgetError, Count, MACs, Params, Ratio, Sparsity
-from lightning_prune.checkpoint.as_built import dense_of
+from lightning_prune.checkpoint.as_built import as_built_of
 from lightning_prune.checkpoint.inspection import inspect_file, show
 from lightning_prune.checkpoint.manifest import (
     is_pruned,
@@ -530,9 +530,9 @@ def test_what_was_removed_takes_no_memory() -> None:
     track_shapes(model)
     prune(model, Count(4))
     assert sum(p.numel() for p in model.parameters()) == 39
-    dense = dense_of(model)
-    assert dense is not None
-    held = [tensor for template in dense.modules.values() for tensor in template.state_dict().values()]
+    as_built = as_built_of(model)
+    assert as_built is not None
+    held = [tensor for template in as_built.modules.values() for tensor in template.state_dict().values()]
     assert len(held) == 4 * 9
     assert all(tensor.is_meta for tensor in held)
 

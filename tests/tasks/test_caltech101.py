@@ -143,5 +143,5 @@ def test_fractions_that_leave_nothing_are_refused(fractions: tuple[float, float]
 
 
 def test_image_size_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="Caltech101Data needs image_size of at least 1, got 0"):
+    with pytest.raises(ValueError, match="Caltech101Data image_size=0 must be an integer of at least 1"):
         Caltech101Data(image_size=0)

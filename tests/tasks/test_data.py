@@ -168,7 +168,7 @@ def test_only_prepare_data_downloads(kind: Any, name: str, tmp_path: Path, monke
 )
 @pytest.mark.parametrize("fraction", [0, 1])
 def test_validation_fractions_outside_are_refused(kind: Any, arguments: Any, fraction: float) -> None:
-    with pytest.raises(ValueError, match=f"val_fraction between 0 and 1, got {fraction}"):
+    with pytest.raises(ValueError, match=f"val_fraction={fraction} " r"must be a number in \(0, 1\)"):
         kind(val_fraction=fraction, **arguments)
 
 
@@ -280,7 +280,7 @@ def test_splits_with_other_classes_are_refused(tmp_path: Path) -> None:
 
 
 def test_image_size_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="image_size of at least 1, got 0"):
+    with pytest.raises(ValueError, match="image_size=0 must be an integer of at least 1"):
         ImageFolderData("images", image_size=0)
 
 

@@ -220,8 +220,8 @@ class ChannelSpace:
         group, candidate = self.coupling.groups[name], self.candidates[self._number[name]]
         if candidate.now == 1:
             return "only its last units are left"
-        if self.now[name] <= group.least:
-            return f"with fewer than {group.least} units a grouped convolution would become depthwise"
+        if self.now[name] <= group.min_units:
+            return f"with fewer than {group.min_units} units a grouped convolution would become depthwise"
         limits = " and ".join(f"{name}={value}" for name, value in self.limits.items())
         if candidate.bundled:
             return f"{limits}: not all groups that shrink together have a smaller width that fits"

@@ -19,6 +19,7 @@ from lightning_prune.callbacks.trainer.lightning_packages import Misconfiguratio
 from lightning_prune.criteria.criterion import Criterion
 from lightning_prune.criteria.sensitivity import Sensitivity
 from lightning_prune.network.copies import copy_of
+from lightning_prune.network.eager import running_eagerly
 from lightning_prune.network.example_input import Example
 from lightning_prune.pruners.block_pruner import BlockPruner
 
@@ -68,7 +69,7 @@ def _evaluation(
     trainer: pl.Trainer, pl_module: pl.LightningModule, criterion: Sensitivity
 ) -> Iterator[tuple[Any, Callable[[], Tensor]]]:
     """A copy of the module, and what is to be small of it."""
-    with isolate_rng(), torch.compiler.set_stance("force_eager"), torch.no_grad():
+    with isolate_rng(), running_eagerly(), torch.no_grad():
         batches = _batches(trainer, pl_module, criterion)
         twin: Any = copy_of(pl_module)
         twin.trainer = trainer

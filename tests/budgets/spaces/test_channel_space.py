@@ -10,7 +10,7 @@ from torch import nn
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.dense_reference import DenseReference
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
-from lightning_prune.coupling import Coupling, Group, Member, Passes, analyse
+from lightning_prune.coupling import Coupling, Group, Member, Passes, find_coupling
 from lightning_prune.network.example_input import Example
 
 SCORES = {
@@ -22,7 +22,7 @@ SCORES = {
 def chain(a: int, b: int) -> Coupling:
     """3 inputs, a and b hidden units, 2 outputs: 4a + ab + 3b + 2 parameters, 3a + ab + 2b MACs."""
     net = nn.Sequential(nn.Linear(3, a), nn.ReLU(), nn.Linear(a, b), nn.ReLU(), nn.Linear(b, 2))
-    return analyse(net, Example.of(torch.zeros(2, 3)))
+    return find_coupling(net, Example.of(torch.zeros(2, 3)))
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_ties_go_to_the_first_group_and_unit() -> None:
 
 def one_group(units: int, channels_per_unit: int, round_to: int, least: int = 1) -> ChannelSpace:
     index = torch.arange(units * channels_per_unit).reshape(units, channels_per_unit)
-    group = Group("w", (Member("w", 0, index, False),), (), least=least)
+    group = Group("w", (Member("w", 0, index, False),), (), min_units=least)
     coupling = Coupling({"w": group}, {}, {}, {}, (), on_meta=False, passes=Passes())
     return ChannelSpace(coupling, {"w": torch.arange(float(units))}, DenseReference(0, 0, {"w": units}), round_to)
 
