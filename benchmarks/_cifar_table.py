@@ -70,7 +70,7 @@ def remarks(rows: Rows, table: str) -> list[str]:
         found.append(
             f"Movement is at chance level with {where}: sums of so few steps from a converged network are noise. It is "
             "meant for fine-tuning pretrained networks on another task, see "
-            "[Movement pruning](../docs/methods.md#movement-pruning)."
+            "[Movement pruning](../docs/pages/reference/methods.md#movement-pruning)."
         )
     return found
 
