@@ -18,7 +18,7 @@ from lightning_prune.criteria import CRITERIA
 from lightning_prune.methods import METHODS, Method
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "pages" / "reference" / "methods.md").read_text(encoding="utf-8")
 MEASURED = ROOT / "benchmarks" / "results" / "criteria.json"
 CONTROLS = [
     "dense", "dense, trained on", "dense, nine blocks", "dense, transformer", "dense, transformer, trained on",
@@ -193,11 +193,11 @@ def test_figures_by_hand() -> None:
     )
     assert fill(page, ROWS) == (
         "a\n<!-- criteria:LAMP -->\n"
-        "| validation accuracy, % | weights, 60 % gone | weights, 90 % gone | channels, 50 % gone |\n"
+        "| validation accuracy, % | weights, 60 % removed | weights, 90 % removed | channels, 50 % removed |\n"
         "|---|---|---|---|\n"
         "| LAMP | 97.0 ± 1.4 | 90.0 | 75.0 |\n| Random | 50.0 |  |  |\n<!-- /criteria -->\nb\n"
         "<!-- criteria:dense; Random -->\n"
-        "| validation accuracy, % | nothing gone | weights, 60 % gone | channels, 70 % gone |\n|---|---|---|---|\n"
+        "| validation accuracy, % | dense | weights, 60 % removed | channels, 70 % removed |\n|---|---|---|---|\n"
         "| dense | 99.0 |  |  |\n| Random |  | 50.0 | 25.0 |\n<!-- /criteria -->\n"
     )
 

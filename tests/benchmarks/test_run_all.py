@@ -191,9 +191,9 @@ def test_criteria_by_hand() -> None:
         {"method": "Taylor", "granularity": "channels", "share": 0.5, "accuracy": 0.6},
     ]
     text = criteria_page({**ABOUT, "rows": [row | {"seed": 0} for row in rows]})
-    assert text.startswith("dense 90.0\n\n| validation accuracy, % | weights, 50 % gone |\n")
+    assert text.startswith("dense 90.0\n\n| validation accuracy, % | weights, 50 % removed |\n")
     assert "\n| Magnitude | 80.0 |\n| Random | 70.0 |\n\n" in text
-    assert "| channels, 50 % gone |\n|---|---|\n| Taylor | 60.0 |\n\n1 seed(s). 2026-01-02" in text
+    assert "| channels, 50 % removed |\n|---|---|\n| Taylor | 60.0 |\n\n1 seed(s). 2026-01-02" in text
 
 
 # ---- who is ahead
