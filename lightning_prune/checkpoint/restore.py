@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.network.copies import copy_of
-from lightning_prune.network.layer_attributes import sync_attributes, sync_changed
+from lightning_prune.network.layer_attributes import sync_attributes, sync_changed_layers
 from lightning_prune.network.tensors import named_modules, named_tensors
 from lightning_prune.surgery.apply import replace_data
 
@@ -23,7 +23,7 @@ def set_shapes(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
             tensor.grad = None
             replace_data(tensor, torch.zeros(shape, dtype=tensor.dtype, device=tensor.device))
             changed.add(id(tensor))
-    sync_changed(module, changed)
+    sync_changed_layers(module, changed)
 
 
 def set_saved_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:

@@ -54,7 +54,7 @@ class NMPruner(MaskPruner):
     def _check(self, space: WeightSpace, events: int | None) -> None:
         """Every block can lose what it has to."""
 
-    def _choose(self, model: nn.Module, space: WeightSpace, scoring: Scoring, fraction: float) -> Mapping[str, Tensor]:
+    def _choose(self, space: WeightSpace, scoring: Scoring, budget: Budget, fraction: float) -> Mapping[str, Tensor]:
         keep = kept_in_block(self._n, self._m, fraction)
         return {
             name: nm_mask(space.scores[name], self.masks.get(name), self._m, keep, self._dims[name])

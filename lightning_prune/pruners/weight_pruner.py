@@ -10,11 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.budgets.budget import Budget, BudgetError
-from lightning_prune.budgets.combined import All
-from lightning_prune.budgets.compressed_size import FileSize
-from lightning_prune.budgets.count import Count
 from lightning_prune.budgets.spaces.weight_space import Chooser, Counts, WeightSpace
-from lightning_prune.budgets.threshold import Threshold
 from lightning_prune.criteria.criterion import Criterion, Scoring
 from lightning_prune.masks.n_of_m import weight_layouts
 from lightning_prune.masks.select import lowest_masks
@@ -65,7 +61,7 @@ class WeightPruner(MaskPruner):
 
     def _check(self, space: WeightSpace, events: int | None) -> None:
         self.budget.check_weights(space, events)
-        if self._block is None or isinstance(self.budget, (All, FileSize, Threshold)):
+        if self._block is None or self.budget.needs_scores:
             return
         blocks = {name: weights_per_block(shape, self._sides[name]) for name, shape in space.shapes.items()}
         most = {name: size - blocks[name] for name, size in space.sizes.items()}
@@ -80,14 +76,11 @@ class WeightPruner(MaskPruner):
                 f"{self.budget} cannot be met in blocks of {self._block}: one stays in every layer, so that at most "
                 f"{limits[short] / size:.4f}{where} can go. Use smaller blocks or ask for less"
             )
-        if isinstance(self.budget, Count) and self.budget.count < max(blocks.values()):
-            raise BudgetError(
-                f"{self.budget} masks nothing: a block has up to {max(blocks.values())} weights. Use a larger count"
-            )
+        self.budget.check_block_size(max(blocks.values()))
 
-    def _choose(self, model: nn.Module, space: WeightSpace, scoring: Scoring, fraction: float) -> Mapping[str, Tensor]:
+    def _choose(self, space: WeightSpace, scoring: Scoring, budget: Budget, fraction: float) -> Mapping[str, Tensor]:
         masks: Mapping[str, Tensor] = self.masks
-        for counts in _parts(space, self.budget.mask_weights(space, fraction), self.criterion.rounds):
+        for counts in _parts(space, budget.mask_weights(space, fraction), self.criterion.rounds):
             seen = scoring if masks is self.masks else _masked(scoring, masks)
             masks = space.choose(ScoresOnDemand(self.criterion, seen, list(space.sizes)), masks, counts)
         return masks

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
-from lightning_prune.network.layer_attributes import sync_changed
+from lightning_prune.network.layer_attributes import sync_changed_layers
 from lightning_prune.network.tensors import named_tensors, tensors_in
 from lightning_prune.surgery.passthrough import identity_for, is_identity
 from lightning_prune.surgery.plan import Plan, select
@@ -45,7 +45,7 @@ def apply_plan(module: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = 
             tensors[name].data.mul_(factors.to(tensors[name]).view(shape))
     set_attributes(module, plan.attributes)
     changed = {id(tensors[name]) for name in plan.keep}
-    sync_changed(module, changed)
+    sync_changed_layers(module, changed)
     if plan.removed_modules:
         before = list(module.parameters())
         remove_modules(module, plan.removed_modules)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_prune.masks.enforcer import MaskEnforcer
-from lightning_prune.network.sharded import whole
+from lightning_prune.network.sharded import full_tensor
 from lightning_prune.surgery.averaged_copies import with_averages
 from lightning_prune.surgery.plan import Plan, select
 
@@ -23,7 +23,7 @@ def state_after(module: nn.Module, plan: Plan) -> dict[str, Any]:
             continue
         place = (value.data_ptr(), value.shape, value.stride()) if value.numel() else (name,)
         if place not in done:  # shared tensors are saved once, and planned for by their first names
-            after = select(whole(value), plan.keep.get(name, {}))
+            after = select(full_tensor(value), plan.keep.get(name, {}))
             done[place] = masked_copy(after, plan.masks[name]) if name in plan.masks else after
         state[name] = done[place]
     return state

@@ -164,9 +164,10 @@ class OldLit(LightningModule):
         net: The name of the network.
         average: Whether the module keeps an averaged copy of it.
         least: Below this number of parameters the validation logs 0 as `score`, else 1.
+        low: An epoch in which it logs 0 in any case.
     """
 
-    def __init__(self, net: str, average: bool = False, least: int = 0) -> None:
+    def __init__(self, net: str, average: bool = False, least: int = 0, low: int | None = None) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.net = NETS[net]()
@@ -187,7 +188,7 @@ class OldLit(LightningModule):
         self(batch[0])
 
     def on_validation_epoch_end(self) -> None:
-        self.log("score", float(size(self.net) >= self.hparams.least))
+        self.log("score", float(size(self.net) >= self.hparams.least and self.current_epoch != self.hparams.low))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.net.parameters(), 0.02, momentum=0.9)
@@ -220,6 +221,14 @@ class Run:
         return OldLit(self.net, **self.settings)
 
 
+FIFTEEN = 15 * 32 + 15 + 15 * 3 + 3  # parameters of a perceptron with as many hidden units
+
+
+def paused() -> list[Callback]:
+    """The second event is held back for an epoch, and the third comes an epoch later than the schedule says."""
+    return [IterativePruning(Rounds(1, 2, 3), Ratio(0.5)), AccuracyGuard("score", 0.1, on_drop="pause")]
+
+
 def guarded() -> list[Callback]:
     """Twenty units become 16, then 12, which costs too much: 16 again, 14, 16 again, 15, and so on."""
     return [IterativePruning(Rounds(1, 1, 3), Ratio(12 / 20)), AccuracyGuard("score", 0.1, on_drop="rollback", retry=2)]
@@ -232,7 +241,9 @@ RUNS: dict[str, Run] = {
     ),
     "n_of_m": Run("convolutions", lambda: [IterativePruning(Rounds(1, 2, 2), granularity=NM(2, 4))]),
     "blocks": Run("residual", lambda: [IterativePruning(Rounds(1, 1, 3), Count(1), BlockInfluence(), Blocks())]),
-    "rollback": Run("perceptron", guarded, epochs=7, saved=3, settings={"least": 15 * 32 + 15 + 15 * 3 + 3}),
+    "rollback": Run("perceptron", guarded, epochs=7, saved=3, settings={"least": FIFTEEN}),
+    "halved": Run("perceptron", guarded, epochs=7, saved=4, settings={"least": FIFTEEN}),
+    "paused": Run("perceptron", paused, epochs=7, saved=4, settings={"low": 2}),
     "averaged_module": Run(
         "convolutions", lambda: [IterativePruning(Rounds(1, 1, 3), Ratio(0.5))], settings={"average": True}
     ),
@@ -278,6 +289,17 @@ class Save(Callback):
             trainer.save_checkpoint(self.path)
             for folder in Path(trainer.default_root_dir).glob("accepted-*"):
                 shutil.copytree(folder, self.accepted / folder.name)
+
+
+class Events(Callback):
+    """Notes the epoch of each event, and the parameters and those that are not 0 right after it."""
+
+    def __init__(self) -> None:
+        self.found: list[list[int]] = []
+
+    def on_prune(self, trainer: Trainer, pl_module: LightningModule, plan: Any, report: Any) -> None:
+        net: Any = pl_module.net
+        self.found.append([trainer.current_epoch, size(net), nonzero(net)])
 
 
 def trainer_for(folder: Path, callbacks: list[Callback], epochs: int) -> Trainer:

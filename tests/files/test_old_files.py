@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from old_nets import NETS, RUNS, OldLit, nonzero, outputs, size, trainer_for
+from old_nets import NETS, RUNS, Events, OldLit, nonzero, outputs, size, trainer_for
 from torch import Tensor, nn
 from write import PLACE, renamed, tokens
 
@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 VERSIONS = sorted(path.parent for path in HERE.glob("*/expected.pt"))
 EXPECTED: dict[Path, dict[str, Any]] = {folder: torch.load(folder / "expected.pt") for folder in VERSIONS}
 WRITTEN = [pytest.param(folder, name, id=f"{folder.name}-{name}") for folder in VERSIONS for name in RUNS]
-SHRUNK = ("channels", "blocks", "rollback", "averaged_module", "both", "grown", "averages")
+SHRUNK = ("channels", "blocks", "rollback", "halved", "paused", "averaged_module", "both", "grown", "averages")
 
 each_version = pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
 each_run = pytest.mark.parametrize(("folder", "name"), WRITTEN)
@@ -116,8 +116,9 @@ def test_a_training_is_resumed(folder: Path, name: str, tmp_path: Path) -> None:
         shutil.copytree(folder / name, here)
     for path in (tmp_path / "files" / f"{name}.pt", *here.rglob("*.ckpt")):
         torch.save(renamed(torch.load(path, weights_only=True), PLACE, str(here)), path)
-    lit = run.module()
-    trainer_for(here, run.callbacks(), run.epochs).fit(lit, ckpt_path=str(tmp_path / "files" / f"{name}.pt"))
+    lit, events = run.module(), Events()
+    trainer_for(here, [*run.callbacks(), events], run.epochs).fit(lit, ckpt_path=str(tmp_path / "files" / f"{name}.pt"))
+    assert events.found == wanted["later_events"]
     assert (size(lit.net), nonzero(lit.net)) == (wanted["sizes"][2], wanted["nonzero"][1])
     assert_close(outputs(lit, EXPECTED[folder]["inputs"]), wanted["last_outputs"], atol=1e-4)
 
@@ -183,6 +184,29 @@ def test_a_whole_network(folder: Path) -> None:
     ]  # fmt: skip
     assert type(net[2]) is nn.Identity
     assert_close(outputs(net, tokens()), expected(folder, "whole")["outputs"])
+
+
+@each_version
+def test_whole_modules(folder: Path) -> None:
+    """A LightningModule and the network in it, after a training, and a module after ``prune_once``."""
+    wanted, inputs = expected(folder, "blocks"), EXPECTED[folder]["inputs"]
+    for name in ("whole_module", "whole_part"):
+        net = torch.load(folder / f"{name}.pt", weights_only=False)
+        assert_close(outputs(net, inputs), wanted["last_outputs"])
+    lit = torch.load(folder / "whole_channels.pt", weights_only=False)
+    assert_close(outputs(lit, inputs), expected(folder, "once")["outputs"])
+
+
+@each_version
+@pytest.mark.parametrize("name", ["whole", "whole_channels", "whole_module"])
+def test_state_dicts_of_whole_networks_still_name_what_was_removed(folder: Path, name: str, tmp_path: Path) -> None:
+    old = torch.load(folder / f"{name}.pt", weights_only=False)
+    torch.save(old.state_dict(), tmp_path / "state.pt")
+    dense = {"whole": NETS["transformer"], "whole_module": lambda: OldLit("residual")}
+    new = load_pruned(dense.get(name, lambda: OldLit("recurrent"))(), tmp_path / "state.pt")
+    inputs = tokens() if name == "whole" else EXPECTED[folder]["inputs"]
+    assert size(new) == size(old)
+    assert torch.equal(outputs(new, inputs), outputs(old, inputs))
 
 
 # --- the command line

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import yaml
-from old_nets import NETS, RUNS, OldLit, Run, Save, images, nonzero, outputs, size, trainer_for
+from old_nets import NETS, RUNS, Events, OldLit, Run, Save, images, nonzero, outputs, size, trainer_for
 from torch import Tensor, nn
 
 import lightning_prune
@@ -111,12 +111,16 @@ def write_run(folder: Path, name: str, run: Run) -> dict[str, Any]:
     dense = size(lit.net)
     with tempfile.TemporaryDirectory() as place:
         middle, accepted, last = Path(place, "middle.pt"), Path(place, "accepted"), Path(place, "last.pt")
-        trainer = trainer_for(Path(place, "run"), [*run.callbacks(), Save(run.saved, middle, accepted)], run.epochs)
+        events, save = Events(), Save(run.saved, middle, accepted)
+        trainer = trainer_for(Path(place, "run"), [*run.callbacks(), events, save], run.epochs)
         trainer.fit(lit)
         trainer.save_checkpoint(last, weights_only=True)
         write_elsewhere(middle, folder / f"{name}.pt", str(Path(place, "run")))
         if name == "channels":
             write_elsewhere(last, folder / "weights_only.pt", str(Path(place, "run")))
+        if name == "blocks":
+            torch.save(lit, folder / "whole_module.pt")
+            torch.save(lit.net, folder / "whole_part.pt")
         states = torch.load(middle, weights_only=True)["callbacks"].values()
         used = [state["snapshot"]["path"] for state in states if state.get("snapshot")]
         for file in used:
@@ -129,6 +133,7 @@ def write_run(folder: Path, name: str, run: Run) -> dict[str, Any]:
         "outputs": outputs(loaded.net, inputs),
         "last_outputs": outputs(lit.net, inputs),
         "sizes": [dense, size(loaded.net), size(lit.net)],
+        "later_events": [event for event in events.found if event[0] > run.saved],
         "nonzero": [nonzero(loaded.net), nonzero(lit.net)],
         **({"average_outputs": outputs(loaded.average, inputs)} if hasattr(loaded, "average") else {}),
     }
@@ -160,6 +165,7 @@ def write_once(folder: Path) -> dict[str, Any]:
     prune_once(lit, inputs, budget=Ratio(0.5))
     torch.save(lit.state_dict(), folder / "once_module.pt")
     torch.save(lit.net.state_dict(), folder / "once_part.pt")
+    torch.save(lit, folder / "whole_channels.pt")
     write_compressed(lit.net.state_dict(), folder / "once_compressed.pt")
     masked = NETS["convolutions"]()
     prune_once(masked, inputs, granularity=Weights(), budget=Sparsity(0.5))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from lightning_prune.coupling import Coupling, analyse
+from lightning_prune.coupling import Coupling, find_coupling
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.tensors import tensors_in
 from lightning_prune.surgery.apply import apply_plan, zero_removed
@@ -94,7 +94,7 @@ def removal_error(model: nn.Module, inputs: Any, seed: int = 0) -> float:
     """Remove random units of every group, in place; the relative error against zeroing them on a copy."""
     example = Example.of(inputs)
     model.eval()
-    coupling = analyse(model, example)
+    coupling = find_coupling(model, example)
     removed: Mapping[str, Tensor] = remove_some(coupling, seed)
     assert removed, coupling.frozen
     result = try_widths(model, example, coupling, removed)

@@ -296,6 +296,18 @@ def test_blocks_that_break_the_network_together_stay() -> None:
     assert report.frozen.items() > pruner.blocked.items()
 
 
+def test_an_event_with_another_budget_and_given_losses() -> None:
+    pruner, model, example = BlockPruner(Sensitivity(), Count(4), Scope()), net(), Example.of(IMAGE)
+    pruner.prepare(model, example)
+    names, _ = pruner.candidates(model, example)
+    with pytest.raises(BudgetError, match="would have to go"):
+        pruner.is_due(model, example, 1.0, Count(len(names) + 1))
+    losses = {"": torch.tensor(1.0), **{name: torch.tensor(3.0) for name in names}, names[-1]: torch.tensor(2.0)}
+    report = pruner.plan(model, example, 1.0, budget=Count(1), statistics=losses)
+    assert report.plan.removed_modules == (names[-1],)
+    assert pruner.budget == Count(4)
+
+
 def steps(pruner: Pruner, model: nn.Module, fractions: list[float]) -> list[tuple[str, ...]]:
     example, gone = Example.of(IMAGE), []
     for fraction in fractions:

@@ -10,9 +10,9 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_prune.callbacks.guard.rollback_checkpoint import Snapshot
+from lightning_prune.callbacks.guard.rollback_checkpoint import RollbackCheckpoint
 from lightning_prune.callbacks.loading import synchronous_io
-from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
+from lightning_prune.callbacks.pruning.pruning_callbacks import count_events
 
 _STAYS = "It cannot come back: the network as it is stays."
 _TAKES_ITS_PLACE = "The network that was resumed takes its place: after a drop it comes back."
@@ -22,7 +22,7 @@ _UNJUDGED = (
 )
 
 
-class Accepted:
+class AcceptedNetwork:
     """One folder beside the logs for a training and all that resume it; it is made when the first file is written.
 
     Any checkpoint of the training may name any of the files, so all of them stay until the training ends. Every file
@@ -34,7 +34,7 @@ class Accepted:
     """
 
     def __init__(self) -> None:
-        self.last: Snapshot | None = None
+        self.last: RollbackCheckpoint | None = None
         self.events = 0
         self._folder: str | None = None
         self._operating = False  # between the first tensor that comes back and the last
@@ -49,18 +49,18 @@ class Accepted:
 
     def is_current(self, trainer: pl.Trainer) -> bool:
         """Whether no event has followed."""
-        return _events(trainer) == self.events
+        return count_events(trainer) == self.events
 
     def replace(self, trainer: pl.Trainer) -> None:
         """The network as it is is accepted, and has yet to be written."""
         self._remove_stray(trainer)
-        self.last, self.events = None, _events(trainer)
+        self.last, self.events = None, count_events(trainer)
 
     def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
         """Write the network as it is, which is that of this epoch; all ranks take part."""
         assert self._folder is not None
         path = trainer.strategy.broadcast(join(self._folder, f"{uuid4().hex[:12]}.ckpt"))
-        self.last, self.events = Snapshot.write(trainer, pl_module, path, epoch), _events(trainer)
+        self.last, self.events = RollbackCheckpoint.write(trainer, pl_module, path, epoch), count_events(trainer)
 
     def is_there(self, trainer: pl.Trainer) -> bool:
         """Whether it is written, and every rank can read the file."""
@@ -80,11 +80,11 @@ class Accepted:
         )
         return True
 
-    def bring_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+    def restore(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """Go back to it; returns the content of the file."""
         assert self.last is not None
         self._operating = True
-        checkpoint = self.last.bring_back(trainer, pl_module)
+        checkpoint = self.last.restore(trainer, pl_module)
         self._operating = False
         return checkpoint
 
@@ -108,7 +108,7 @@ class Accepted:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; old ones know of no folder, or of no file."""
         snapshot = state_dict.get("snapshot")
-        self.last = None if snapshot is None else Snapshot(**snapshot)
+        self.last = None if snapshot is None else RollbackCheckpoint(**snapshot)
         self._folder, self.events = state_dict.get("folder"), state_dict.get("events", 0)
 
     def _remove_all(self, trainer: pl.Trainer, folder: str) -> None:
@@ -122,9 +122,3 @@ class Accepted:
         """Without a folder, each file lay beside the logs."""
         if self.last is not None and dirname(self.last.path) != self._folder:
             trainer.strategy.remove_checkpoint(self.last.path)
-
-
-def _events(trainer: pl.Trainer) -> int:
-    """Events that have led to the network as it is."""
-    pruners = [c.pruner for c in trainer.callbacks if isinstance(c, IterativePruning)]  # type: ignore[attr-defined]
-    return sum(pruner.event for pruner in pruners)

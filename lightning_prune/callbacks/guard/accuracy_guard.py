@@ -10,10 +10,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_prune.callbacks.guard.accepted_network import Accepted
-from lightning_prune.callbacks.guard.rollback_checkpoint import Snapshot, check_setting, file_accepted
+from lightning_prune.callbacks.guard.accepted_network import AcceptedNetwork
+from lightning_prune.callbacks.guard.rollback_checkpoint import RollbackCheckpoint, check_setting, file_accepted
 from lightning_prune.callbacks.guard.verdict import Bound, Reference, Verdict, sounds_better_low
 from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
+from lightning_prune.callbacks.pruning.pruning_callbacks import check_pruning
 from lightning_prune.callbacks.trainer.lightning_packages import Callback, MisconfigurationException
 from lightning_prune.callbacks.trainer.listeners import notify
 
@@ -84,7 +85,7 @@ class AccuracyGuard(Callback):
         self.verdicts: list[Verdict] = []
         self._pending: tuple[int, float] | None = None  # (epoch, value) of the last validation, until it is judged
         self._judged = self._stopped = False  # in this training
-        self._accepted = Accepted()
+        self._accepted = AcceptedNetwork()
         self._drops = 0  # in a row, of networks made from the accepted one
 
     @property
@@ -101,8 +102,7 @@ class AccuracyGuard(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """There must be something to guard, and a place to go back to."""
-        if not any(isinstance(callback, IterativePruning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            raise MisconfigurationException("AccuracyGuard has no pruning to guard; add IterativePruning(...)")
+        check_pruning(trainer, self)
         if self.on_drop == "rollback":
             self._accepted.begin(trainer)
 
@@ -211,7 +211,7 @@ class AccuracyGuard(Callback):
         if last is not None:
             self._roll_back(trainer, pl_module, final)
 
-    def _consequence(self, snapshot: Snapshot | None, ending: bool, final: bool) -> str:
+    def _consequence(self, snapshot: RollbackCheckpoint | None, ending: bool, final: bool) -> str:
         back = "" if snapshot is None else f", the network of epoch {snapshot.epoch} is back"
         if ending:
             return f"{back}, the training has ended"
@@ -228,7 +228,7 @@ class AccuracyGuard(Callback):
         self._accepted.write(trainer, pl_module, epochs[-1] if epochs else trainer.current_epoch)
 
     def _roll_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule, final: bool) -> None:
-        checkpoint = self._accepted.bring_back(trainer, pl_module)
+        checkpoint = self._accepted.restore(trainer, pl_module)
         if final:
             file_accepted(trainer, checkpoint)
         notify(trainer, "on_rollback", pl_module)

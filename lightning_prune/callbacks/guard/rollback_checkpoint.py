@@ -28,7 +28,7 @@ _KEY = "accepted"  # what the file holds besides the parts of any other checkpoi
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class RollbackCheckpoint:
     """A file.
 
     Attributes:
@@ -42,7 +42,7 @@ class Snapshot:
     own: bool = False
 
     @classmethod
-    def write(cls, trainer: pl.Trainer, pl_module: pl.LightningModule, path: str, epoch: int) -> Snapshot:
+    def write(cls, trainer: pl.Trainer, pl_module: pl.LightningModule, path: str, epoch: int) -> RollbackCheckpoint:
         """A checkpoint with what a running training needs besides; all ranks take part."""
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         checkpoint[_KEY] = {
@@ -54,10 +54,10 @@ class Snapshot:
         }
         if trainer.is_global_zero:
             synchronous_io(trainer).save_checkpoint(checkpoint, path)
-        trainer.strategy.barrier("Snapshot.write")
+        trainer.strategy.barrier("RollbackCheckpoint.write")
         return cls(path, epoch, own=True)
 
-    def bring_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+    def restore(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """Make the network, its averaged copies, its optimizers and the pruners what they were; returns the file.
 
         The training goes on from where it is: learning rates, their schedulers, loops and data are not touched.
@@ -65,7 +65,7 @@ class Snapshot:
         load = trainer.strategy.load_checkpoint
         trusted = {"weights_only": False} if self.own and "weights_only" in signature(load).parameters else {}
         checkpoint: dict[str, Any] = load(self.path, **trusted)
-        trainer.strategy.barrier("Snapshot.bring_back")  # from here on the file may be removed
+        trainer.strategy.barrier("RollbackCheckpoint.restore")  # from here on the file may be removed
         saved = checkpoint[_KEY]
         with unwrapped(trainer):
             for optimizer in trainer.strategy.optimizers:
@@ -82,7 +82,7 @@ class Snapshot:
         forget_compiled()
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, (IterativePruning, Rewind)):
-                callback.take_back(trainer, pl_module, checkpoint["callbacks"][callback.state_key])
+                callback.roll_back(trainer, pl_module, checkpoint["callbacks"][callback.state_key])
         forget_best(trainer)
         return checkpoint
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import lightning.pytorch as pl
+from torch import Tensor
 
-from lightning_prune.callbacks.pruning.block_ablation import compare
+from lightning_prune.budgets.budget import Budget
+from lightning_prune.callbacks.pruning.block_ablation import ablation_losses
 from lightning_prune.callbacks.pruning.due_events import PruningStep
 from lightning_prune.callbacks.trainer.ranks import gathered, over_ranks
 from lightning_prune.network.example_input import Example
@@ -25,34 +26,30 @@ def decide(
     Or why there can be none: for good (``BudgetError``), or now (any other ``ValueError``).
     """
     decision: Report | ValueError | None = None
-    if isinstance(pruner, BlockPruner) and pruner.criterion.compares_losses:
-        compare(trainer, pl_module, pruner, example, step.aim)
-    with _statistics_of_all_ranks(trainer, pruner):
-        if is_sharded(pl_module) or trainer.is_global_zero:
-            budget = pruner.budget
-            try:
-                pruner.budget = step.scaled(budget)
-                decision = pruner.plan(pl_module, example, step.aim)
-            except ValueError as error:
-                decision = error
-            finally:
-                pruner.budget = budget
+    budget = step.scaled(pruner.budget)
+    statistics = _statistics(trainer, pl_module, pruner, example, step.aim, budget)
+    if is_sharded(pl_module) or trainer.is_global_zero:
+        try:
+            decision = pruner.plan(pl_module, example, step.aim, budget=budget, statistics=statistics)
+        except ValueError as error:
+            decision = error
     decided: Report | ValueError = trainer.strategy.broadcast(decision)  # type: ignore[assignment]
     return decided
 
 
-@contextmanager
-def _statistics_of_all_ranks(trainer: pl.Trainer, pruner: Pruner) -> Iterator[None]:
-    """Let the pruner see what all ranks have gathered; afterwards each has its own again, to go on with."""
-    statistics = pruner.statistics
-    if statistics is None:
-        yield
-        return
-    own, statistics.totals = statistics.totals, over_ranks(trainer, statistics.totals, statistics.over_ranks)
-    try:
-        yield
-    finally:
-        statistics.totals = own
+def _statistics(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    pruner: Pruner,
+    example: Example | None,
+    fraction: float,
+    budget: Budget,
+) -> Mapping[str, Tensor]:
+    """Statistics of all ranks that the criterion reads: gathered during training, or losses without each block."""
+    if isinstance(pruner, BlockPruner) and pruner.criterion.compares_losses:
+        return ablation_losses(trainer, pl_module, pruner, example, fraction, budget)
+    own = pruner.statistics
+    return {} if own is None else over_ranks(trainer, own.totals, own.over_ranks)
 
 
 def unseen_anywhere(trainer: pl.Trainer, pruner: Pruner) -> list[str] | None:

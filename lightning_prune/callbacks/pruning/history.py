@@ -47,7 +47,7 @@ class History:
         if report.plan.removed_modules:
             self.events[-1]["removed"] = list(report.plan.removed_modules)
 
-    def take_back(self, state: Mapping[str, Any]) -> None:
+    def roll_back(self, state: Mapping[str, Any]) -> None:
         """The network is again what it was when ``state`` was saved; the events since then stay, marked."""
         since = [{**event, "rolled_back": True} for event in self.events[len(state["events"]) :]]
         self.events, self._metrics = [*state["events"], *since], dict(state["metrics"])

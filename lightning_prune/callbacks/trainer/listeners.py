@@ -1,15 +1,22 @@
-"""Small things that the callbacks share."""
+"""The other callbacks of a Trainer: found, notified of events, reset after them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
 
 from lightning_prune.callbacks.trainer.lightning_packages import MODEL_CHECKPOINTS, MisconfigurationException
+
+T = TypeVar("T")
+
+
+def callbacks_of(trainer: pl.Trainer, cls: type[T]) -> list[T]:
+    """The callbacks of ``trainer`` that are instances of ``cls``, in their order."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, cls)]  # type: ignore[attr-defined]
 
 
 def notify(trainer: pl.Trainer, event: str, *args: Any) -> None:

@@ -547,4 +547,4 @@ def test_without_a_pruner_there_is_nothing_to_guard(tmp_path: Path) -> None:
     )
     with pytest.raises(MisconfigurationException) as caught:
         trainer.fit(Scripted([0.9]), loader(), loader())
-    assert str(caught.value) == "AccuracyGuard has no pruning to guard; add IterativePruning(...)"
+    assert str(caught.value) == "AccuracyGuard has no effect without pruning; add IterativePruning(...)"

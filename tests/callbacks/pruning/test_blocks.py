@@ -465,7 +465,7 @@ def test_masks_let_go_of_the_block(tmp_path: Path) -> None:
     class Kept(Callback):
         def on_prune(self, trainer: Trainer, pl_module: LightningModule, plan: Any, report: Any) -> None:
             own = {id(parameter) for parameter in pl_module.parameters()}
-            kept.append([id(parameter) in own for parameter in masks._events.masks._parameters])
+            kept.append([id(parameter) in own for parameter in masks._events.masks._enforcer._parameters])
 
     kept: list[list[bool]] = []
     masks = IterativePruning(Constant(1), Sparsity(0.5), granularity=Weights())
