@@ -193,10 +193,10 @@ def check(module: nn.Module, callback: Any, name: str, granularity: str, share: 
         left = sum(m.qkv.out_features for m in module.modules() if isinstance(m, SelfAttention)) / 24
         assert left == 32 * (1 - share), (name, left)
     else:
-        origin = callback.pruner.origin
-        assert origin is not None
+        reference = callback.pruner.dense
+        assert reference is not None
         assert callback.pruner.fraction == 1, name
-        assert sum(p.numel() for p in module.parameters()) < origin.params, name
+        assert sum(p.numel() for p in module.parameters()) < reference.params, name
 
 
 def table(rows: list[dict[str, Any]]) -> Table:

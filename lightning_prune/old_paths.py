@@ -16,8 +16,8 @@ from types import ModuleType
 MOVED: Mapping[str, Mapping[str, tuple[str, str]]] = {  # old module -> old name -> new module and name
     "lightning_prune.identity": {"Passthrough": ("lightning_prune.surgery.passthrough", "Passthrough")},
     "lightning_prune.manifest": {
-        "_ManifestWriter": ("lightning_prune.checkpoint.manifest", "_ManifestWriter"),
-        "_ShapeLoader": ("lightning_prune.checkpoint.manifest", "_ShapeLoader"),
+        "_ManifestWriter": ("lightning_prune.checkpoint.state_dict_hooks", "ManifestWriter"),
+        "_ShapeLoader": ("lightning_prune.checkpoint.state_dict_hooks", "ShapeLoader"),
     },
     "lightning_prune.dense": {
         "Dense": ("lightning_prune.checkpoint.as_built", "AsBuilt"),

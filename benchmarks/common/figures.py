@@ -66,7 +66,8 @@ def accuracy(content: Content, depth: int) -> list[str] | None:
     )
     return [
         f"{what}: accuracy on {judged(content):,} test images, {count(seeds, 'seed')}", ours,
-        f"Torch-Pruning {peer}, with our distillation {distilled}; dense {dense}, trained on as long {trained_on}",
+        f"Torch-Pruning {peer}, with our distillation {distilled}; dense {dense}, "
+        f"when trained for as long {trained_on}",
     ]  # fmt: skip
 
 

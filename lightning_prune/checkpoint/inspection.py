@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from lightning_prune.checkpoint.manifest import manifest_in, manifest_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def inspect_file(path: str | Path) -> Inspection:
 
 def show(found: Inspection, path: str | Path, console: Console | None = None) -> None:
     """Print an inspection."""
+    from rich.console import Console  # loading a network does not need it
+
     console = console or Console()
     built, now, nonzero = found.values
     where = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.position.items())
@@ -126,6 +129,9 @@ def _history(events: list[dict[str, Any]]) -> Table:
 
 
 def _table(title: str, *columns: str, folded: str = "") -> Table:
+    from rich import box
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column != folded)

@@ -19,12 +19,14 @@ from lightning_prune.coupling.tracing.activation_sites import returned
 from lightning_prune.coupling.tracing.python_calls import Calls
 from lightning_prune.coupling.tracing.trace import Trace
 from lightning_prune.coupling.tracing.tracer import Tracer
-from lightning_prune.coupling.train_mode import GradWatch, ModeWatch, compare_modes, switches
+from lightning_prune.coupling.train_mode import GradModeWatch, TrainingFlagWatch, compare_modes, overrides_mode_switch
 from lightning_prune.network.example_input import Example, run_on_copy
 from lightning_prune.network.tensors import named_modules, named_tensors, tensors_in
 
 
-def analyse(model: nn.Module, example: Example, attention: Literal["head_dims", "heads"] = "head_dims") -> Coupling:
+def find_coupling(
+    model: nn.Module, example: Example, attention: Literal["head_dims", "heads"] = "head_dims"
+) -> Coupling:
     """Find which channels of ``model`` must be removed together, by following them through a forward pass.
 
     A pass in eval mode is followed, and one in train mode where that may differ, on a copy: ``model`` is not touched.
@@ -42,7 +44,7 @@ def analyse(model: nn.Module, example: Example, attention: Literal["head_dims", 
     dict(named_tensors(model))  # refuses lazy parameters before they look like a wrong example
     try:
         coupling, heads = run_on_copy(model, example, _analyse_copy)
-        if coupling.on_meta and coupling.passes.fails and _trains(model, example):  # it needs values there
+        if coupling.on_meta and coupling.passes.train_fails and _trains(model, example):  # it needs values there
             coupling, heads = run_on_copy(model, example, _analyse_copy, on_meta=False)
         if attention == "heads" and heads:
             use = partial(_analyse_copy, heads=heads)
@@ -80,7 +82,7 @@ def _analyse_copy(
             module._buffers.update(own)
 
     settings: list[Any] = []
-    with ModeWatch() as mode, GradWatch() as grads:
+    with TrainingFlagWatch() as mode, GradModeWatch() as grads:
         outputs = _pass(trace, copy.eval(), example, settings)
     restore()
     macs, sizes, scalars = list(trace.macs), list(trace.sizes), list(trace.scalars.found)
@@ -88,7 +90,7 @@ def _analyse_copy(
     operations = (*steps, tuple(settings))
     apart = fails = False
     unused = any(isinstance(trace.tensors[name], nn.Parameter) for name in trace.tensors.keys() - trace.reached)
-    if mode.asked or grads.asked or unused or switches(copy):
+    if mode.asked or grads.asked or unused or overrides_mode_switch(copy):
         try:
             same, with_grads = compare_modes(copy, example, restore)
             apart = not same

@@ -18,7 +18,7 @@ from lightning_prune.criteria.criterion import (
 )
 from lightning_prune.criteria.statistics.activation_gradient import ActivationGradient
 from lightning_prune.criteria.statistics.statistics import Statistics
-from lightning_prune.network.layer_outputs import projects_in_one
+from lightning_prune.network.layer_outputs import has_packed_projection
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Taylor(SampledCriterion):
                 "no layer output shows these channels, so Taylor cannot see them; WeightTaylor() can rank them"
             )
         for name in {activation.module for activation in group.activations} - scoring.statistics.keys():
-            if scoring.statistics and projects_in_one(scoring.module.get_submodule(name)):
+            if scoring.statistics and has_packed_projection(scoring.module.get_submodule(name)):
                 raise CannotScoreError(f"no gradient shows the projections inside {name!r}: is it frozen or compiled?")
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:

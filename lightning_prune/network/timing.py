@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from lightning_prune.network.eager import running_eagerly
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.tensors import named_tensors
 
@@ -113,7 +114,7 @@ def _in_turns(
 ) -> list[tuple[_One, _Other]]:
     """What two measurements give again and again, once they are warm, until they are settled or it takes too long."""
     forked = torch.random.fork_rng([clock.device] if clock.device.type == "cuda" else [])
-    with torch.inference_mode(), forked, torch.compiler.set_stance("force_eager"):
+    with torch.inference_mode(), forked, running_eagerly():
         for _ in range(_WARMUP):
             first(), second()
         begun = time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -11,18 +11,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.budgets.budget import Budget, BudgetError
-from lightning_prune.budgets.latency_table import SHARES, Conditions, Copies, Stopwatch
+from lightning_prune.budgets.latency_measurement import SHARES, Copies, Stopwatch
 from lightning_prune.budgets.ratios import Ratios
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.dense_reference import DenseReference
+from lightning_prune.budgets.spaces.latency_table import Conditions
 from lightning_prune.budgets.spaces.ranking import isomorphism_classes
 from lightning_prune.budgets.threshold import Threshold
-from lightning_prune.coupling.analysis import analyse
+from lightning_prune.coupling.analysis import find_coupling
 from lightning_prune.coupling.groups import Coupling, Group
 from lightning_prune.coupling.tracing.trace import UNUSED
 from lightning_prune.criteria.criterion import Criterion, Scoring
 from lightning_prune.granularity import Channels
-from lightning_prune.network.example_input import Example, collecting_later
+from lightning_prune.network.example_input import Example, without_garbage_collection
 from lightning_prune.network.size import Size
 from lightning_prune.pruners.pruner import Pruner, check_finite
 from lightning_prune.pruners.user_warnings import give_notice, unscored, warn_of_unscored
@@ -30,11 +31,11 @@ from lightning_prune.pruners.width_trials import BreaksError, Choice, Trials, si
 from lightning_prune.scope import Scope
 from lightning_prune.surgery.apply import apply_plan
 from lightning_prune.surgery.averaged_copies import following_averages, with_averages
-from lightning_prune.surgery.dry_run import ANOTHER_WAY
+from lightning_prune.surgery.dry_run import OTHER_CODE_PATH
 from lightning_prune.surgery.preview import state_after
-from lightning_prune.surgery.removal import plan_removal, rescaled
+from lightning_prune.surgery.removal import compensate_scalars, plan_removal
 from lightning_prune.surgery.report import Report
-from lightning_prune.surgery.weight_norms import not_made_up_for, with_lengths
+from lightning_prune.surgery.weight_norms import rescale_weight_norms, spectral_norm_groups
 
 
 class ChannelPruner(Pruner):
@@ -64,7 +65,7 @@ class ChannelPruner(Pruner):
                 "of each; give the budget per_layer=False"
             )
         self.granularity = granularity
-        self.origin: DenseReference | None = None
+        self.dense: DenseReference | None = None
         self.blocked: dict[str, str] = {}
         self.stopwatch = Stopwatch()
         self.groups: frozenset[str] = frozenset()  # what is ranked, known from `prepare` on
@@ -72,7 +73,7 @@ class ChannelPruner(Pruner):
         self._scoped: tuple[Coupling, dict[str, Group], dict[str, str]] | None = None
         self._trials = Trials()
 
-    @collecting_later()
+    @without_garbage_collection()
     def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
         """Analyse the network, try the final widths on a copy, and hook what has to be observed."""
         scoring = self.scoring(model, example)
@@ -82,10 +83,10 @@ class ChannelPruner(Pruner):
         self.groups = frozenset(scored)
         if self.event == 0:  # else a training before this one has said it
             give_notice(self.criterion, model, coupling, groups, reasons)
-        if self.origin is None:
+        if self.dense is None:
             isomorphic = self.granularity.ranking == "isomorphic"
             classes = isomorphism_classes(model, coupling, scored) if isomorphic else None
-            self.origin = DenseReference.of(coupling, scored, classes)
+            self.dense = DenseReference.of(coupling, scored, classes)
         assert example is not None
         self._measure_latencies(model, example, coupling, scored)
         self._choose(model, example, coupling, scored, lambda space: self.budget.keep_units(space, 1.0))
@@ -109,15 +110,23 @@ class ChannelPruner(Pruner):
             )
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         if self._coupling is None or self._coupling.shapes != shapes:
-            self._coupling = following_averages(analyse(model, example, self.granularity.attention), model)
+            self._coupling = following_averages(find_coupling(model, example, self.granularity.attention), model)
         return self._coupling
 
-    @collecting_later()
-    def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
+    @without_garbage_collection()
+    def plan(
+        self,
+        model: nn.Module,
+        example: Example | None,
+        fraction: float,
+        *,
+        budget: Budget | None = None,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> Report:
         """Score, choose, try on a copy, and measure."""
-        scoring = self.scoring(model, example)
+        scoring, target = self.scoring(model, example, statistics), budget or self.budget
         coupling = self.coupling(model, example, scoring.tensors)
-        assert self.origin is not None, "prepare comes first"
+        assert self.dense is not None, "prepare comes first"
         try:
             groups, reasons = self._candidates(model, coupling, scoring)
         except ValueError as error:  # there was something to remove before the first event
@@ -129,26 +138,26 @@ class ChannelPruner(Pruner):
         check_finite(self.criterion, scores)
         assert example is not None
         choice = self._choose(
-            model, example, coupling, scores, lambda space: self.budget.keep_units(space, fraction), timing=True
+            model, example, coupling, scores, lambda space: target.keep_units(space, fraction), timing=True
         )
         trial = choice.trial
         pruned = [name for name, units in choice.removed.items() if units.any()]
         removal = plan_removal(choice.removed, coupling)
-        plan, inexact = rescaled(removal, pruned, coupling, trial.scalars, trial.constants)
+        plan, inexact = compensate_scalars(removal, pruned, coupling, trial.scalars, trial.constants)
         if trial.apart:
-            inexact = {**dict.fromkeys(pruned, ANOTHER_WAY), **inexact}
-        inexact = {**not_made_up_for(model, pruned, coupling), **inexact}
-        plan = with_lengths(with_averages(plan, model), model)
+            inexact = {**dict.fromkeys(pruned, OTHER_CODE_PATH), **inexact}
+        inexact = {**spectral_norm_groups(model, pruned, coupling), **inexact}
+        plan = rescale_weight_norms(with_averages(plan, model), model)
         before, after = sizes(model, coupling, plan, choice.removed)
         return Report(
             plan=plan,
             before=before,
             after=after,
-            sparsity=1 - after.params / self.origin.params,
+            sparsity=1 - after.params / self.dense.params,
             fraction=fraction,
             widths={name: (groups[name].size, kept) for name, kept in choice.kept.items()},
             scores=scores,
-            frozen={**coupling.frozen, **self._space(model, coupling, scores).settled, **reasons, **self.blocked},
+            frozen={**coupling.frozen, **self._space(model, coupling, scores).at_minimum, **reasons, **self.blocked},
             inexact={
                 name: groups[name].inexact or inexact[name]
                 for name in pruned
@@ -164,8 +173,8 @@ class ChannelPruner(Pruner):
 
     def resized(self, size: Size) -> None:
         """The sparsity is that of the whole network, whoever pruned it."""
-        if self.origin is not None:
-            self.sparsity = 1 - size.params / self.origin.params
+        if self.dense is not None:
+            self.sparsity = 1 - size.params / self.dense.params
 
     def _candidates(
         self, model: nn.Module, coupling: Coupling, scoring: Scoring
@@ -225,20 +234,22 @@ class ChannelPruner(Pruner):
                 self.stopwatch.add(conditions, Copies(model, example, coupling), removals)
 
     def _space(self, model: nn.Module, coupling: Coupling, scores: Mapping[str, Tensor]) -> ChannelSpace:
-        assert self.origin is not None
+        assert self.dense is not None
         candidates = {name: values for name, values in scores.items() if name not in self.blocked}
         if not candidates:
             raise ValueError(f"no channel of the network can be removed: {self.blocked}")
         settings = self.granularity
         return ChannelSpace(
-            coupling, candidates, self.origin, settings.round_to, settings.min_width, settings.ranking,
+            coupling, candidates, self.dense, settings.round_to, settings.min_width, settings.ranking,
             state=lambda removed: state_after(model, plan_removal(removed, coupling)),
             tables=self.stopwatch.tables,
         )  # fmt: skip
 
-    def scoring(self, model: nn.Module, example: Example | None) -> Scoring:
+    def scoring(
+        self, model: nn.Module, example: Example | None, statistics: Mapping[str, Tensor] | None = None
+    ) -> Scoring:
         """Also how the scores of coupled tensors become one."""
-        return replace(super().scoring(model, example), aggregate=self.granularity.aggregate)
+        return replace(super().scoring(model, example, statistics), aggregate=self.granularity.aggregate)
 
     def _modify(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
         apply_plan(model, report.plan, optimizers)
@@ -249,10 +260,9 @@ class ChannelPruner(Pruner):
 
     def state_dict(self) -> dict[str, Any]:
         """The common state, the size of the original and what was found not to be removable."""
-        origin = self.origin
         return {
             **super().state_dict(),
-            "origin": None if origin is None else {name: _plain(value) for name, value in vars(origin).items()},
+            "origin": None if self.dense is None else asdict(self.dense),
             "blocked": dict(self.blocked),
             "latency": self.stopwatch.state_dict(),
         }
@@ -260,10 +270,6 @@ class ChannelPruner(Pruner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what ``state_dict`` returned."""
         super().load_state_dict(state)
-        self.origin = None if state["origin"] is None else DenseReference(**state["origin"])
+        self.dense = None if state["origin"] is None else DenseReference(**state["origin"])
         self.blocked = dict(state["blocked"])
         self.stopwatch.load_state_dict(state.get("latency", ()))
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 from torch import distributed, nn
 
-from lightning_prune.coupling.grouping.unreached import REACHES_NOT
+from lightning_prune.coupling.grouping.unreached import NOT_REACHED
 from lightning_prune.coupling.groups import Coupling, Group
 from lightning_prune.criteria.criterion import CannotScoreError, Criterion, Scoring
 from lightning_prune.network.averages import frozen_copies
@@ -59,7 +59,7 @@ def warn_of_unscored(criterion: Criterion, groups: Collection[str], reasons: Map
 
 
 def _unreached(frozen: Mapping[str, str]) -> str:
-    reasons = {name: why for name, why in frozen.items() if why.startswith(REACHES_NOT)}
+    reasons = {name: why for name, why in frozen.items() if why.startswith(NOT_REACHED)}
     if not reasons:
         return ""
     return (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_prune.coupling.groups import Coupling
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.size import Size, nonzero_in
-from lightning_prune.surgery.dry_run import Trial, try_widths
+from lightning_prune.surgery.dry_run import DryRunResult, try_widths
 from lightning_prune.surgery.plan import Plan, select
 
 
@@ -21,7 +21,7 @@ class Choice:
 
     kept: Mapping[str, int]
     removed: Mapping[str, Tensor]
-    trial: Trial
+    trial: DryRunResult
 
 
 class BreaksError(Exception):
@@ -36,9 +36,9 @@ class Trials:
     """Tries widths, each once: it does not matter to the shapes which units go."""
 
     def __init__(self) -> None:
-        self._last: tuple[Coupling, tuple[tuple[str, int], ...], Trial] | None = None
+        self._last: tuple[Coupling, tuple[tuple[str, int], ...], DryRunResult] | None = None
 
-    def of(self, model: nn.Module, example: Example, coupling: Coupling, removed: Mapping[str, Tensor]) -> Trial:
+    def of(self, model: nn.Module, example: Example, coupling: Coupling, removed: Mapping[str, Tensor]) -> DryRunResult:
         """What a copy of ``model`` does without some units of each group."""
         widths = tuple((name, int(units.sum())) for name, units in removed.items())
         if self._last is None or self._last[0] is not coupling or self._last[1] != widths:

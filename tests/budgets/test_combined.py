@@ -64,7 +64,7 @@ def test_each_budget_is_met(space: ChannelSpace, parts: list[Budget], fraction: 
     for part in parts:
         if isinstance(part, (Params, MACs, Sparsity)):
             cost, dense = (
-                (space.macs, space.original_macs) if isinstance(part, MACs) else (space.params, space.original_params)
+                (space.macs, space.dense.macs) if isinstance(part, MACs) else (space.params, space.dense.params)
             )
             share = part.sparsity if isinstance(part, Sparsity) else 1 - part.keep
             assert cost(result) <= dense * (1 - share * fraction) * (1 + 1e-8)

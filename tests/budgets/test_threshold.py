@@ -58,7 +58,7 @@ def test_a_score_equal_to_the_value_stays_whatever_the_precision() -> None:
 @given(spaces(), st.integers(-1, 6))
 @settings(deadline=None)
 def test_exactly_the_lower_units_go(space: ChannelSpace, value: int) -> None:
-    space = ChannelSpace(space.coupling, space.scores, space.origin)
+    space = ChannelSpace(space.coupling, space.scores, space.dense)
     result = Threshold(value).keep_units(space, 1.0)
     tied = {name for bundle in space.coupling.bundles for name in bundle.quantum}
     for name in result.keys() - tied:
@@ -180,7 +180,7 @@ def test_steps_of_a_bundle_that_has_lost_some() -> None:
     first = Threshold(0.5).keep_units(bundled(), 1.0)
     gone = bundled().lowest(first)
     left = {name: [v for v, g in zip(values, gone[name], strict=True) if not g] for name, values in BUNDLED.items()}
-    later = space_of(by_hand(first, (TIED,)), left, bundled().origin)
+    later = space_of(by_hand(first, (TIED,)), left, bundled().dense)
     assert Threshold(0.5).keep_units(later, 1.0) == first
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_prune import Weights, prune_once
 from lightning_prune.budgets import Sparsity
-from lightning_prune.coupling import Group, analyse
+from lightning_prune.coupling import Group, find_coupling
 from lightning_prune.criteria import CannotScoreError, MagnitudeIncrease, Scoring
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.tensors import named_tensors
@@ -33,7 +33,7 @@ def trained(net: nn.Module) -> None:
 
 def scored(criterion: MagnitudeIncrease, train: bool = True) -> tuple[Scoring, Group]:
     net = by_hand()
-    groups = analyse(net, Example.of(X)).groups
+    groups = find_coupling(net, Example.of(X)).groups
     statistics = criterion.statistics()
     statistics.attach(net, groups.values(), [name for name, _ in net.named_parameters()])
     if train:

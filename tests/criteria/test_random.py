@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.criteria import Random, Scoring
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.tensors import named_tensors
@@ -21,7 +21,7 @@ def weights(seed: int = 0, event: int = 0, name: str = "0.weight", net: nn.Modul
 
 def units(seed: int = 0, event: int = 0, name: str = "0.weight") -> torch.Tensor:
     net = network()
-    coupling = analyse(net, Example.of(torch.zeros(2, 4)))
+    coupling = find_coupling(net, Example.of(torch.zeros(2, 4)))
     return Random(seed).score_units(coupling.groups[name], Scoring(net, dict(named_tensors(net)), event=event))
 
 

@@ -14,18 +14,27 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_prune.budgets.budget import Budget
 from lightning_prune.callbacks.trainer.lightning_packages import MisconfigurationException
 from lightning_prune.criteria.criterion import Criterion
 from lightning_prune.criteria.sensitivity import Sensitivity
 from lightning_prune.network.copies import copy_of
+from lightning_prune.network.eager import running_eagerly
 from lightning_prune.network.example_input import Example
 from lightning_prune.pruners.block_pruner import BlockPruner
 
 
-def compare(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: BlockPruner, example: Example | None, fraction: float
-) -> None:
-    """Measure the metric with each block ablated, if a block is to be removed; all ranks take part.
+def ablation_losses(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    pruner: BlockPruner,
+    example: Example | None,
+    fraction: float,
+    budget: Budget,
+) -> dict[str, Tensor]:
+    """Validation loss without each block, and with all blocks under ``""``; empty if no block is to be removed.
+
+    All ranks must call this.
 
     A copy of the module is evaluated, so that its metrics, batch norms and lists of outputs do not change.
 
@@ -34,17 +43,18 @@ def compare(
     """
     assert isinstance(pruner.criterion, Sensitivity)
     try:
-        due = pruner.is_due(pl_module, example, fraction)
-    except ValueError:  # raised again when the pruner plans the event
-        return
+        due = pruner.is_due(pl_module, example, fraction, budget)
+    except ValueError:  # raised again by ``plan``
+        return {}
     if not due:
-        return
+        return {}
     with _evaluation(trainer, pl_module, pruner.criterion) as (twin, loss):
-        pruner.compare(twin, example, loss)
-    if not bool(torch.isfinite(pruner.losses[""])):
+        losses = pruner.ablation_losses(twin, example, loss)
+    if not bool(torch.isfinite(losses[""])):
         raise MisconfigurationException(
             f"{pruner.criterion}: the metric of the network with all blocks is not finite; has the training diverged?"
         )
+    return losses
 
 
 def check_measurable(trainer: pl.Trainer, pl_module: pl.LightningModule, criterion: Criterion) -> None:
@@ -63,7 +73,7 @@ def _evaluation(
     trainer: pl.Trainer, pl_module: pl.LightningModule, criterion: Sensitivity
 ) -> Iterator[tuple[Any, Callable[[], Tensor]]]:
     """A copy of the module, and a function that evaluates its loss."""
-    with isolate_rng(), torch.compiler.set_stance("force_eager"), torch.no_grad():
+    with isolate_rng(), running_eagerly(), torch.no_grad():
         batches = _batches(trainer, pl_module, criterion)
         twin: Any = copy_of(pl_module)
         twin.trainer = trainer

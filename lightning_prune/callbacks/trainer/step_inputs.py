@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_prune.network.copies import copy_of
-from lightning_prune.network.example_input import Example, quiet_pass
+from lightning_prune.network.example_input import Example, isolated_forward
 from lightning_prune.network.tensors import tensors_in
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -31,7 +31,7 @@ def first_call(pl_module: pl.LightningModule, batch: Any) -> Example:
             trainable parameters; with the reason.
     """
     network = copy_of(pl_module)
-    with isolate_rng(), quiet_pass(), pl_module.trainer.precision_plugin.forward_context():
+    with isolate_rng(), isolated_forward(), pl_module.trainer.precision_plugin.forward_context():
         calls, error = _record(network, pl_module, _copied(batch))
         failure = "" if error is None else f", then fails on a copy without a Trainer: {str(error).rstrip('.')}"
         if len(calls) != 1:

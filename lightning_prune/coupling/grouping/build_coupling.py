@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_prune.coupling.grouping.bundles import bundled, known_attributes
 from lightning_prune.coupling.grouping.interchangeable import UnitFamilies, resolve_balances
 from lightning_prune.coupling.grouping.unreached import shared_with_unreached
-from lightning_prune.coupling.groups import Activation, Coupling, Group, Member, Passes, Site, WidthScalar
+from lightning_prune.coupling.groups import Activation, Coupling, Group, Member, Passes, PredictedShape, WidthScalar
 from lightning_prune.coupling.symbols.channel_ids import FIXED, Ids, Reasons
 from lightning_prune.coupling.symbols.sizes import Equation, Expression, LinearDim, SizeOf, rewritten
 from lightning_prune.coupling.tracing.trace import ENTRIES, KERNEL, UNUSED, ActivationSite, Labels, Trace
@@ -23,7 +23,9 @@ Place = tuple[str, int]  # tensor, dimension
 def build_coupling(trace: Trace, passes: Passes) -> Coupling:
     """Resolve the slots of ``trace`` into groups."""
     unused = (
-        f"{UNUSED}; it may in train mode, which does not run on the example input alone" if passes.fails else UNUSED
+        f"{UNUSED}; it may in train mode, which does not run on the example input alone"
+        if passes.train_fails
+        else UNUSED
     )
     for name, labels in trace.labels.items():
         if name not in trace.reached:
@@ -54,8 +56,10 @@ def build_coupling(trace: Trace, passes: Passes) -> Coupling:
         mac_terms=tuple((term.constant, tuple(builder.linear(ids) for ids in term.dims)) for term in trace.macs),
         on_meta=on_meta,
         passes=passes,
-        sizes=tuple(
-            Site(where, cut, shape, builder.dims(shape, labels) if any(ids is not None for ids in labels) else ())
+        predicted_shapes=tuple(
+            PredictedShape(
+                where, cut, shape, builder.dims(shape, labels) if any(ids is not None for ids in labels) else ()
+            )
             for where, cut, shape, labels in trace.sizes
         ),
         scalars=tuple(builder.scalar(number) for number, found in enumerate(trace.scalars.found) if found.run == 1),
@@ -149,7 +153,7 @@ class _Builder:
             ),
             activations=tuple(activations),
             inexact=inexact.of(int(doubtful[0])) if doubtful.size else None,
-            least=1 if grouped.isdisjoint(members.tolist()) else 2,
+            min_units=1 if grouped.isdisjoint(members.tolist()) else 2,
         )
 
     def _index(self, owner: Ids, members: Ids) -> Tensor | None:
@@ -202,3 +206,7 @@ class _Builder:
             return self.linear(part.ids) if isinstance(part, SizeOf) else part
 
         return rewritten(expression, leaf)
+
+
+def _any_channels(labels: Labels) -> bool:
+    return any(ids is not None for ids in labels)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_prune.coupling.symbols.channel_ids import Ids
 from lightning_prune.coupling.tracing.trace import ActivationSite, MacTerm
 from lightning_prune.coupling.tracing.tracer import Tracer
-from lightning_prune.network.layer_outputs import channel_dim, is_recurrent, projects_in_one
+from lightning_prune.network.layer_outputs import channel_dim, has_packed_projection, is_recurrent
 from lightning_prune.network.tensors import tensors_in
 
 
@@ -56,7 +56,7 @@ def returned(tracer: Tracer, name: str, module: nn.Module, output: Any) -> None:
         tracer.origins.leak(tensors_in(output))
     if is_recurrent(module):
         _show(tracer, name, tracer.labels(tensors_in(output)[0])[-1], -1)
-    elif projects_in_one(module):
+    elif has_packed_projection(module):
         _show(tracer, name, tracer.labels(module.get_parameter("in_proj_weight"))[0], -1)
     elif isinstance(output, Tensor):
         _returned_tensor(tracer, name, module, output)

@@ -14,7 +14,7 @@ from lightning_prune.coupling.groups import Group
 from lightning_prune.criteria.statistics.attention import projections
 from lightning_prune.criteria.statistics.recurrent_layers import sequence_in
 from lightning_prune.criteria.statistics.statistics import Statistics
-from lightning_prune.network.layer_outputs import is_recurrent, projects_in_one
+from lightning_prune.network.layer_outputs import has_packed_projection, is_recurrent
 from lightning_prune.surgery.plan import Plan, select
 
 COUNT = "examples of "  # before the name of a layer: how many values each of its totals is the sum of
@@ -110,7 +110,7 @@ class _OfOutputs(LayerValues):
             self._hook(module, name, dim)
 
     def _values(self, call: LayerCall) -> Sequence[Any]:
-        if projects_in_one(call.layer):
+        if has_packed_projection(call.layer):
             return projections(call.layer, call.args, call.kwargs)
         return [sequence_in(call.output) if is_recurrent(call.layer) else call.output]
 

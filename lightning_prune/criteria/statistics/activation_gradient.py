@@ -13,7 +13,7 @@ from lightning_prune.coupling.groups import Group
 from lightning_prune.criteria.statistics.attention import products, projections, sources
 from lightning_prune.criteria.statistics.recurrent_layers import PerExample, parts_of
 from lightning_prune.criteria.statistics.statistics import Statistics, all_finite
-from lightning_prune.network.layer_outputs import is_recurrent, projects_in_one
+from lightning_prune.network.layer_outputs import has_packed_projection, is_recurrent
 
 Key = TypeVar("Key")
 
@@ -42,7 +42,7 @@ class ActivationGradient(Statistics):
             self._handles.append(
                 module.get_submodule(name).register_forward_hook(_Observer(self, name, dim), with_kwargs=True)
             )
-        self._observed = [name for name in where if not projects_in_one(module.get_submodule(name))]
+        self._observed = [name for name in where if not has_packed_projection(module.get_submodule(name))]
 
     def detach(self) -> None:
         """Remove all hooks."""
@@ -93,7 +93,7 @@ class _Observer:
             return
         if is_recurrent(module):
             self._sequences(owner, parts_of(module, output))
-        elif projects_in_one(module):
+        elif has_packed_projection(module):
             self._projections(owner, module, args, kwargs, output[0])
         elif isinstance(output, Tensor) and output.requires_grad and output.dim() >= -self.dim:
             activation = output.detach().clone()

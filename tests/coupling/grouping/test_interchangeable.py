@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.coupling.grouping.interchangeable import resolve_balances
 from lightning_prune.coupling.symbols.channel_ids import FIXED
 from lightning_prune.coupling.tracing.trace import Trace
@@ -211,5 +211,5 @@ class Halves(nn.Module):
 
 
 def test_halves_of_the_input_and_channels() -> None:
-    coupling = analyse(Halves(), Example.of(torch.randn(2, 5)))
+    coupling = find_coupling(Halves(), Example.of(torch.randn(2, 5)))
     assert coupling.groups["first.weight"].size == 3  # 5 of the 8 products have a fixed factor

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_prune import IterativePruning, prune_once
 from lightning_prune.budgets import Ratio
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.network.example_input import Example
 from lightning_prune.schedules import Rounds
 
@@ -84,7 +84,7 @@ def test_a_layer_that_is_never_used_holds_nothing_where_values_decide_nothing() 
         def forward(self, inputs: Tensor) -> Tensor:
             return self.layers[1](self.layers[0](inputs))
 
-    assert list(analyse(Unused(), Example.of(torch.zeros(2, WIDTH))).groups) == ["layers.0.weight"]
+    assert list(find_coupling(Unused(), Example.of(torch.zeros(2, WIDTH))).groups) == ["layers.0.weight"]
 
 
 @pytest.mark.parametrize("where", ["beside it", "in a part of an entry"])

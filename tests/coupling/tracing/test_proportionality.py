@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from lightning_prune import Scope, prune_once
 from lightning_prune.budgets import Ratio
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.coupling.symbols.constants import scalar_of
 from lightning_prune.coupling.symbols.proportions import Factors, Proportion, Scalar, Scalars
 from lightning_prune.network.example_input import Example
 from lightning_prune.surgery.apply import zero_removed
-from lightning_prune.surgery.removal import plan_removal, rescaled
+from lightning_prune.surgery.removal import compensate_scalars, plan_removal
 
 aten = torch.ops.aten
 
@@ -152,16 +152,16 @@ GONE = ["first.weight"]
 def test_rescaled_by_hand() -> None:
     """An analysis with one scalar, and what other values of it in the smaller network would need."""
     net = made(lambda net, x: net.second(net.first(x) / math.sqrt(net.first(x).shape[-1])))
-    coupling = analyse(net, Example.of(data()))
+    coupling = find_coupling(net, Example.of(data()))
     number = next(n for n, s in enumerate(coupling.scalars) if s.value == pytest.approx(12**-0.5))
     gone = torch.zeros(12, dtype=torch.bool)
     gone[:3] = True
     plan = plan_removal({"first.weight": gone}, coupling)
     values = [s.value for s in coupling.scalars]
-    assert rescaled(plan, GONE, coupling, values)[0].scales == {}
-    assert rescaled(plan, GONE, coupling, ())[0].scales == {}
+    assert compensate_scalars(plan, GONE, coupling, values)[0].scales == {}
+    assert compensate_scalars(plan, GONE, coupling, ())[0].scales == {}
     values[number] = 2 * values[number]
-    found, inexact = rescaled(plan, GONE, coupling, values)
+    found, inexact = compensate_scalars(plan, GONE, coupling, values)
     if coupling.scalars[number].rows:
         assert inexact == {}
         assert set(found.scales) == {"first.weight", "first.bias"}
@@ -322,7 +322,7 @@ def test_homogeneous_images_are_exact(name: str) -> None:
 
 def test_noise_keeps_what_a_tensor_is_proportional_to() -> None:
     net = made(lambda net, x: net.second(F.dropout(net.first(x), 0.5, True) * 0.3))
-    (scalar,) = analyse(net, Example.of(data())).scalars
+    (scalar,) = find_coupling(net, Example.of(data())).scalars
     assert set(scalar.rows) == {"first.weight", "first.bias"}
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from lightning_prune import Channels, IterativePruning, prune_once
 from lightning_prune.budgets import Ratio
-from lightning_prune.coupling import Activation, Group, Member, analyse
+from lightning_prune.coupling import Activation, Group, Member, find_coupling
 from lightning_prune.criteria import MeanActivation, Taylor
 from lightning_prune.criteria.statistics import COUNT, AbsoluteActivations, ActivationGradient
 from lightning_prune.criteria.statistics.attention import products
@@ -165,7 +165,7 @@ def test_heads_and_their_dimensions_are_ranked(criterion: Any, attention: Any) -
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, HEADS, 12, dropout=0.0, batch_first=True), 2)
     net = nn.Sequential(nn.Linear(3, WIDTH), encoder, nn.Linear(WIDTH, 2))
     inputs = torch.randn(4, 5, 3)
-    groups = analyse(net, Example.of(inputs), attention).groups.values()
+    groups = find_coupling(net, Example.of(inputs), attention).groups.values()
     assert all(group.activations for group in groups)
 
     def calibrate(copy: nn.Module) -> None:
@@ -189,7 +189,7 @@ def test_compiled_attention_is_seen_as_it_is_or_not_at_all() -> None:
     """In some versions hooks keep the layer out of what is compiled."""
     torch.manual_seed(0)
     net, inputs = encoder(), torch.randn(4, 5, 3)
-    groups = list(analyse(net, Example.of(inputs)).groups.values())
+    groups = list(find_coupling(net, Example.of(inputs)).groups.values())
     found = []
     for backend in (None, "aot_eager"):
         if backend is not None:
