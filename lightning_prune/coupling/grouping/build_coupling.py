@@ -149,8 +149,11 @@ class _Builder:
             name=name,
             members=tuple(
                 Member(
-                    tensor, dim, self._index(self.families.units[ids], members), (tensor, dim) in self.trace.input_dims
-                )  # type: ignore[arg-type]
+                    tensor,
+                    dim,
+                    self._index(self.families.units[ids], members),  # type: ignore[arg-type]
+                    (tensor, dim) in self.trace.input_dims,
+                )
                 for (tensor, dim), ids in own
             ),
             activations=tuple(activations),

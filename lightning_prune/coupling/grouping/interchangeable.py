@@ -75,8 +75,8 @@ def _distinct(families: UnitFamilies, rows: list[Ids]) -> list[Ids]:
 
 def _apart(families: UnitFamilies, rows: list[Ids]) -> bool:
     """Whether each of ``rows`` is a family of its own; of several families, the common count would leave no choice."""
-    families = [np.unique(families.family_of[families.units[row]]) for row in rows]
-    return all(len(own) == 1 for own in families) and len(np.unique(np.concatenate(families))) == len(rows)
+    found = [np.unique(families.family_of[families.units[row]]) for row in rows]
+    return all(len(own) == 1 for own in found) and len(np.unique(np.concatenate(found))) == len(rows)
 
 
 def _unit_families(trace: Trace) -> UnitFamilies:
