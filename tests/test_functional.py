@@ -295,7 +295,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a scope that leaves nothing": (
         {"scope": Scope(include=["6"])},
-        r"leaves no removable channels in Sequential; what is there must stay: .*'6.weight': 'output of the network'",
+        r"leaves no removable channels in Sequential; .* must be kept: .*'6.weight': 'output of the network'",
     ),
 }
 

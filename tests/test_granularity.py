@@ -38,7 +38,7 @@ def mlp(*widths: int) -> nn.Sequential:
 @pytest.mark.parametrize("name", ["round_to", "min_width"])
 @pytest.mark.parametrize("value", [0, -8, 2.0, True, "8", None], ids=repr)
 def test_widths_are_whole_numbers(name: str, value: object) -> None:
-    message = f"Channels {name}={value!r} must be a whole number of at least 1"
+    message = f"Channels {name}={value!r} must be an integer of at least 1"
     with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
         Channels(**{name: value})
 
@@ -48,7 +48,7 @@ def test_widths_are_whole_numbers(name: str, value: object) -> None:
     [
         ("attention", "'head_dims' or 'heads'"),
         ("ranking", "'global' or 'isomorphic'"),
-        ("aggregate", "'sum' or 'mean' or 'max' or 'first'"),
+        ("aggregate", "'sum', 'mean', 'max' or 'first'"),
     ],
 )
 @pytest.mark.parametrize("value", ["local", "", None, True, 1, ["sum"]], ids=repr)

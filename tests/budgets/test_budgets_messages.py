@@ -129,7 +129,7 @@ def test_shares_lie_in_zero_to_one(kind: type[Budget], name: str, value: object)
 @pytest.mark.parametrize("value", [0, -3, 1.5, True, "200", None], ids=repr)
 def test_counts_are_whole_numbers(value: object) -> None:
     with pytest.raises(
-        ValueError, match="^" + re.escape(f"Count count={value!r} must be a whole number of at least 1") + "$"
+        ValueError, match="^" + re.escape(f"Count count={value!r} must be an integer of at least 1") + "$"
     ):
         Count(value)
 

@@ -257,7 +257,7 @@ def test_other_budgets_measure_nothing(clock, tables) -> None:
         ),
         ({"keep": 50}, "Latency keep=50 is outside [0, 1]; half is 0.5"),
         *(
-            ({"ms": 5, "batch": value}, f"Latency batch={value!r} must be a whole number of at least 1")
+            ({"ms": 5, "batch": value}, f"Latency batch={value!r} must be an integer of at least 1")
             for value in (0, True, 1.5, None)
         ),
         ({"ms": 5, "device": "gpu"}, "Latency device='gpu' is no device; 'cpu' and 'cuda:0' are"),

@@ -263,7 +263,7 @@ def test_budgets_that_cannot_be_met(budget: Budget, message: str) -> None:
         ({"scope": Scope(include=["nose"])}, "include='nose' matches nothing"),
         ({"criterion": BlockInfluence()}, "needs activations: pass calibrate="),
         ({"criterion": Sensitivity()}, "compares losses: pass calibrate="),
-        ({"criterion": Sensitivity(), "calibrate": lambda model: None}, "calibrate= returns none"),
+        ({"criterion": Sensitivity(), "calibrate": lambda model: None}, "calibrate= returned none"),
         ({"granularity": Channels(), "criterion": BlockInfluence()}, "does not score channels"),
         ({"granularity": Weights(), "criterion": Sensitivity()}, "does not score weights"),
     ],
