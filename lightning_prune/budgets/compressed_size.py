@@ -146,7 +146,7 @@ def _sizes_by_share(space: WeightSpace) -> np.ndarray:
     draws = [torch.rand(len(sample), generator=torch.Generator().manual_seed(n)) for n, sample in enumerate(samples)]
     sizes = []
     for share in _SHARES:
-        left = [masked_copy(sample, lot >= share) for sample, draw in zip(samples, draws, strict=True)]
+        masked_samples = [masked_copy(sample, draw >= share) for sample, draw in zip(samples, draws, strict=True)]
         sizes.append(overhead(state) + others + sum(len(deflated(part)) for part in masked_samples) * total / sampled)
     return np.minimum.accumulate(np.array(sizes))
 
