@@ -1,3 +1,8 @@
+# Wanda: masks the smallest |weight| x input norm, without training
+# Granularity: weights
+# Paper: Sun et al., 'A simple and effective pruning approach for large language models', ICLR 2024
+#
+#   python examples/wanda_one_shot.py
 """Prune a trained network in one shot, by weights and their inputs: python examples/wanda_one_shot.py."""
 
 import copy

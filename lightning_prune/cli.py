@@ -1,127 +1,155 @@
-"""The command ``lightning-prune``: a LightningCLI that knows this package's callbacks, tasks and datamodules."""
+"""The command ``lightning-prune``: its subcommands, each of which imports what it needs when it runs."""
 
 from __future__ import annotations
 
-import logging
+import os
 import sys
-import warnings
-from argparse import ArgumentParser
-from pickle import UnpicklingError
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from lightning.pytorch.cli import ArgsType, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+if TYPE_CHECKING:
+    from lightning_prune.callbacks.command_line.training import PruneCLI
 
-# Imported for their short names: LightningCLI finds what is imported.
-from lightning_prune import budgets, callbacks, criteria, distilling, granularity, schedules, tasks
-from lightning_prune.callbacks.loading import PrunedCheckpoints
-from lightning_prune.callbacks.reporting.summary import PruningSummary
-from lightning_prune.checkpoint.inspection import inspect_file, show
-from lightning_prune.methods import show_methods
+__all__ = ["SUBCOMMANDS", "PruneCLI", "Subcommand", "main"]
 
-__all__ = ["PruneCLI", "budgets", "callbacks", "criteria", "distilling", "granularity", "main", "schedules", "tasks"]
+_PROG = "lightning-prune"
 
 
-_DESCRIPTION = (
-    "Prune neural networks while they train. 'lightning-prune methods' lists what there are recipes for; "
-    "'lightning-prune inspect FILE' prints what a checkpoint holds."
-)
+@dataclass(frozen=True)
+class Subcommand:
+    """A subcommand of ``lightning-prune``.
 
-
-class PruneCLI(LightningCLI):
-    """``fit``, ``validate`` and ``test`` with pruning; ``fit`` ends with the summary where ``PruningSummary`` is used.
-
-    Args:
-        args: Command-line arguments; those of the process by default.
+    Attributes:
+        help: One line for ``lightning-prune --help``.
+        run: Function that is called with the arguments after the name; it imports what it needs itself.
     """
 
-    def __init__(self, args: ArgsType = None) -> None:
-        super().__init__(
-            trainer_defaults={"callbacks": [PrunedCheckpoints()]},
-            parser_kwargs={"prog": "lightning-prune", "description": _DESCRIPTION},
-            args=args,
-        )
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The subcommands, and the arguments of the Trainer's methods that the command line does not set."""
-        known = LightningCLI.subcommands()
-        return {name: known[name] for name in ("fit", "validate", "test")}
-
-    def instantiate_classes(self) -> None:
-        """Build everything that the configuration names.
-
-        Raises:
-            MisconfigurationException: If a constructor refuses an argument; the message is the constructor's.
-        """
-        try:
-            super().instantiate_classes()
-        except ValueError as error:
-            refusal: BaseException = error
-            while refusal.__cause__ is not None:  # jsonargparse wraps it in pages about types, one for each union
-                refusal = refusal.__cause__
-            if not isinstance(refusal, (ValueError, MisconfigurationException)):
-                raise
-            raise MisconfigurationException(str(refusal)) from error
-
-    def after_fit(self) -> None:
-        """Print what pruning has brought."""
-        summaries = [c for c in self.trainer.callbacks if isinstance(c, PruningSummary)]  # type: ignore[attr-defined]
-        if summaries and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            summaries[0].conclude(self.trainer, self.model, self.datamodule)
+    help: str
+    run: Callable[[list[str]], None]
 
 
-def main(args: ArgsType = None) -> None:
-    """Run the command line; a wrong configuration or path is one line, not a traceback."""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # of Lightning under torch 2.15
-    _log_above_progress_bars()
-    given = sys.argv[1:] if args is None else args
-    try:
-        if isinstance(given, list) and given[:1] == ["inspect"]:
-            _inspect(given[1:])
-        elif isinstance(given, list) and given[:1] == ["methods"]:
-            _methods(given[1:])
-        else:
-            PruneCLI(args)
-    except (MisconfigurationException, FileNotFoundError) as error:
-        sys.exit(f"lightning-prune: {error}")
+def _training(name: str) -> Callable[[list[str]], None]:
+    return lambda args: _train([name, *args])
 
 
-def _inspect(args: list[str]) -> None:
-    """Print what checkpoints hold."""
-    parser = ArgumentParser(prog="lightning-prune inspect", description="Print what pruned checkpoints hold.")
-    parser.add_argument("paths", nargs="+", metavar="FILE", help="a Lightning checkpoint, or a file with a state dict")
-    for path in parser.parse_args(args).paths:
-        try:
-            show(inspect_file(path), path)
-        except (ValueError, UnpicklingError) as error:
-            sys.exit(f"lightning-prune: {str(error).splitlines()[0]}")
+def _train(args: list[str]) -> None:
+    """Run the LightningCLI."""
+    from lightning_prune.callbacks.command_line.training import run
+
+    run(args)
 
 
 def _methods(args: list[str]) -> None:
-    """List the methods."""
-    ArgumentParser(
-        prog="lightning-prune methods", description="List the methods that there are recipes for."
-    ).parse_args(args)
-    show_methods()
+    """List the methods, or print a recipe."""
+    parser = ArgumentParser(prog=f"{_PROG} methods", description="List the pruning methods that have recipes.")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="print this recipe, to copy and change it")
+    name = parser.parse_args(args).name
+    from lightning_prune.methods import method_named, show_methods
+
+    if name is None:
+        show_methods()
+    else:
+        try:
+            sys.stdout.write(method_named(name).path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            _fail(error)
 
 
-class _Stderr:
-    """The standard error of the moment: a progress bar replaces it for as long as it shows."""
+def _inspect(args: list[str]) -> None:
+    """Print what checkpoints contain."""
+    parser = ArgumentParser(prog=f"{_PROG} inspect", description="Print what pruned checkpoints contain.")
+    parser.add_argument("paths", nargs="+", metavar="FILE", help="a Lightning checkpoint, or a file with a state dict")
+    paths = parser.parse_args(args).paths
+    from pickle import UnpicklingError
 
-    def write(self, text: str) -> None:
-        sys.stderr.write(text)
+    from lightning_prune.checkpoint.inspection import inspect_file, show
 
-    def flush(self) -> None:
-        sys.stderr.flush()
+    for path in paths:
+        try:
+            show(inspect_file(path), path)
+        except FileNotFoundError:
+            _fail(f"there is no file {path!r}")
+        except (ValueError, UnpicklingError) as error:
+            _fail(str(error).splitlines()[0])
 
 
-def _log_above_progress_bars() -> None:
-    """Lightning's log handlers keep the standard error of the import, and progress bars paint over what goes there."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        for handler in logging.getLogger(name).handlers:
-            if type(handler) is logging.StreamHandler:
-                handler.setStream(_Stderr())
+SUBCOMMANDS = {
+    "fit": Subcommand("train a network and prune it during training", _training("fit")),
+    "validate": Subcommand("evaluate a network or checkpoint on the validation data", _training("validate")),
+    "test": Subcommand("evaluate a network or checkpoint on the test data", _training("test")),
+    "methods": Subcommand("list the pruning methods that have recipes, or print a recipe", _methods),
+    "inspect": Subcommand("print what a pruned checkpoint contains", _inspect),
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line. A wrong configuration or path is reported in one line, without a traceback.
+
+    Args:
+        args: Arguments after the name of the program; those of the process by default.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    if not given or given[0] in ("-h", "--help"):
+        _parser().print_help()
+        sys.exit(0 if given else 2)
+    if given[0] == "--version":
+        from lightning_prune import __version__
+
+        print(f"{_PROG} {__version__}")
+        return
+    if given[0] not in SUBCOMMANDS and not given[0].startswith("-"):
+        near = get_close_matches(given[0], SUBCOMMANDS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(SUBCOMMANDS)}"
+        _fail(f"there is no subcommand {given[0]!r}; {hint}", 2)
+    _import_from_working_directory()
+    try:
+        if given[0] in SUBCOMMANDS:
+            SUBCOMMANDS[given[0]].run(given[1:])
+        else:  # options in front of the subcommand, such as a configuration with a section for each
+            _train(given)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _parser() -> ArgumentParser:
+    width = max(map(len, SUBCOMMANDS))
+    lines = [f"  {name:<{width}}  {subcommand.help}" for name, subcommand in SUBCOMMANDS.items()]
+    hints = [
+        "",
+        f"'{_PROG} SUBCOMMAND --help' describes the arguments of a subcommand.",
+        f"Start with '{_PROG} fit --config recipe:quickstart'.",
+    ]
+    parser = ArgumentParser(
+        prog=_PROG,
+        usage=f"{_PROG} [-h] [--version] SUBCOMMAND ...",
+        description="Prune neural networks while PyTorch Lightning trains them.",
+        epilog="\n".join(["subcommands:", *lines, *hints]),
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    return parser
+
+
+def _import_from_working_directory() -> None:
+    """Find modules of the working directory, as ``python -m`` does."""
+    if not getattr(sys.flags, "safe_path", False) and not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
+
+
+def _fail(message: object, code: int = 1) -> NoReturn:
+    print(f"{_PROG}: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def __getattr__(name: str) -> Any:
+    if name != "PruneCLI":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lightning_prune.callbacks.command_line.training import PruneCLI
+
+    return PruneCLI
 
 
 if __name__ == "__main__":

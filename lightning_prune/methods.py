@@ -1,129 +1,186 @@
-"""The methods that recipes and examples show: what they are called, what they do, and where they are."""
+"""Pruning methods: what the headers of the recipes say, as a table and as files to copy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Literal
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_PACKAGE = Path(__file__).parent
+# In an installed package the recipes and the scripts among them are in lightning_prune/recipes.
+_INSTALLED = _PACKAGE / "recipes"
+_SCRIPTS = ("examples/wanda_one_shot.py",)
+_TITLES = {
+    "weights": "Weights (masked)",
+    "channels": "Channels (removed)",
+    "blocks": "Residual blocks (removed)",
+}
+_PREFIX = "recipe:"
 
 
 @dataclass(frozen=True)
 class Method:
-    """One line of ``lightning-prune methods``.
+    """A pruning method with a recipe or a script, as the header of that file describes it.
 
     Attributes:
-        name: What it is called; its section in ``docs/methods.md`` has this title.
-        line: What it does.
-        file: Its recipe or its script in the repository.
-        removes: What goes.
+        name: Name of the method, and title of its section in the documentation.
+        description: What the method does, in one line.
+        file: Recipe or script, relative to the root of the repository.
+        granularity: What is pruned: ``"weights"``, ``"channels"`` or ``"blocks"``.
+        papers: Authors, title and year of each paper, as ``Authors, 'Title', venue year``.
     """
 
     name: str
-    line: str
+    description: str
     file: str
-    removes: Literal["weights", "channels", "blocks"]
+    granularity: str
+    papers: tuple[str, ...] = ()
 
     @property
     def short(self) -> str:
-        """The name of its file without folder and suffix."""
+        """Name of the file without folder and suffix."""
         return PurePosixPath(self.file).stem
 
     @property
+    def is_script(self) -> bool:
+        """Whether the method is a Python script rather than a recipe for ``fit``."""
+        return self.file.endswith(".py")
+
+    @property
     def command(self) -> str:
-        """What runs it, in the repository."""
-        start = "lightning-prune fit --config" if self.file.endswith(".yaml") else "python"
-        return f"{start} {self.file}"
+        """Command that runs the method."""
+        return f"python {self.file}" if self.is_script else f"lightning-prune fit --config {_PREFIX}{self.short}"
+
+    @property
+    def path(self) -> Path:
+        """The file on this machine."""
+        return _path(self.file)
 
 
-def _weights(name: str, line: str, recipe: str) -> Method:
-    return Method(name, line, f"recipes/{recipe}.yaml", "weights")
+def _path(file: str) -> Path:
+    """Where a file of the repository is: in the installed package, or in the checkout around it."""
+    return _INSTALLED / PurePosixPath(file).name if _INSTALLED.is_dir() else _PACKAGE.parent / file
 
 
-def _channels(name: str, line: str, recipe: str) -> Method:
-    return Method(name, line, f"recipes/{recipe}.yaml", "channels")
+def read_header(text: str, file: str) -> Method:
+    r"""The method that the leading comment lines of a recipe or script describe.
+
+    Raises:
+        ValueError: If the name with its description or the granularity is missing.
+
+    Example:
+        >>> method = read_header("# LAMP: masks small weights\n# Granularity: weights\n", "recipes/lamp.yaml")
+        >>> method.name, method.description, method.granularity
+        ('LAMP', 'masks small weights', 'weights')
+    """
+    header = re.match(r"(?:#.*\n)*", text)[0]  # type: ignore[index]
+    title = re.match(r"# (.+?): (.+)\n# Granularity: (\w+)\n", header)
+    if title is None or title[3] not in _TITLES:
+        raise ValueError(
+            f"{file}: a recipe begins with '# Name: description' and '# Granularity: {', '.join(_TITLES)}' (one of "
+            f"them); got {header[:80]!r}"
+        )
+    name, description, granularity = title.groups()
+    return Method(name, description, file, granularity, tuple(re.findall(r"^# Paper: (.+)$", header, re.MULTILINE)))
 
 
-def _blocks(name: str, line: str, recipe: str) -> Method:
-    return Method(name, line, f"recipes/{recipe}.yaml", "blocks")
+def _read_all() -> tuple[Method, ...]:
+    """All methods, by granularity and name."""
+    recipes = sorted(_path("recipes/quickstart.yaml").parent.glob("*.yaml"))
+    files = [*(f"recipes/{path.name}" for path in recipes), *_SCRIPTS]
+    found = [read_header(_path(file).read_text(encoding="utf-8"), file) for file in files if _path(file).is_file()]
+    order = list(_TITLES)
+    return tuple(sorted(found, key=lambda method: (order.index(method.granularity), method.name.lower())))
 
 
-METHODS = (
-    _weights("Gradual magnitude", "the smallest, many early, few late", "gradual_magnitude"),
-    _weights("Iterative magnitude", "the same share of what is left", "iterative_magnitude"),
-    _weights("Lottery tickets", "the same, from the initial weights", "lottery_ticket"),
-    _weights("Magnitude increase", "least growth since the start", "magnitude_increase"),
-    _weights("Weight rewinding", "the same, from early weights", "weight_rewinding"),
-    _weights("LR rewinding", "the same, from early rates", "lr_rewinding"),
-    _weights("One-cycle pruning", "the smallest, from first to last", "one_cycle"),
-    _weights("ERK", "by shape, most of wide layers", "erk"),
-    _weights("Layer ratios", "a share by patterns on names", "layer_ratios"),
-    _weights("LAMP", "small beside the rest of a layer", "lamp"),
-    _weights("Weight Taylor", "least (gradient x weight)^2", "weight_taylor"),
-    _weights("OBD, Fisher", "least weight^2 x mean gradient^2", "fisher"),
-    _weights("OBD, Hessian", "least weight^2 x curvature", "hessian"),
-    _weights("Movement pruning", "what training moves towards zero", "movement"),
-    _weights("Soft movement", "what does not outgrow a penalty", "soft_movement"),
-    _weights("RigL", "smallest, others back by gradient", "rigl"),
-    _weights("SET", "smallest, others back at random", "set"),
-    _weights("SNIP", "before training, by gradient", "snip"),
-    _weights("GraSP", "before training, by gradient flow", "grasp"),
-    _weights("SynFlow", "before training, without data", "synflow"),
-    _weights("Supermask", "learned; weights are not trained", "supermask"),
-    Method("Wanda", "no training, |weight| x its input", "examples/wanda_one_shot.py", "weights"),
-    _weights("2:4 and N:M", "the two smallest of every four", "two_of_four"),
-    _weights("Block sparsity", "blocks, rows, columns, kernels", "block_sparse"),
-    _channels("L1 filters", "least L1, once, then fine-tuned", "l1_filters"),
-    _channels("Taylor rank", "least |activation x gradient|", "quickstart"),
-    _channels("Distillation", "the dense network teaches on", "distillation"),
-    _channels("200 filters a round", "the 200 lowest by Taylor rank", "taylor_200_filters"),
-    _channels("Caltech-101", "200 filters a round, pretrained", "caltech101"),
-    _channels("Gate Taylor", "least gradient of norms' gates", "gate_taylor"),
-    _channels("Network slimming", "least batch-norm scale, under L1", "network_slimming"),
-    _channels("Slimming threshold", "scales below a value, under L1", "slimming_threshold"),
-    _channels("Group lasso", "least norm, under a group penalty", "group_lasso"),
-    _channels("Growing penalty", "least L1, after a growing penalty", "growing_penalty"),
-    _channels("FPGM", "what other filters can replace", "geometric_median"),
-    _channels("Isomorphic ranking", "the lowest of layers of each kind", "isomorphic"),
-    _channels("Mean activation", "what puts out least", "mean_activation"),
-    _channels("APoZ", "what a ReLU most often makes zero", "apoz"),
-    _channels("Attention heads", "heads the loss depends on least", "attention_heads"),
-    _channels("Several budgets", "until all of them are met", "two_budgets"),
-    _channels("Two pruners", "channels, then weights of the rest", "two_pruners"),
-    _channels("Latency", "until a pass is fast enough", "latency"),
-    _blocks("Block sensitivity", "least accuracy lost when skipped", "blocks"),
-    _blocks("Block influence", "what changes its input least", "block_influence"),
-)
+METHODS = _read_all()
 
 
-_TITLES = {
-    "Weights, which are masked": "weights",
-    "Channels, which are removed": "channels",
-    "Blocks, which are removed": "blocks",
-}
+def method_named(name: str) -> Method:
+    """The method whose recipe or script has this name.
+
+    Raises:
+        ValueError: If there is none; the message has the nearest name.
+
+    Example:
+        >>> method_named("lamp").name
+        'LAMP'
+    """
+    for method in METHODS:
+        if method.short == name:
+            return method
+    near = get_close_matches(name, [method.short for method in METHODS], 1)
+    hint = f"did you mean {near[0]!r}?" if near else "'lightning-prune methods' lists them"
+    raise ValueError(f"there is no recipe {name!r}; {hint}")
+
+
+def recipe_path(value: str) -> str:
+    """The path of ``recipe:NAME``; any other value as it is.
+
+    Raises:
+        ValueError: If there is no recipe of this name, or it is a script.
+    """
+    if not value.startswith(_PREFIX):
+        return value
+    method = method_named(value.removeprefix(_PREFIX))
+    if method.is_script:
+        raise ValueError(f"{method.short} is a script, not a recipe: {_script_hint(method)}")
+    return str(method.path)
+
+
+def markdown_table(methods: Iterable[Method] = METHODS) -> str:
+    """A table of methods for the documentation.
+
+    Example:
+        >>> print(markdown_table([method_named("erk")]))
+        | method | description | file |
+        |---|---|---|
+        | ERK | sets the sparsity of each layer by its shape (Erdos-Renyi kernel) | `recipes/erk.yaml` |
+    """
+    rows = [f"| {m.name} | {_escaped(m.description)} | `{m.file}` |" for m in methods]
+    return "\n".join(["| method | description | file |", "|---|---|---|", *rows])
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", r"\|")
 
 
 def show_methods(console: Console | None = None) -> None:
-    """Print all methods, and how to run one."""
+    """Print all methods and the commands that run one."""
+    from rich.console import Console
+
     console = console or Console()
-    for title, removes in _TITLES.items():
-        console.print(_table(title, [method for method in METHODS if method.removes == removes]))
-    hints = ["Run a recipe in the repository: lightning-prune fit --config recipes/NAME.yaml"]
-    hints += [f"{m.name} is a script: {m.command}" for m in METHODS if not m.file.startswith("recipes/")]
-    hints += ["Formulas, papers, and when to use which: docs/methods.md"]
+    for granularity, title in _TITLES.items():
+        console.print(_table(title, [method for method in METHODS if method.granularity == granularity]))
+    hints = [
+        f"Run a recipe:  lightning-prune fit --config {_PREFIX}NAME",
+        "Copy a recipe: lightning-prune methods NAME > NAME.yaml",
+        *(f"{method.short} is a script: {_script_hint(method)}" for method in METHODS if method.is_script),
+    ]
     for hint in hints:
         console.print(hint, highlight=False, soft_wrap=True)
 
 
+def _script_hint(method: Method) -> str:
+    name = f"{method.short}.py"
+    return f"lightning-prune methods {method.short} > {name}; python {name}"
+
+
 def _table(title: str, methods: Sequence[Method]) -> Table:
+    from rich import box
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("method", no_wrap=True, min_width=max(len(method.name) for method in METHODS))
-    table.add_column("what goes")
+    table.add_column("description")
     table.add_column("recipe", no_wrap=True, min_width=max(len(method.short) for method in METHODS))
     for method in methods:
-        table.add_row(method.name, method.line, method.short)
+        table.add_row(method.name, method.description, method.short)
     return table

@@ -297,7 +297,7 @@ def test_what_the_criterion_cannot_score_keeps_its_bundle() -> None:
         nn.Linear(5, 2),
     )
     report = prune_once(net, INPUT, criterion=BatchNormScale())
-    assert report.frozen["2.weight"] == "no batch norm with a scale stands behind these channels"
+    assert report.frozen["2.weight"] == "no batch norm with a scale follows these channels"
     assert report.frozen["0.weight"] == (
         f"shrinks only together with '2.weight' ({WHY}), which must stay: {report.frozen['2.weight']}"
     )

@@ -72,7 +72,7 @@ def test_weights_that_a_function_reads_show_taylor_nothing() -> None:
             return self.head(values)
 
     pruner = ChannelPruner(Channels(), Taylor(), Ratio(0.5), Scope())
-    with pytest.warns(UserWarning, match=r"score 4 of the 5 .*cannot see them; WeightTaylor\(\) can rank them\)\."):
+    with pytest.warns(UserWarning, match=r"score 4 of the 5 .*cannot score them; WeightTaylor\(\) can\)\."):
         pruner.prepare(Functional(), Example.of(torch.zeros(2, 1, 5, 5)))
 
 

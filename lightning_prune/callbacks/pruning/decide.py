@@ -1,4 +1,4 @@
-"""One decision for all ranks, and the proof that all have carried it out."""
+"""Plan of the next event: decided once, for all ranks."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from lightning_prune.surgery.report import Report
 def decide(
     trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: Pruner, example: Example | None, step: PruningStep
 ) -> Report | ValueError:
-    """The next event, planned on rank 0 from the statistics of all ranks; on all ranks where each holds a part.
+    """Plan the next event from the statistics of all ranks, on rank 0; on all ranks if parameters are sharded.
 
-    Or why there can be none: for good (``BudgetError``), or now (any other ``ValueError``).
+    Returns:
+        The report with the plan, equal on all ranks; or the error that rules the event out: permanently
+        (``BudgetError``), or at present (any other ``ValueError``).
     """
     decision: Report | ValueError | None = None
     budget = step.scaled(pruner.budget)
@@ -45,7 +47,7 @@ def _statistics(
     fraction: float,
     budget: Budget,
 ) -> Mapping[str, Tensor]:
-    """Statistics of all ranks that the criterion reads: gathered during training, or losses without each block."""
+    """Statistics of all ranks: those gathered during training, or the validation losses without each block."""
     if isinstance(pruner, BlockPruner) and pruner.criterion.compares_losses:
         return ablation_losses(trainer, pl_module, pruner, example, fraction, budget)
     own = pruner.statistics
@@ -53,9 +55,9 @@ def _statistics(
 
 
 def unseen_anywhere(trainer: pl.Trainer, pruner: Pruner) -> list[str] | None:
-    """What is observed and has brought nothing on any rank; None while a rank has not observed a step."""
+    """Observed layers without a gradient on any rank; None until every rank has observed a step."""
     own = None if pruner.statistics is None else (pruner.statistics.steps, pruner.statistics.unseen())
-    found = [rank for rank in gathered(trainer, own) if rank is not None]
-    if any(steps == 0 for steps, _ in found):
+    ranks = [rank for rank in gathered(trainer, own) if rank is not None]
+    if any(steps == 0 for steps, _ in ranks):
         return None
-    return [name for name in found[0][1] if all(name in unseen for _, unseen in found)] if found else []
+    return [name for name in ranks[0][1] if all(name in unseen for _, unseen in ranks)] if ranks else []

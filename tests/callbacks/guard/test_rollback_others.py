@@ -212,7 +212,7 @@ def test_callbacks_that_conclude_the_training_come_after_the_guard(tmp_path: Pat
             run(tmp_path, Judged([0.9]), pruning, callback, guard(), epochs=2, logger=CSVLogger(tmp_path))
         assert str(caught.value) == (
             f"AccuracyGuard on_drop='rollback' must come before {type(callback).__name__} in callbacks, which would "
-            "conclude the training with a network that is then taken back"
+            "conclude the training with a network that is then rolled back"
         )
 
 
@@ -232,7 +232,7 @@ def test_averages_of_a_part_that_a_callback_keeps_are_refused(tmp_path: Path) ->
         def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
             self.average = AveragedModel(pl_module.net)
 
-    with pytest.raises(MisconfigurationException, match="cannot bring back what Keeps averages, a part of the network"):
+    with pytest.raises(MisconfigurationException, match="cannot restore the average of Keeps, which covers a part"):
         run(tmp_path, Judged([0.9]), *CHANNELS(Rounds(1, 1, 2)), guard(), Keeps(), epochs=2)
 
 

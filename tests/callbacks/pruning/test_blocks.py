@@ -526,7 +526,7 @@ def test_optimizers_with_one_state_for_all_are_refused(tmp_path: Path, optimizer
         def configure_optimizers(self) -> Any:
             return torch.optim.LBFGS(self.parameters())
 
-    with pytest.raises(MisconfigurationException, match="which blocks cannot be cut from"):
+    with pytest.raises(MisconfigurationException, match="from which blocks cannot be removed"):
         fit(tmp_path, Flat(), blocks(), max_epochs=2)
 
 

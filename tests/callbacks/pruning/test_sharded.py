@@ -134,7 +134,7 @@ def test_callbacks_that_look_at_whole_parameters_say_so(tmp_path, callback, monk
     class ModelParallelStrategy(SingleDeviceStrategy):
         """A stand-in: only its name is looked at."""
 
-    with pytest.raises(MisconfigurationException, match=f"{callback.__name__} looks at whole parameters"):
+    with pytest.raises(MisconfigurationException, match=f"{callback.__name__} needs whole parameters"):
         fit(tmp_path, Lit(), callback(), IterativePruning(Constant(1), Ratio(0.5)), strategy=ModelParallelStrategy())
 
 
