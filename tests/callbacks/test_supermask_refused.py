@@ -24,7 +24,7 @@ from lightning_prune.schedules import Constant
         ({"sparsity": "half"}, r"sparsity='half' must be"),
         ({"momentum": 1}, r"momentum=1 must be a number in \[0, 1\)"),
         ({"momentum": True}, r"momentum=True must be"),
-        ({"lr": 0}, r"lr=0 must be a number above 0, or None"),
+        ({"lr": 0}, r"lr=0 must be a finite number above 0, or None"),
         ({"lr": float("nan")}, r"lr=nan must be"),
         ({"scores": "ones"}, r"scores='ones' is not known; use 'random' or 'magnitude'"),
     ],

@@ -457,7 +457,7 @@ def test_max_drop_is_checked(max_drop: Any) -> None:
     with pytest.raises(MisconfigurationException) as caught:
         AccuracyGuard("score", max_drop)
     assert str(caught.value) == (
-        f"AccuracyGuard max_drop={max_drop!r} must be a finite number, 0 or more, in the metric's unit"
+        f"AccuracyGuard max_drop={max_drop!r} must be a finite number of at least 0, in the unit of the metric"
     )
 
 
@@ -467,9 +467,9 @@ def test_max_drop_is_checked(max_drop: Any) -> None:
         ({"mode": "maximum"}, "AccuracyGuard mode='maximum' is not known; use 'max' or 'min'"),
         (
             {"compared_to": "dense"},
-            "AccuracyGuard compared_to='dense' is not known; use 'previous' or 'baseline' or 'best'",
+            "AccuracyGuard compared_to='dense' is not known; use 'previous', 'baseline' or 'best'",
         ),
-        ({"on_drop": "undo"}, "AccuracyGuard on_drop='undo' is not known; use 'stop' or 'pause' or 'rollback'"),
+        ({"on_drop": "undo"}, "AccuracyGuard on_drop='undo' is not known; use 'stop', 'pause' or 'rollback'"),
     ],
 )
 def test_choices_are_checked(arguments: dict[str, Any], message: str) -> None:
@@ -482,7 +482,7 @@ def test_choices_are_checked(arguments: dict[str, Any], message: str) -> None:
 def test_retry_is_checked(retry: Any) -> None:
     with pytest.raises(MisconfigurationException) as caught:
         AccuracyGuard("score", 0.1, on_drop="rollback", retry=retry)
-    assert str(caught.value) == f"AccuracyGuard retry={retry!r} must be a whole number, 0 or more"
+    assert str(caught.value) == f"AccuracyGuard retry={retry!r} must be an integer of at least 0"
 
 
 @pytest.mark.parametrize("on_drop", ["stop", "pause"])

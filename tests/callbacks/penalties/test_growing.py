@@ -151,11 +151,11 @@ def test_a_rollback_brings_back_what_was_picked(tmp_path: Path) -> None:
 
     class AtHand(Callback):
         def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-            mask = (penalty._at_hand or {}).get("net.0.bias")
+            mask = (penalty._current or {}).get("net.0.bias")
             at_hand.append((pl_module.net[0].out_channels, 0 if mask is None else int(mask.sum())))
 
         def on_rollback(self, *_: Any) -> None:
-            forgotten.append(penalty._at_hand is None)  # it had the shapes of the smaller network
+            forgotten.append(penalty._current is None)  # it had the shapes of the smaller network
 
     run(tmp_path, module, penalty, AtHand(), pruning, guard(retry=1), epochs=6)
     assert at_hand[::STEPS] == [(8, 0), (8, 4), (6, 2), (6, 2), (7, 3), (7, 3)]

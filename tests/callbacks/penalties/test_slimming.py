@@ -274,7 +274,7 @@ def test_scales_shrink(tmp_path: Path) -> None:
 def test_strength_is_checked(strength: Any) -> None:
     with pytest.raises(MisconfigurationException) as caught:
         SlimmingPenalty(strength)
-    assert str(caught.value) == f"SlimmingPenalty strength={strength!r} must be a finite number, 0 or more"
+    assert str(caught.value) == f"SlimmingPenalty strength={strength!r} must be a finite number of at least 0"
 
 
 def test_a_network_without_batch_norm_is_refused_before_training(tmp_path: Path) -> None:

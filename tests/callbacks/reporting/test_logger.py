@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lightning_prune import SparsityLogger
-from lightning_prune.callbacks.reporting.layer_metrics import curves, layer_metrics
+from lightning_prune.callbacks.reporting.layer_metrics import layer_metrics, size_metrics
 from lightning_prune.schedules import Constant
 
 
@@ -223,7 +223,7 @@ def test_curves_of_a_network_count_by_hand() -> None:
     with torch.no_grad():
         linear.weight.copy_(torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0]]))
         linear.bias.zero_()
-    assert curves(linear, {"Linear": 16}, macs=8) == {
+    assert size_metrics(linear, {"Linear": 16}, macs=8) == {
         "pruning/parameters": 10,
         "pruning/nonzero_parameters": 3,
         "pruning/macs": 8,

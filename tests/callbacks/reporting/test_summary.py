@@ -357,7 +357,11 @@ def test_says_that_the_budget_is_not_reached(tmp_path: Path, epochs: int) -> Non
     trainer.fit(module, TwoTestSets())
     text = shown(summary, trainer, module, TwoTestSets())
     sparsity = 1 - parameters(WIDTH - 1) / parameters(WIDTH)
-    way = "at 0.33 of the way, at sparsity " + f"{sparsity:.3f}" if epochs == 4 else "at 0.00 of the way"
+    way = (
+        "at fraction 0.33 of the schedule, at sparsity " + f"{sparsity:.3f}"
+        if epochs == 4
+        else "at fraction 0.00 of the schedule"
+    )
     assert f"Count(count=1) is not reached: the training ended {way}" in " ".join(text.split())
     assert ("Pruning, round by round" in text) == (epochs == 4)
     assert ("dense network" in lines_of(text)) == (epochs == 4)

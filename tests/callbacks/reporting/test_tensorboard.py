@@ -13,9 +13,9 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 from lightning_prune import AccuracyGuard, Scope, SparsityLogger
-from lightning_prune.callbacks.reporting.hyperparameters import in_words
+from lightning_prune.callbacks.reporting.hyperparameters import as_code
 from lightning_prune.callbacks.reporting.tensorboard import add_histograms
-from lightning_prune.callbacks.reporting.tradeoff_figure import TradeoffPoint, scatter
+from lightning_prune.callbacks.reporting.tradeoff_figure import TradeoffPoint, tradeoff_figure
 from lightning_prune.criteria import Criterion, Magnitude
 
 
@@ -84,7 +84,7 @@ def test_layout_shows_curves_that_exist(tmp_path: Path) -> None:
     shown = {
         title: {tag for regex in regexes for tag in tags if re.match(regex, tag)} for title, regexes in charts.items()
     }
-    assert shown["val_acc beside sparsity"] == {"pruning/sparsity", "val_acc"}
+    assert shown["val_acc and sparsity"] == {"pruning/sparsity", "val_acc"}
     assert shown["parameters"] == {"pruning/parameters", "pruning/nonzero_parameters"}
     assert shown["MACs of one example"] == {"pruning/macs"}
     assert shown["width (channels)"] == {"width/net.0", "width/net.2", "width/net.4"}
@@ -118,11 +118,11 @@ def test_figure_shows_the_points() -> None:
         TradeoffPoint(1, 5, 600, 500, 0.95),
         TradeoffPoint(2, 9, 400, 50, 0.8),
     ]
-    axes = scatter(points, "val_acc", nonzero=False).axes[0]
+    axes = tradeoff_figure(points, "val_acc", nonzero=False).axes[0]
     assert axes.collections[0].get_offsets().tolist() == [[1000, 0.9], [600, 0.95], [400, 0.8]]
     assert [text.get_text() for text in axes.texts] == ["dense, epoch 3", "epoch 9", "epoch 5"]
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_xscale()) == ("parameters", "val_acc", "linear")
-    axes = scatter(points, "val_acc", nonzero=True).axes[0]
+    axes = tradeoff_figure(points, "val_acc", nonzero=True).axes[0]
     assert axes.collections[0].get_offsets()[:, 0].tolist() == [900, 500, 50]
     assert (axes.get_xlabel(), axes.get_xscale()) == ("nonzero parameters", "log")
 
@@ -131,7 +131,7 @@ def test_figure_leaves_pyplot_alone() -> None:
     import matplotlib.pyplot as plt
 
     before = plt.get_fignums()
-    scatter([TradeoffPoint(0, 0, 10, 10, 0.5)], "val_acc", nonzero=False)
+    tradeoff_figure([TradeoffPoint(0, 0, 10, 10, 0.5)], "val_acc", nonzero=False)
     assert plt.get_fignums() == before
 
 
@@ -170,9 +170,9 @@ def test_parts_are_written_without_defaults() -> None:
     class Odd(Criterion):
         pass
 
-    assert in_words(Scope(exclude=["net.4"])) == "Scope(exclude=('net.4',))"
-    assert in_words(Magnitude(p=1)) == "Magnitude(p=1)"
-    assert in_words(Odd()) == "Odd"
+    assert as_code(Scope(exclude=["net.4"])) == "Scope(exclude=('net.4',))"
+    assert as_code(Magnitude(p=1)) == "Magnitude(p=1)"
+    assert as_code(Odd()) == "Odd"
 
 
 def test_two_loggers_get_the_same(tmp_path: Path) -> None:
