@@ -10,7 +10,8 @@ own, with three of them a stage, of which seven can go, and attention heads from
 Figures are accuracies on the validation split after the last epoch, mean and standard deviation over seeds; nothing but
 the strength of two penalties is selected by them.
 
-`python benchmarks/criteria.py --page docs/methods.md` measures nothing: it writes what was measured into the page.
+`python benchmarks/criteria.py --page docs/pages/reference/methods.md` measures nothing: it writes what was measured
+into the page.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# Wanda: masks the weights with the smallest |weight| x input norm, without training
+# Wanda: masks the smallest |weight| x input norm, without training
 # Granularity: weights
 # Paper: Sun et al., 'A simple and effective pruning approach for large language models', ICLR 2024
 #

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lightning_prune.budgets.budget import Budget
 from lightning_prune.budgets.shares import Ratio
 from lightning_prune.checkpoint.manifest import track_plan, track_shapes
+from lightning_prune.criteria.by_name import criterion_named
 from lightning_prune.criteria.criterion import Criterion
-from lightning_prune.criteria.lookup import criterion_named
 from lightning_prune.criteria.magnitude import Magnitude
 from lightning_prune.criteria.statistics.second_order import Curvature
 from lightning_prune.criteria.statistics.statistics import Statistics

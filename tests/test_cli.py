@@ -20,11 +20,12 @@ from helpers.caltech import write_caltech
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torchvision.models import resnet18
 
+import lightning_prune
 from lightning_prune import AccuracyGuard, Channels, IterativePruning, SlimmingPenalty, Weights, load_pruned
 from lightning_prune.budgets import MACs
 from lightning_prune.callbacks import PrunedCheckpoints, PruningSummary
-from lightning_prune.cli import PruneCLI, main
-from lightning_prune.criteria import Magnitude, Taylor
+from lightning_prune.cli import SUBCOMMANDS, PruneCLI, main
+from lightning_prune.criteria import LAMP, Magnitude, Taylor
 from lightning_prune.tasks import DigitsData, ImageClassifier
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
@@ -242,10 +243,12 @@ def test_header(recipe: Path) -> None:
     lines = recipe.read_text().splitlines()
     header = [line for line in lines[: lines.index("seed_everything: 0")] if line]
     assert all(line.startswith("#") for line in header)
-    text = "\n".join(header)
-    assert len(header[0]) > 40, "says what it does"
-    assert re.search(r"^# Paper: .+ '.+', .*(19|20)\d\d$", text, re.MULTILINE)
-    assert f"#   lightning-prune fit --config recipes/{recipe.name}" in header
+    assert re.fullmatch(r"# [^:]*(:\d[^:]*)?: \S.{10,}", header[0])
+    assert re.fullmatch(r"# Granularity: (weights|channels|blocks)", header[1])
+    papers = [line for line in header if line.startswith("# Paper: ")]
+    assert papers == header[2 : 2 + len(papers)] != []
+    assert all(re.fullmatch(r"# Paper: .+ '.+', .*(19|20)\d\d", paper) for paper in papers)
+    assert header[2 + len(papers) :][:2] == ["#", f"#   lightning-prune fit --config recipe:{recipe.stem}"]
 
 
 # --- arguments ------------------------------------------------------------------------------------------------------
@@ -364,7 +367,12 @@ def output_of(*args: str) -> tuple[int, str, str]:
 def test_help_of_a_command(command: str) -> None:
     code, text, _ = output_of(command, "--help")
     assert code == 0
-    assert text.startswith(f"usage: lightning-prune [options] {command}")
+    assert text.startswith(f"usage: lightning-prune {command} [options]\n\n")
+    assert "--print_config" in text
+    internals = ("<class", ":paramref:", ":class:", "``", "callbacks.trainer", "PrunedCheckpoints", "pytorch.cli.")
+    assert [name for name in internals if name in text] == []
+    for title in ("Trainer:", "Network, a LightningModule:", "Data, a LightningDataModule:", "Checkpoint:"):
+        assert f"\n{title}\n" in text
     for name in ("lightning_prune.IterativePruning", "lightning_prune.AccuracyGuard", "lightning_prune.SparsityLogger"):
         assert name in text
     for name in ("lightning_prune.tasks.ImageClassifier", "lightning_prune.tasks.DigitsData"):
@@ -396,10 +404,76 @@ def test_help_of_a_class(topic: str, words: list[str]) -> None:
     assert all(word in folded for word in words)
 
 
-def test_predict_is_not_offered() -> None:
-    code, _, text = output_of("predict")
-    assert code == 2
-    assert "invalid choice: 'predict' (choose from 'fit', 'validate', 'test')" in text.replace('"', "'")
+def test_help_lists_every_subcommand() -> None:
+    code, text, _ = output_of("--help")
+    assert code == 0
+    listed = re.findall(r"^  (\w+) +(\S.+)$", text.split("subcommands:\n")[1], re.MULTILINE)
+    assert listed == [(name, subcommand.help) for name, subcommand in SUBCOMMANDS.items()]
+    assert [name for name, _ in listed] == ["fit", "validate", "test", "methods", "inspect"]
+    assert output_of() == (2, text, "")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["fitt"], "there is no subcommand 'fitt'; did you mean 'fit'?"),
+        (["method"], "there is no subcommand 'method'; did you mean 'methods'?"),
+        (["predict"], "there is no subcommand 'predict'; use one of fit, validate, test, methods, inspect"),
+    ],
+)
+def test_unknown_subcommands(args: list[str], message: str) -> None:
+    assert output_of(*args) == (2, "", f"lightning-prune: {message}\n")
+
+
+def test_version() -> None:
+    assert output_of("--version") == (0, f"lightning-prune {lightning_prune.__version__}\n", "")
+
+
+# --- recipes by name ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("args", [["--config", "recipe:lamp"], ["--config=recipe:lamp"], ["-c", "recipe:lamp"]])
+def test_a_recipe_by_name(args: list[str]) -> None:
+    cli = build(*args, "--trainer.max_epochs=3")
+    assert pruning_of(cli).pruner.criterion == LAMP()
+    assert cli.trainer.max_epochs == 3
+
+
+def test_print_config_prints_what_builds_the_same(tmp_path: Path) -> None:
+    code, text, _ = output_of("fit", "--config", "recipe:lamp", "--print_config")
+    assert code == 0
+    (tmp_path / "copy.yaml").write_text(text)
+    assert objects(build("--config", "copy.yaml")) == objects(build("--config", "recipe:lamp"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("quickstat", "there is no recipe 'quickstat'; did you mean 'quickstart'?"),
+        ("zzz", "there is no recipe 'zzz'; 'lightning-prune methods' lists them"),
+        ("wanda_one_shot", "wanda_one_shot is a script, not a recipe: lightning-prune methods wanda_one_shot > "),
+    ],
+)
+def test_unknown_recipes(name: str, message: str) -> None:
+    code, _, text = output_of("fit", "--config", f"recipe:{name}")
+    assert code == 1
+    assert text.splitlines()[-1].startswith(f"lightning-prune: {message}")
+
+
+# --- modules of the working directory -------------------------------------------------------------------------------
+
+
+def test_the_installed_command_finds_modules_of_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "my_pkg").mkdir()
+    (tmp_path / "my_pkg" / "__init__.py").write_text(USER_MODULE)
+    script = tmp_path / "bin" / "lightning-prune"  # as pip writes it: its folder is the first on the path
+    script.parent.mkdir()
+    script.write_text("import sys\nfrom lightning_prune.cli import main\nsys.exit(main())\n")
+    command = [sys.executable, str(script), "fit", "--model=my_pkg.Mine", "--print_config"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(lightning_prune.__file__).parents[1])}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert yaml.safe_load(result.stdout)["model"] == {"class_path": "my_pkg.Mine", "init_args": {"hidden": 5}}
 
 
 # --- wrong configurations -------------------------------------------------------------------------------------------

@@ -202,7 +202,9 @@ def test_every_kind_gives_its_share() -> None:
 
 
 def test_a_ranking_needs_a_budget_that_ranks() -> None:
-    with pytest.raises(ValueError, match=r"takes the same share of each; give the budget per_layer=False$"):
+    with pytest.raises(
+        ValueError, match=r"itself; use ranking='global', or a budget with per_layer=False$"
+    ):
         prune_once(mlp(8), INPUT, granularity=Channels(ranking="isomorphic"), budget=Ratio(0.5))
 
 
@@ -295,7 +297,7 @@ def test_what_the_criterion_cannot_score_keeps_its_bundle() -> None:
         nn.Linear(5, 2),
     )
     report = prune_once(net, INPUT, criterion=BatchNormScale())
-    assert report.frozen["2.weight"] == "no batch norm with a scale stands behind these channels"
+    assert report.frozen["2.weight"] == "no batch norm with a scale follows these channels"
     assert report.frozen["0.weight"] == (
         f"shrinks only together with '2.weight' ({WHY}), which must stay: {report.frozen['2.weight']}"
     )

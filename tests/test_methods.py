@@ -3,7 +3,12 @@
 import contextlib
 import io
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +20,10 @@ from criteria import BEFORE
 
 from lightning_prune.cli import main
 from lightning_prune.criteria import CRITERIA
-from lightning_prune.methods import METHODS, Method
+from lightning_prune.methods import METHODS, Method, markdown_table, read_header, recipe_path
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "pages" / "reference" / "methods.md").read_text(encoding="utf-8")
 MEASURED = ROOT / "benchmarks" / "results" / "criteria.json"
 CONTROLS = [
     "dense", "dense, trained on", "dense, nine blocks", "dense, transformer", "dense, transformer, trained on",
@@ -61,15 +66,19 @@ def test_every_recipe_is_listed_once() -> None:
 
 @each_method
 def test_what_it_runs_is_there(method: Method) -> None:
-    assert (ROOT / method.file).is_file()
-    *start, file = method.command.split()
-    assert file == method.file
-    assert start == (["python"] if file.endswith(".py") else ["lightning-prune", "fit", "--config"])
+    assert method.path == ROOT / method.file
+    assert method.path.is_file()
+    if method.is_script:
+        assert method.command == f"python {method.file}"
+    else:
+        *start, name = method.command.split()
+        assert start == ["lightning-prune", "fit", "--config"]
+        assert recipe_path(name) == str(method.path)
 
 
 @each_pruner
-def test_what_goes_is_what_the_recipe_prunes(method: Method) -> None:
-    assert KINDS[pruner_in(method)["granularity"]["class_path"]] == method.removes
+def test_the_granularity_is_that_of_the_recipe(method: Method) -> None:
+    assert KINDS[pruner_in(method)["granularity"]["class_path"]] == method.granularity
 
 
 def listed(monkeypatch: pytest.MonkeyPatch, columns: int) -> str:
@@ -79,40 +88,105 @@ def listed(monkeypatch: pytest.MonkeyPatch, columns: int) -> str:
     return output.getvalue()
 
 
-def test_the_command_has_a_line_for_each_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [line.rstrip() for line in listed(monkeypatch, 80).splitlines()]
-    assert max(map(len, lines)) <= 80
+def test_the_command_lists_each_method_below_its_granularity(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [line.rstrip() for line in listed(monkeypatch, 120).splitlines()]
+    assert max(map(len, lines)) <= 120
     rows = [re.split(r" {2,}", line.strip()) for line in lines]
-    for method in METHODS:
-        assert rows.count([method.name, method.line, method.short]) == 1, method
-    titles = ("Weights, which are masked", "Channels, which are removed", "Blocks, which are removed")
+    titles = ("Weights (masked)", "Channels (removed)", "Residual blocks (removed)")
     starts = [*map(lines.index, titles), len(lines)]
     for method in METHODS:
-        at, kind = rows.index([method.name, method.line, method.short]), ["weights", "channels", "blocks"]
-        assert starts[kind.index(method.removes)] < at < starts[kind.index(method.removes) + 1]
+        assert rows.count([method.name, method.description, method.short]) == 1, method
+        at = rows.index([method.name, method.description, method.short])
+        kind = ["weights", "channels", "blocks"].index(method.granularity)
+        assert starts[kind] < at < starts[kind + 1]
     text = "\n".join(lines)
-    assert "lightning-prune fit --config recipes/NAME.yaml" in text
-    assert "python examples/wanda_one_shot.py" in text
-    assert "docs/methods.md" in text
+    assert "lightning-prune fit --config recipe:NAME" in text
+    assert "lightning-prune methods wanda_one_shot > wanda_one_shot.py" in text
 
 
-def test_narrow_terminals_fold_what_goes_and_keep_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = listed(monkeypatch, 60)
+@pytest.mark.parametrize("columns", [60, 80])
+def test_narrow_terminals_fold_the_description_and_keep_the_names(
+    monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    text = listed(monkeypatch, columns)
     for method in METHODS:
         assert re.search(rf"^ {re.escape(method.name)} .* {method.short} *$", text, re.MULTILINE), method
 
 
-def test_help_names_the_list() -> None:
-    with contextlib.redirect_stdout(io.StringIO()) as output, pytest.raises(SystemExit):
-        main(["--help"])
-    assert "'lightning-prune methods' lists" in " ".join(output.getvalue().split())
+def output_of(*args: str) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        main(list(args))
+    return output.getvalue()
 
 
-def test_the_list_takes_no_arguments() -> None:
+@pytest.mark.parametrize("method", [METHODS[0], METHODS[-1], *(m for m in METHODS if m.is_script)])
+def test_the_command_prints_a_file_to_copy(method: Method) -> None:
+    assert output_of("methods", method.short) == (ROOT / method.file).read_text(encoding="utf-8")
+
+
+def test_an_unknown_method_is_one_line() -> None:
     with contextlib.redirect_stderr(io.StringIO()) as output, pytest.raises(SystemExit) as stop:
-        main(["methods", "taylor"])
-    assert stop.value.code == 2
-    assert "usage: lightning-prune methods" in output.getvalue()
+        main(["methods", "taylor_200_filter"])
+    assert stop.value.code == 1
+    assert output.getvalue() == (
+        "lightning-prune: there is no recipe 'taylor_200_filter'; did you mean 'taylor_200_filters'?\n"
+    )
+
+
+# --- the headers
+
+
+def test_a_header_by_hand() -> None:
+    header = "# 2:4 and N:M: masks weights\n# Granularity: weights\n# Paper: A, 'B', 2021\n#\n# C: d\n"
+    text = f"{header}model: 1\n# Paper: no\n"
+    wanted = Method("2:4 and N:M", "masks weights", "recipes/a.yaml", "weights", ("A, 'B', 2021",))
+    assert read_header(text, "recipes/a.yaml") == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "model: 1\n", "# Name\n# Granularity: weights\n", "# Name: text\n", "# Name: text\n# Granularity: layers\n"],
+)
+def test_a_header_that_lacks_something_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^recipes/a.yaml: a recipe begins with '# Name: description'"):
+        read_header(text, "recipes/a.yaml")
+
+
+def test_the_table_of_the_documentation() -> None:
+    lines = markdown_table().splitlines()
+    assert len(lines) == 2 + len(METHODS)
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    assert cells[0] == ["method", "description", "file"]
+    assert [row[0] for row in cells[2:]] == [method.name for method in METHODS]
+    assert [row[1].replace("\\|", "|") for row in cells[2:]] == [method.description for method in METHODS]
+    assert [row[2].strip("`") for row in cells[2:]] == [method.file for method in METHODS]
+
+
+# --- the installed package
+
+
+def test_an_installed_package_has_its_recipes(tmp_path: Path) -> None:
+    """As a wheel: the package, and what the build adds to it."""
+    shutil.copytree(
+        ROOT / "lightning_prune", tmp_path / "lightning_prune", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    tomllib = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]
+    for source, target in build["wheel"]["force-include"].items():
+        copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+        copy(ROOT / source, tmp_path / target)
+    code = (
+        "from lightning_prune import methods\n"
+        "print(methods.__file__)\n"
+        "for method in methods.METHODS: print(method.short, method.path)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment)
+    first, *files = done.stdout.splitlines()
+    installed = tmp_path / "lightning_prune"
+    assert first == str(installed / "methods.py"), done.stderr
+    assert files == [f"{m.short} {installed / 'recipes' / Path(m.file).name}" for m in METHODS]
 
 
 # --- the page
@@ -121,9 +195,9 @@ def test_the_list_takes_no_arguments() -> None:
 def test_the_page_has_the_sections_of_the_list() -> None:
     weights, others = PAGE.split("\n## Channels\n")
     channels, blocks = others.split("\n## Blocks\n")
-    for text, removes in ((weights, "weights"), (channels, "channels"), (blocks, "blocks")):
+    for text, granularity in ((weights, "weights"), (channels, "channels"), (blocks, "blocks")):
         titles = re.findall(r"^### (.+)$", text, re.MULTILINE)
-        assert titles == [method.name for method in METHODS if method.removes == removes]
+        assert sorted(titles) == sorted(method.name for method in METHODS if method.granularity == granularity)
 
 
 @each_method
@@ -133,15 +207,14 @@ def test_a_section_is_complete(method: Method) -> None:
     assert len(re.findall(r"\.(?: |$)", idea)) >= 2, "the idea, in sentences"
     for word in ("- Formula: ", "- Paper: ", "- When: "):
         assert text.count(word) == 1, word
-    assert f"`{method.command}`" in text
+    assert f"`{method.command}`" in text or f"`lightning-prune fit --config {method.file}`" in text
 
 
 @each_recipe
 def test_a_section_cites_what_its_recipe_cites(method: Method) -> None:
     text = " ".join(section(method.name).split())
-    header = (ROOT / method.file).read_text(encoding="utf-8")
-    papers = re.findall(r"^# Paper: (.+) '(.+)', .*?(\d{4})$", header, re.MULTILINE)
-    assert papers
+    papers = [found.groups() for paper in method.papers if (found := re.fullmatch(r"(.+) '(.+)', .*?(\d{4})", paper))]
+    assert len(papers) == len(method.papers) > 0
     for authors, title, year in papers:
         assert re.search(rf"{re.escape(authors)} \*{re.escape(title)}\*, [^*]*?{year}", text), title
 
@@ -193,11 +266,11 @@ def test_figures_by_hand() -> None:
     )
     assert fill(page, ROWS) == (
         "a\n<!-- criteria:LAMP -->\n"
-        "| validation accuracy, % | weights, 60 % gone | weights, 90 % gone | channels, 50 % gone |\n"
+        "| validation accuracy, % | weights, 60 % removed | weights, 90 % removed | channels, 50 % removed |\n"
         "|---|---|---|---|\n"
         "| LAMP | 97.0 ± 1.4 | 90.0 | 75.0 |\n| Random | 50.0 |  |  |\n<!-- /criteria -->\nb\n"
         "<!-- criteria:dense; Random -->\n"
-        "| validation accuracy, % | nothing gone | weights, 60 % gone | channels, 70 % gone |\n|---|---|---|---|\n"
+        "| validation accuracy, % | dense | weights, 60 % removed | channels, 70 % removed |\n|---|---|---|---|\n"
         "| dense | 99.0 |  |  |\n| Random |  | 50.0 | 25.0 |\n<!-- /criteria -->\n"
     )
 

@@ -71,7 +71,7 @@ def remarks(rows: Rows, table: str) -> list[str]:
         found.append(
             f"Movement is at chance level with {where}: the sums over so few steps from a converged network are noise. "
             "The criterion is meant for fine-tuning pretrained networks on another task, see "
-            "[Movement pruning](../../docs/methods.md#movement-pruning)."
+            "[Movement pruning](../../docs/pages/reference/methods.md#movement-pruning)."
         )
     return found
 

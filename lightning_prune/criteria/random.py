@@ -1,4 +1,4 @@
-"""The baseline that every criterion has to beat."""
+"""Random criterion, the baseline of all others."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from lightning_prune.network.argument_checks import check_integer
 
 @dataclass(frozen=True)
 class Random(Criterion):
-    """Uniform scores in [0, 1), the same on every rank and after a resume.
+    """Uniformly distributed random scores in [0, 1), the same on every rank and after a resume.
 
-    One scale for all groups by definition; there is nothing in the coupled tensors to aggregate.
+    Scores have the shape of the weight, (units,) or (blocks,); ``Channels(aggregate=...)`` has no effect.
 
     Args:
-        seed: Draws depend on it, on the event and on the name of the group, parameter or block, and on nothing else.
+        seed: Seed of the draws. They depend on it, on the number of the event and on the name of the group, parameter
+            or block alone.
 
     Raises:
         ValueError: If ``seed`` is not an integer.
@@ -37,15 +38,15 @@ class Random(Criterion):
         check_integer(self, "seed", self.seed)
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
-        """One draw for each unit."""
+        """One draw for each unit; shape (units,)."""
         return self._draw(group.name, (group.size,), scoring.event)
 
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:
-        """One draw for each weight."""
+        """One draw for each weight, of its shape."""
         return self._draw(name, tuple(scoring.tensors[name].shape), scoring.event)
 
     def score_blocks(self, names: Sequence[str], scoring: Scoring) -> Tensor:
-        """One draw for each block."""
+        """One draw for each block; shape (blocks,)."""
         return torch.cat([self._draw(name, (1,), scoring.event) for name in names])
 
     def _draw(self, name: str, shape: tuple[int, ...], event: int) -> Tensor:

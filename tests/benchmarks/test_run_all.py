@@ -191,9 +191,9 @@ def test_criteria_by_hand() -> None:
         {"method": "Taylor", "granularity": "channels", "share": 0.5, "accuracy": 0.6},
     ]
     text = criteria_page({**ABOUT, "rows": [row | {"seed": 0} for row in rows]})
-    assert text.startswith("dense 90.0\n\n| validation accuracy, % | weights, 50 % gone |\n")
+    assert text.startswith("dense 90.0\n\n| validation accuracy, % | weights, 50 % removed |\n")
     assert "\n| Magnitude | 80.0 |\n| Random | 70.0 |\n\n" in text
-    assert "| channels, 50 % gone |\n|---|---|\n| Taylor | 60.0 |\n\n1 seed(s). 2026-01-02" in text
+    assert "| channels, 50 % removed |\n|---|---|\n| Taylor | 60.0 |\n\n1 seed(s). 2026-01-02" in text
 
 
 # ---- who is ahead
@@ -323,11 +323,11 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     _, _, accuracy, speed_up, size = figures(tmp_path).splitlines()
     assert accuracy == (
         "| ResNet-20 on CIFAR-10, 2.5 times fewer MACs, 3 epochs on 1,000 images: accuracy on 1,000 test images, "
-        "1 seed (small run) | 70.0 % | Torch-Pruning 60.0 %, with our distillation 65.0 %; dense 79.0 %, "
-        "when trained for as long 80.0 % |"
+        "1 seed (small run) | 70.0 % | Torch-Pruning 60.0 %, with distillation by lightning_prune 65.0 %; dense "
+        "79.0 %, trained for as many epochs 80.0 % |"
     )
-    assert "batch 1, a machine, 1 thread: speed-up (small run) | 2.0 times; 40% of the ideal 3.5 arrives | " in speed_up
-    assert speed_up.endswith(" by masks 1.0 times |")
+    assert "batch 1, a machine, 1 thread: speed-up (small run) | 2.0 times, 40% of the theoretical 3.5 | " in speed_up
+    assert speed_up.endswith("| 1.0 times with the same channels masked |")
     assert size.endswith(
         "on 2,000 test images, 2 seeds (small run) | 4.0 times smaller, 92.0 ± 1.4 % accuracy | dense 8 KiB, 94.0 % |"
     )
@@ -338,7 +338,9 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     compiled = [{**row, "mode": "compiled", "speed_up": 1 + row.get("speed_up", 0)} for row in gpu["rows"]]
     gpu["rows"] = [*gpu["rows"], *compiled]
     (tmp_path / "speed.json").write_text(json.dumps(gpu))
-    text = "batch 1, a GPU: speed-up | 2.0 times; 40% of the ideal 3.5 arrives; with both compiled 3.0 times | the "
+    text = (
+        "batch 1, a GPU: speed-up | 2.0 times, 40% of the theoretical 3.5; 3.0 times with both networks compiled | 1.0 "
+    )
     assert text in figures(tmp_path)
 
 

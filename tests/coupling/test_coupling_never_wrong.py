@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_prune import Report, prune_once
 from lightning_prune.coupling import find_coupling
-from lightning_prune.coupling.symbols.constants import constants_of, setting_places, settings_at
+from lightning_prune.coupling.symbols.constants import constants_of, setting_positions, settings_at
 from lightning_prune.coupling.train_mode import GradModeWatch, TrainingFlagWatch
 from lightning_prune.network.example_input import Example
 from lightning_prune.surgery.apply import zero_removed
@@ -312,9 +312,9 @@ def test_which_arguments_are_settings() -> None:
         aten.slice.Tensor: ((one, 1, 0, 4), (1, 0, 4)),
     }
     for func, (args, settings) in calls.items():
-        assert settings_at(setting_places(func), args) == settings
+        assert settings_at(setting_positions(func), args) == settings
     for func in (aten.view.default, aten.as_strided.default, aten.mul.Tensor, aten.mm.default, aten.expand.default):
-        assert setting_places(func) == ()
+        assert setting_positions(func) == ()
 
 
 WHETHER: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {

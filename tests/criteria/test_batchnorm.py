@@ -64,7 +64,7 @@ def test_channels_without_a_scale_cannot_be_scored(norm: nn.Module) -> None:
     group = first_group(net, torch.zeros(2, 1, 4, 4))
     with pytest.raises(CannotScoreError) as error:
         BatchNormScale().check(group, scoring_of(net))
-    assert str(error.value) == "no batch norm with a scale stands behind these channels"
+    assert str(error.value) == "no batch norm with a scale follows these channels"
 
 
 def test_every_batch_norm_with_a_scale_is_found() -> None:

@@ -127,7 +127,7 @@ def test_units_have_the_sums_of_their_weights(criterion: Hessian | GraSP, how: s
     expected = expected / expected.abs().mean() if isinstance(criterion, GraSP) else expected
     torch.testing.assert_close(criterion.score_units(groups["a.weight"], replace(scoring, aggregate=how)), expected)
     net.requires_grad_(False)
-    with pytest.raises(CannotScoreError, match=r"^all weights that go with these channels are frozen"):
+    with pytest.raises(CannotScoreError, match=r"^all weights of these channels are frozen"):
         criterion.check(groups["a.weight"], scoring)
 
 

@@ -140,7 +140,7 @@ def test_missing_gradients_are_named() -> None:
     group = find_coupling(net, Example.of(IMAGE)).groups["conv.weight"]
     with pytest.raises(
         ValueError,
-        match="^" + re.escape("Taylor needs gradients of 'conv'; none reached it since the last event. Is it "),
+        match="^" + re.escape("Taylor needs gradients of 'conv', but none were gathered since the last event. Is it "),
     ):
         Taylor().score_units(group, Scoring(net, dict(named_tensors(net))))
 
@@ -150,7 +150,7 @@ def test_channels_that_no_layer_shows_cannot_be_scored() -> None:
     with pytest.raises(CannotScoreError) as error:
         Taylor().check(group, Scoring(nn.Identity(), {}))
     assert str(error.value) == (
-        "no layer output shows these channels, so Taylor cannot see them; WeightTaylor() can rank them"
+        "no layer output contains these channels, so Taylor cannot score them; WeightTaylor() can"
     )
 
 

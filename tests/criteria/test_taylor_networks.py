@@ -55,7 +55,7 @@ def test_a_module_that_only_lends_its_weight_shows_nothing() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return self.head(nn.functional.conv2d(images, self.lent.weight).mean((2, 3)))
 
-    with pytest.raises(ValueError, match="no layer output shows these channels, so Taylor cannot see them"):
+    with pytest.raises(ValueError, match="no layer output contains these channels, so Taylor cannot score them"):
         prune_once(Lender(), torch.zeros(1, 3, 8, 8), criterion=Taylor(), calibrate=calibrate)
 
 

@@ -10,7 +10,7 @@ import lightning_prune.schedules
 from lightning_prune.schedules import Constant, Cosine, Cubic, Exponential, Linear, OneCycle, Rounds, Steps
 
 UNITS = "is not known; use 'epoch', 'step' or 'share'"
-NEGATIVE = "is negative; 0 is the beginning of the training"
+NEGATIVE = "is negative; 0 is the start of the training"
 NUMBER = "must be a finite number, such as 5 or 0.5"
 SHARES = "of the training; shares lie in [0, 1]"
 LEAVES = "must be a number in (0, 1), such as 0.1 for Sparsity(0.9)"

@@ -86,7 +86,8 @@ class _Report:
         return self.at_key(f"there is no class {name!r}{hint}")
 
     def unknown_attribute(self, module: str, name: str) -> str:
-        return self.at_key(f"module {module!r} has no class {name!r}{_near(name, dir(sys.modules.get(module)))}")
+        kind = "class" if self.owner is None or _last(self.owner) == name else "module"
+        return self.at_key(f"module {module!r} has no {kind} {name!r}{_near(name, dir(sys.modules.get(module)))}")
 
     def unknown_module(self, name: str) -> str:
         parent, _, last = name.rpartition(".")

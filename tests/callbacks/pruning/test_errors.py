@@ -28,7 +28,7 @@ LATER = Constant(1)
     ("arguments", "message"),
     [
         ((LATER, HALF, "tailor"), "criterion='tailor' is not known; did you mean 'Taylor'? (APoZ, BatchNormScale"),
-        ((LATER, HALF, "zzz"), "criterion='zzz' is not known; it has to be one of them"),
+        ((LATER, HALF, "zzz"), "criterion='zzz' is not known; use one of"),
         ((LATER, HALF, Taylor), "IterativePruning criterion=<class 'lightning_prune.criteria.taylor.Taylor'> is not a"),
         (("cubic", HALF), "IterativePruning schedule='cubic' is not a Schedule; it takes an object such as Rounds("),
         ((HALF, LATER), "IterativePruning schedule=Ratio(share=0.5, per_layer=True) is not a Schedule"),

@@ -357,20 +357,20 @@ def origin(name: str, rows: list[int], power: int = 1, dim: int = 0) -> Proporti
 def test_factors_of_products_and_sums_by_hand() -> None:
     a, b = Factors((origin("a", [0, 1]),), {0: 1}), Factors((origin("b", [0]), origin("a", [1, 0])), {0: 1, 1: 1})
     product = a.times(b)
-    assert [(o.tensors, o.power) for o in product.origins] == [(("a",), 2), (("b",), 1)]
+    assert [(o.tensors, o.power) for o in product.proportions] == [(("a",), 2), (("b",), 1)]
     assert product.scalars == {0: 2, 1: 1}
     quotient = a.times(b, -1)
-    assert [(o.tensors, o.power) for o in quotient.origins] == [(("b",), -1)]
+    assert [(o.tensors, o.power) for o in quotient.proportions] == [(("b",), -1)]
     assert quotient.scalars == {1: -1}
-    assert a.beside(b) is None
-    assert a.beside(Factors((origin("a", [0, 1]),))) is None
-    both = a.beside(Factors((origin("a", [3]),), {0: 1}))
+    assert a.merged_with(b) is None
+    assert a.merged_with(Factors((origin("a", [0, 1]),))) is None
+    both = a.merged_with(Factors((origin("a", [3]),), {0: 1}))
     assert both is not None
-    assert both.origins[0].rows.tolist() == [0, 1, 3]
+    assert both.proportions[0].rows.tolist() == [0, 1, 3]
 
 
 @pytest.mark.parametrize(
-    ("leaks", "power"),
+    ("fixed", "power"),
     [
         ([Factors((origin("a", [0, 1]),), {0: 1})], 1),
         ([Factors((origin("a", [0, 1], 2),), {0: 1})], 2),
@@ -388,10 +388,10 @@ def test_factors_of_products_and_sums_by_hand() -> None:
         ([], None),
     ],
 )  # fmt: skip
-def test_which_rows_take_up_a_scalar(leaks: list[Factors], power: int | None) -> None:
-    scalars = Scalars(leaks=[(factors, 1) for factors in leaks])
+def test_which_rows_take_up_a_scalar(fixed: list[Factors], power: int | None) -> None:
+    scalars = Scalars(fixed=[(factors, 1) for factors in fixed])
     scalars.found.append(Scalar(0, 0.5, np.empty(0, np.int64), "", 1, scalars))
-    found = scalars.found[0].origin
+    found = scalars.found[0].compensating_rows
     assert (None if found is None else found.power) == power
 
 

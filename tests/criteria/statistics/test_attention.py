@@ -229,7 +229,7 @@ def test_frozen_attention_stays(tmp_path) -> None:
     lit, pruning = LitEncoder(), IterativePruning(Rounds(1, 1, 2), Ratio(0.5), Taylor())
     off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = Trainer(max_epochs=4, accelerator="cpu", callbacks=[pruning], default_root_dir=tmp_path, **off)
-    with pytest.warns(UserWarning, match=r"no gradient shows the projections inside 'net.1.layers.0.self_attn'"):
+    with pytest.warns(UserWarning, match=r"no gradient of the projections inside 'net.1.layers.0.self_attn'"):
         trainer.fit(lit, DataLoader(torch.randn(16, 5, 3), 8))
     assert pruning.pruner.event == 2
     layer = lit.net[1].layers[0]

@@ -27,10 +27,10 @@ CRITERIA: tuple[type[Criterion], ...] = (
 
 
 def criterion_named(name: str) -> Criterion:
-    """The criterion with this name, upper or lower case, with its default arguments.
+    """The criterion with this class name, in upper or lower case, with its default arguments.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If no criterion has this name.
 
     Example:
         >>> criterion_named("taylor")
@@ -39,7 +39,7 @@ def criterion_named(name: str) -> Criterion:
     known = {cls.__name__.lower(): cls for cls in CRITERIA}
     if name.lower() not in known:
         near = get_close_matches(name.lower(), known, n=1)
-        hint = f"did you mean {known[near[0]].__name__!r}?" if near else "it has to be one of them"
+        hint = f"did you mean {known[near[0]].__name__!r}?" if near else "use one of"
         names = ", ".join(sorted(cls.__name__ for cls in known.values()))
         raise ValueError(f"criterion={name!r} is not known; {hint} ({names})")
     return known[name.lower()]()
