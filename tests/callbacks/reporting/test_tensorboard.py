@@ -31,7 +31,7 @@ def test_score_histograms_hold_every_unit(tmp_path: Path) -> None:
     assert not any(tag.startswith("weights/") for tag in events.Tags()["histograms"])
 
 
-def test_weight_histograms_hold_the_survivors(tmp_path: Path) -> None:
+def test_weight_histograms_hold_the_kept_weights(tmp_path: Path) -> None:
     model = Classifier()
     trainer_of(tmp_path, masks(), SparsityLogger(), epochs=4).fit(model)
     events = read(tmp_path / "run")
@@ -48,7 +48,7 @@ def test_histograms_can_be_left_out(tmp_path: Path) -> None:
     assert read(tmp_path / "run").Tags()["histograms"] == []
 
 
-def test_histograms_take_equal_and_infinite_scores(tmp_path: Path) -> None:
+def test_histograms_accept_equal_and_infinite_scores(tmp_path: Path) -> None:
     writer = TensorBoardLogger(tmp_path, name="", version="run").experiment
     scores = {
         "equal": torch.ones(3),
@@ -146,7 +146,7 @@ def _hparams(folder: Path) -> tuple[dict[str, Any], set[str]]:
 
 
 @pytest.mark.parametrize("default_hp_metric", [True, False])
-def test_hyperparameters_stand_beside_the_final_figures(tmp_path: Path, default_hp_metric: bool) -> None:
+def test_hyperparameters_are_logged_with_the_final_metrics(tmp_path: Path, default_hp_metric: bool) -> None:
     logger = SparsityLogger("val_acc")
     board = TensorBoardLogger(tmp_path, name="", version="run", default_hp_metric=default_hp_metric)
     trainer_of(tmp_path, channels(), logger, logger=board).fit(Classifier(width=6))
@@ -166,7 +166,7 @@ def test_hyperparameters_stand_beside_the_final_figures(tmp_path: Path, default_
     assert "width: 6" in (tmp_path / "run" / "hparams.yaml").read_text()
 
 
-def test_parts_are_written_without_defaults() -> None:
+def test_code_of_parts_omits_defaults() -> None:
     class Odd(Criterion):
         pass
 
