@@ -37,7 +37,7 @@ from torchvision.models import VisionTransformer
 
 import lightning_prune
 from lightning_prune import prune_once
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.network.example_input import Example
 
 EXTRA = ("fasterrcnn_resnet50_fpn", "fcos_resnet50_fpn")  # besides the classifiers
@@ -73,7 +73,7 @@ def theirs(network: nn.Module, example: Any, ignored: list[nn.Module]) -> None:
 
 
 def once(tool: str, name: str, network: nn.Module, example: Any) -> dict[str, float]:
-    """Seconds and the share of the parameters that is left; raises if the pruned network does not run."""
+    """Seconds and the share of the parameters that remains; raises if the pruned network does not run."""
     network = copy.deepcopy(network)
     params = sum(parameter.numel() for parameter in network.parameters())
     patterns = zoo_halved.OUTPUTS[zoo.family(name)] + THEIR_HINTS.get(zoo.family(name), [])
@@ -147,7 +147,7 @@ def _wanted(runs: list[dict[str, float]], repeats: int) -> bool:
 
 
 def _analysis(network: nn.Module, example: Any) -> None:
-    analyse(network, Example.of(example, network))
+    find_coupling(network, Example.of(example, network))
 
 
 @torch.no_grad()

@@ -3,14 +3,15 @@
 For each seed one small residual network is trained; each run prunes a copy of it step by step and trains on with the
 same budget of epochs. What prunes before training (``BEFORE``) starts from the initial weights of that network and
 trains as long as dense training and fine-tuning take together; so does what learns its masks, rewinds, or trains under
-a penalty first. ``MagnitudeIncrease`` compares with these initial weights. What is not a criterion alone stands in
-``common/variants.py``. Controls: the dense network trained on, a network built with the widths that ``Ratio`` leaves and
+a penalty first. ``MagnitudeIncrease`` compares with these initial weights. ``common/variants.py`` has the methods that
+are more than a criterion. Controls: the dense network trained on, a network built with the widths of ``Ratio`` and
 trained from scratch for both budgets together, and ``Random`` as the floor. Blocks are removed from a network of its
 own, with three of them a stage, of which seven can go, and attention heads from a small vision transformer that has 32.
 Figures are accuracies on the validation split after the last epoch, mean and standard deviation over seeds; nothing but
 the strength of two penalties is selected by them.
 
-`python benchmarks/criteria.py --page docs/methods.md` measures nothing: it writes what was measured into the page.
+`python benchmarks/criteria.py --page docs/pages/reference/methods.md` measures nothing: it writes what was measured
+into the page.
 """
 
 from __future__ import annotations
@@ -193,10 +194,10 @@ def check(module: nn.Module, callback: Any, name: str, granularity: str, share: 
         left = sum(m.qkv.out_features for m in module.modules() if isinstance(m, SelfAttention)) / 24
         assert left == 32 * (1 - share), (name, left)
     else:
-        origin = callback.pruner.origin
-        assert origin is not None
+        reference = callback.pruner.dense
+        assert reference is not None
         assert callback.pruner.fraction == 1, name
-        assert sum(p.numel() for p in module.parameters()) < origin.params, name
+        assert sum(p.numel() for p in module.parameters()) < reference.params, name
 
 
 def table(rows: list[dict[str, Any]]) -> Table:

@@ -153,21 +153,21 @@ def text(content: dict[str, Any]) -> str:
         good = sum(not row["problems"] for row in own)
         parts += [
             f"## {library}",
-            f"{good} of {len(own)} are as they should be.",
+            f"{good} of {len(own)} pass all checks.",
             markdown(HEADINGS, list(map(cells_of, own))),
         ]
     return page("The networks of other libraries", WHAT, *parts, in_words(content))
 
 
 WHAT = """\
-`prune_once(network, inputs)` without any other argument: half of every group of channels goes. Written by
+`prune_once(network, inputs)` without any other argument removes half of every group of channels. Written by
 `python benchmarks/libraries.py`.
 
-- kept: share of the parameters that is left
+- kept: share of the parameters that remains
 - error: largest difference between the outputs of the pruned network and of a copy in which the same channels are zero,
   relative to the largest output; in float64 where it is above 1e-5 in float32. Where a norm runs over the channels it
   is that of a second pruning without such groups, and empty where there are no others
-- s: seconds of the pruning, analysis included, beside whatever else the machine did"""
+- s: seconds for pruning, including the analysis; the machine was not otherwise idle"""
 
 
 def earlier(file: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows.values()))
     content = origin | {"commit": commits, "rows": list(rows.values())}
     write(options.json, content, text(content))
-    print(f"{sum(not row['problems'] for row in rows.values())} of {len(rows)} networks are as they should be")
+    print(f"{sum(not row['problems'] for row in rows.values())} of {len(rows)} networks pass all checks")
 
 
 if __name__ == "__main__":

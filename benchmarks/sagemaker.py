@@ -43,7 +43,7 @@ from lightning_prune import AccuracyGuard, IterativePruning
 from lightning_prune.budgets import Count
 from lightning_prune.criteria import Taylor
 from lightning_prune.network.example_input import Example
-from lightning_prune.network.size import evaluating, measure
+from lightning_prune.network.size import eval_mode, measure
 from lightning_prune.schedules import Rounds
 from lightning_prune.tasks import ImageClassifier
 
@@ -86,7 +86,7 @@ class Curve(Callback):
     def on_verdict(self, trainer: Trainer, verdict: Any) -> None:
         network = trainer.lightning_module
         size = measure(network, self.example)
-        with evaluating(network):
+        with eval_mode(network):
             tested = accuracy(network, self.test, trainer.strategy.root_device)
         self.rows.append({
             "round": self.rounds, "epoch": verdict.epoch, "removed": self.removed, "filters": filters_of(network),

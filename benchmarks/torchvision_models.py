@@ -30,7 +30,7 @@ half of every group of channels goes. Written by `python benchmarks/torchvision_
 
 - groups: groups of channels that gave some up
 - prunable: share of the parameters in tensors of which at least one dimension lost something
-- kept, halved: share of the parameters that is left, and what is left where every dimension but the network's inputs
+- kept, halved: share of the parameters that remains, and what is left where every dimension but the network's inputs
   and outputs is halved, counted from module types and weight shapes (`zoo_halved.halved`)
 - error: largest difference between the outputs of the pruned network and of a copy in which the same channels are zero,
   relative to the largest output; raw outputs of the heads for detectors
@@ -57,7 +57,7 @@ def main() -> None:
         console.print(f"{len(rows):3}/{len(names)} {name}: {status(row)}, {row.get('wall_s', 0)} s", highlight=False)
         write(options.json, options.markdown or options.json.with_suffix(".md"), rows)
     console.print(table(rows))
-    console.print(f"{sum(not zoo_check.problems(row) for row in rows)} of {len(rows)} networks as they should be")
+    console.print(f"{sum(not zoo_check.problems(row) for row in rows)} of {len(rows)} networks pass all checks")
 
 
 def status(row: dict[str, Any]) -> str:
@@ -83,7 +83,7 @@ def write(json_file: Path, markdown: Path, rows: list[dict[str, Any]]) -> None:
     json_file.write_text(json.dumps({"versions": versions, "as_should_be": good, "rows": rows}, indent=1) + "\n")
     if str(json_file) == "/dev/null":
         return
-    lines = ["# The networks of torchvision", "", NOTE, f"{good} of {len(rows)} networks are as they should be.", ""]
+    lines = ["# The networks of torchvision", "", NOTE, f"{good} of {len(rows)} networks pass all checks.", ""]
     lines += [f"Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}.", ""]
     lines += ["| network | groups | prunable | kept | halved | error | exact groups | s | frozen, and why | problems |"]
     lines += ["|---|--:|--:|--:|--:|--:|--:|--:|---|---|"]

@@ -28,7 +28,7 @@ from common.tables import RESULTS
 from rich.console import Console
 from rich.table import Table
 
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.network.example_input import Example
 
 ROUNDS = 9
@@ -46,7 +46,7 @@ def measure(name: str) -> dict[str, Any]:
         forward, trace = [], []
         for _ in range(ROUNDS):
             forward.append(seconds(partial(zoo.run, network, inputs)))
-            trace.append(traced(partial(analyse, network, example)))
+            trace.append(traced(partial(find_coupling, network, example)))
         row["forward_s"][batch], row["trace_s"][batch] = statistics.median(forward), statistics.median(trace)
         if row["trace_s"][batch] <= row["forward_s"][batch]:
             row["images"] = batch

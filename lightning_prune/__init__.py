@@ -8,6 +8,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lightning_prune.old_paths import keep_old_paths
+
 if TYPE_CHECKING:
     from lightning_prune.callbacks import AccuracyGuard, IterativePruning, SlimmingPenalty, SparsityLogger
     from lightning_prune.checkpoint.loading import load_pruned
@@ -35,6 +37,8 @@ __all__ = [
     "load_pruned",
     "prune_once",
 ]
+
+keep_old_paths()
 
 _CALLBACKS = ("AccuracyGuard", "IterativePruning", "SlimmingPenalty", "SparsityLogger")
 _MODULES = {  # exported name -> module that defines it

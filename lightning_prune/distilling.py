@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_prune.network.argument_checks import check_number, check_share
+
 
 class DistillationLoss(ABC):
     """Base of all losses between an output of the student and the same output of the teacher.
@@ -64,10 +66,8 @@ class SoftTargets(DistillationLoss):
     module: str = ""
 
     def __post_init__(self) -> None:
-        if isinstance(self.temperature, bool) or not 0 < self.temperature < float("inf"):
-            raise ValueError(f"SoftTargets temperature={self.temperature!r} must be a finite number above 0")
-        if isinstance(self.weight, bool) or not 0 <= self.weight <= 1:
-            raise ValueError(f"SoftTargets weight={self.weight!r} is outside [0, 1]")
+        check_number(self, "temperature", self.temperature, above=0)
+        check_share(self, "weight", self.weight)
 
     @property
     def share(self) -> float:
@@ -102,8 +102,7 @@ class Features(DistillationLoss):
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.weight, bool) or not 0 <= self.weight < float("inf"):
-            raise ValueError(f"Features weight={self.weight!r} must be a finite number, 0 or more")
+        check_number(self, "weight", self.weight, minimum=0)
 
     @property
     def share(self) -> float:

@@ -13,7 +13,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from lightning_prune.network.sharded import whole
+from lightning_prune.network.sharded import full_tensor
 
 _LEVEL = 6  # of deflate: what zip programs take unless told otherwise
 _SAMPLE_BYTES = 2**18  # of each tensor that an estimate looks at
@@ -60,7 +60,7 @@ def estimated_size(tensors: Iterable[Tensor]) -> float:
     """Bytes that tensors take in a compressed file, from a sample of each."""
     total = 0.0
     for tensor in tensors:
-        values = whole(tensor.detach()).flatten()
+        values = full_tensor(tensor.detach()).flatten()
         count = max(1, _SAMPLE_BYTES // values.element_size())
         start = max(0, (values.numel() - count) // 2)
         sample = values[start : start + count]

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from lightning_prune.budgets.budget import Budget
 from lightning_prune.budgets.shares import Ratio
 from lightning_prune.checkpoint.manifest import track_plan, track_shapes
-from lightning_prune.criteria import criterion_named
+from lightning_prune.criteria.by_name import criterion_named
 from lightning_prune.criteria.criterion import Criterion
 from lightning_prune.criteria.magnitude import Magnitude
 from lightning_prune.criteria.statistics.second_order import Curvature
 from lightning_prune.criteria.statistics.statistics import Statistics
 from lightning_prune.granularity import Channels, Granularity, Weights
 from lightning_prune.network.example_input import Example
-from lightning_prune.network.size import evaluating
+from lightning_prune.network.size import eval_mode
 from lightning_prune.pruners.arguments import check_types
 from lightning_prune.pruners.block_pruner import BlockPruner
 from lightning_prune.pruners.factory import budget_for, make_pruner
@@ -89,9 +89,10 @@ def prune_once(
     try:
         if pruner.statistics is not None:
             _gather(pruner, model, calibrate)
+        losses = None
         if isinstance(pruner, BlockPruner) and criterion.compares_losses:
-            _compare(pruner, model, example, calibrate)
-        report = pruner.plan(model, example, 1.0)
+            losses = _ablation_losses(pruner, model, example, calibrate)
+        report = pruner.plan(model, example, 1.0, statistics=losses)
     finally:
         if pruner.statistics is not None:
             pruner.statistics.detach()
@@ -128,9 +129,9 @@ def _gather(pruner: Pruner, model: nn.Module, calibrate: Callable[[nn.Module], A
         )
 
 
-def _compare(
+def _ablation_losses(
     pruner: BlockPruner, model: nn.Module, example: Example, calibrate: Callable[[nn.Module], Any] | None
-) -> None:
+) -> dict[str, Tensor]:
     if calibrate is None:
         raise ValueError(
             f"criterion {pruner.criterion} compares losses: pass calibrate=, a function that returns them, such as "
@@ -147,8 +148,8 @@ def _compare(
             )
         return torch.stack([loss.reshape(()) for loss in found]).mean()
 
-    with evaluating(model):
-        pruner.compare(model, example, loss)
+    with eval_mode(model):
+        return pruner.ablation_losses(model, example, loss)
 
 
 def _losses(returned: Any) -> Iterable[Any]:

@@ -81,7 +81,7 @@ class Blocks(Granularity):
     module that is called with several tensors of that shape: which of them it hands on is not known.
 
     What is left is an ``nn.Identity``. Where the ``forward`` of a module can take more than its input, such as a mask,
-    it is a ``lightning_prune.identity.Passthrough``, which returns the first argument and ignores the others; then
+    it is a ``lightning_prune.surgery.Passthrough``, which returns the first argument and ignores the others; then
     ``torch.jit.script`` refuses the network (``torch.export``, ``torch.compile`` and ``torch.jit.trace`` do not), and a
     pickle of the whole network needs this package.
 

@@ -534,7 +534,7 @@ def test_the_command_fails_with_one_line(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert result.returncode == 1
     own = [line for line in result.stderr.splitlines() if line.startswith("lightning-prune: ")]
-    assert own == ["lightning-prune: AccuracyGuard has no pruning to guard; add IterativePruning(...)"]
+    assert own == ["lightning-prune: AccuracyGuard has no effect without pruning; add IterativePruning(...)"]
     assert "Traceback" not in result.stderr + result.stdout
 
 

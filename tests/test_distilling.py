@@ -70,8 +70,8 @@ def test_outputs_that_do_not_compare(loss) -> None:
     ("make", "message"),
     [
         (lambda: SoftTargets(temperature=0), "SoftTargets temperature=0 must be a finite number above 0"),
-        (lambda: SoftTargets(weight=1.5), r"SoftTargets weight=1.5 is outside \[0, 1\]"),
-        (lambda: Features("x", weight=-1), "Features weight=-1 must be a finite number, 0 or more"),
+        (lambda: SoftTargets(weight=1.5), r"SoftTargets weight=1.5 must be a number in \[0, 1\]"),
+        (lambda: Features("x", weight=-1), "Features weight=-1 must be a finite number of at least 0"),
     ],
 )
 def test_arguments(make, message) -> None:

@@ -136,7 +136,7 @@ def test_a_value_that_a_criterion_cannot_score_stays_with_its_reason() -> None:
     model = network()
     report = prune_once(model, IMAGE, criterion=BatchNormScale())
     assert widths(model) == (5, 6)
-    assert report.frozen["3.weight"] == "no batch norm with a scale stands behind these channels"
+    assert report.frozen["3.weight"] == "no batch norm with a scale follows these channels"
 
 
 def test_the_lowest_scales_go() -> None:
@@ -245,7 +245,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "Taylor with a calibration that brings no gradients": (
         {"criterion": Taylor(), "calibrate": lambda model: model(IMAGE)},
-        r"^Taylor needs gradients of '[13]'; none reached it since the last event. Is it frozen, unused, or pruned",
+        r"^Taylor needs gradients of '[13]', but none were gathered since the last event. Is it frozen, unused, or",
     ),
     "a share that leaves no channel": (
         {"budget": Ratio(1.0)},

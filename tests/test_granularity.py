@@ -17,7 +17,7 @@ from lightning_prune.criteria import BatchNormScale, Magnitude
 from lightning_prune.network.example_input import Example
 from lightning_prune.pruners import channel_pruner, width_trials
 from lightning_prune.pruners.channel_pruner import ChannelPruner
-from lightning_prune.surgery.dry_run import Trial
+from lightning_prune.surgery.dry_run import DryRunResult
 
 QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
 INPUT = torch.zeros(2, 3)
@@ -202,7 +202,9 @@ def test_every_kind_gives_its_share() -> None:
 
 
 def test_a_ranking_needs_a_budget_that_ranks() -> None:
-    with pytest.raises(ValueError, match=r"takes the same share of each; give the budget per_layer=False$"):
+    with pytest.raises(
+        ValueError, match=r"itself; use ranking='global', or a budget with per_layer=False$"
+    ):
         prune_once(mlp(8), INPUT, granularity=Channels(ranking="isomorphic"), budget=Ratio(0.5))
 
 
@@ -214,13 +216,13 @@ def test_classes_survive_a_checkpoint() -> None:
 
     first, second = pruner(), pruner()
     first.prepare(net, example)
-    assert first.origin.classes == {
+    assert first.dense.classes == {
         "stem.weight": "stem.weight",
         "up1.weight": "up1.weight",
         "up2.weight": "up1.weight",
     }
     second.load_state_dict(first.state_dict())
-    assert second.origin == first.origin
+    assert second.dense == first.dense
     assert {type(value) for value in first.state_dict()["origin"].values()} <= {dict, int, float}
 
 
@@ -246,15 +248,15 @@ def test_aggregate_reaches_the_criterion() -> None:
 @pytest.fixture
 def tied(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the code of ``mlp(8, 4, ...)`` tied 2 units of the first hidden layer to 1 of the second."""
-    analyse = channel_pruner.analyse
+    analyze = channel_pruner.find_coupling
 
     def with_bundle(*args, **options):
-        coupling = analyse(*args, **options)
+        coupling = analyze(*args, **options)
         if not {"0.weight", "2.weight"} <= coupling.groups.keys():
             return coupling
         return replace(coupling, bundles=(Bundle({"0.weight": 2, "2.weight": 1}, WHY),))
 
-    monkeypatch.setattr(channel_pruner, "analyse", with_bundle)
+    monkeypatch.setattr(channel_pruner, "find_coupling", with_bundle)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +297,7 @@ def test_what_the_criterion_cannot_score_keeps_its_bundle() -> None:
         nn.Linear(5, 2),
     )
     report = prune_once(net, INPUT, criterion=BatchNormScale())
-    assert report.frozen["2.weight"] == "no batch norm with a scale stands behind these channels"
+    assert report.frozen["2.weight"] == "no batch norm with a scale follows these channels"
     assert report.frozen["0.weight"] == (
         f"shrinks only together with '2.weight' ({WHY}), which must stay: {report.frozen['2.weight']}"
     )
@@ -308,7 +310,9 @@ def test_what_breaks_the_network_keeps_its_bundle(monkeypatch: pytest.MonkeyPatc
 
     def failing(model, example, coupling, removed):
         asked.append(sorted(removed))
-        return Trial({"2.weight": "with fewer channels the forward pass fails"} if "2.weight" in removed else {}, ())
+        return DryRunResult(
+            {"2.weight": "with fewer channels the forward pass fails"} if "2.weight" in removed else {}, ()
+        )
 
     monkeypatch.setattr(width_trials, "try_widths", failing)
     report = prune_once(mlp(8, 4, 5), INPUT)

@@ -23,7 +23,7 @@ from lightning_prune.criteria import CRITERIA
 from lightning_prune.methods import METHODS, Method, markdown_table, read_header, recipe_path
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "pages" / "reference" / "methods.md").read_text(encoding="utf-8")
 MEASURED = ROOT / "benchmarks" / "results" / "criteria.json"
 CONTROLS = [
     "dense", "dense, trained on", "dense, nine blocks", "dense, transformer", "dense, transformer, trained on",
@@ -153,13 +153,13 @@ def test_a_header_that_lacks_something_is_refused(text: str) -> None:
 
 
 def test_the_table_of_the_documentation() -> None:
-    lines = markdown_table(folder="../").splitlines()
+    lines = markdown_table().splitlines()
     assert len(lines) == 2 + len(METHODS)
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    assert cells[0] == ["method", "description", "recipe"]
+    assert cells[0] == ["method", "description", "file"]
     assert [row[0] for row in cells[2:]] == [method.name for method in METHODS]
     assert [row[1].replace("\\|", "|") for row in cells[2:]] == [method.description for method in METHODS]
-    assert [re.search(r"\(\.\./(.+)\)", row[2])[1] for row in cells[2:]] == [method.file for method in METHODS]  # type: ignore[index]
+    assert [row[2].strip("`") for row in cells[2:]] == [method.file for method in METHODS]
 
 
 # --- the installed package
@@ -266,11 +266,11 @@ def test_figures_by_hand() -> None:
     )
     assert fill(page, ROWS) == (
         "a\n<!-- criteria:LAMP -->\n"
-        "| validation accuracy, % | weights, 60 % gone | weights, 90 % gone | channels, 50 % gone |\n"
+        "| validation accuracy, % | weights, 60 % removed | weights, 90 % removed | channels, 50 % removed |\n"
         "|---|---|---|---|\n"
         "| LAMP | 97.0 ± 1.4 | 90.0 | 75.0 |\n| Random | 50.0 |  |  |\n<!-- /criteria -->\nb\n"
         "<!-- criteria:dense; Random -->\n"
-        "| validation accuracy, % | nothing gone | weights, 60 % gone | channels, 70 % gone |\n|---|---|---|---|\n"
+        "| validation accuracy, % | dense | weights, 60 % removed | channels, 70 % removed |\n|---|---|---|---|\n"
         "| dense | 99.0 |  |  |\n| Random |  | 50.0 | 25.0 |\n<!-- /criteria -->\n"
     )
 

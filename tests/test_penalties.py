@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.budgets import Ratio, Sparsity
-from lightning_prune.coupling import Group, analyse
+from lightning_prune.coupling import Group, find_coupling
 from lightning_prune.functional import prune_once
 from lightning_prune.granularity import Weights
 from lightning_prune.network.example_input import Example
@@ -120,7 +120,7 @@ def lasso(frozen: bool = False) -> tuple[Residual, list[Group]]:
     torch.manual_seed(0)
     net = Residual().double()
     nn.init.normal_(net.norm.bias)
-    groups = list(analyse(net, Example.of(torch.zeros(2, 3).double())).groups.values())
+    groups = list(find_coupling(net, Example.of(torch.zeros(2, 3).double())).groups.values())
     net.head.weight.requires_grad_(not frozen)
     return net, groups
 

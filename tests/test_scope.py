@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.coupling import Coupling, analyse
+from lightning_prune.coupling import Coupling, find_coupling
 from lightning_prune.network.example_input import Example
 from lightning_prune.scope import Scope
 
@@ -45,7 +45,7 @@ def net() -> Net:
 
 @pytest.fixture
 def coupling(net: Net) -> Coupling:
-    return analyse(net, Example.of(torch.zeros(1, 3, 8, 8)))
+    return find_coupling(net, Example.of(torch.zeros(1, 3, 8, 8)))
 
 
 # ---- parameters
@@ -194,7 +194,7 @@ def test_one_excluded_maker_keeps_a_residual_stream() -> None:
             return self.head(x + self.outer(self.inner(x)))
 
     net = Residual()
-    coupling = analyse(net, Example.of(torch.zeros(1, 3, 4, 4)))
+    coupling = find_coupling(net, Example.of(torch.zeros(1, 3, 4, 4)))
     inside, outside = Scope(exclude=["outer"]).groups(net, coupling)
     assert list(inside) == ["inner.weight"]
     assert outside == {"stem.weight": "'outer.weight' is excluded by the scope"}

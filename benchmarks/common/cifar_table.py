@@ -69,9 +69,9 @@ def remarks(rows: Rows, table: str) -> list[str]:
     if low:
         where = " and ".join(UNITS[table].format(goal) for goal in low)
         found.append(
-            f"Movement is at chance level with {where}: sums of so few steps from a converged network are noise. It is "
-            "meant for fine-tuning pretrained networks on another task, see "
-            "[Movement pruning](../../docs/methods.md#movement-pruning)."
+            f"Movement is at chance level with {where}: the sums over so few steps from a converged network are noise. "
+            "The criterion is meant for fine-tuning pretrained networks on another task, see "
+            "[Movement pruning](../../docs/pages/reference/methods.md#movement-pruning)."
         )
     return found
 
@@ -172,7 +172,7 @@ def show(content: dict[str, Any]) -> None:
 
 
 def page(content: dict[str, Any]) -> str:
-    parts = ["# CIFAR-10", "Written by `python benchmarks/cifar10.py`; what is compared is described there.", ""]
+    parts = ["# CIFAR-10", "Written by `python benchmarks/cifar10.py`, which describes the methods.", ""]
     for heading, header, lines, said in grids(content):
         table = ["| " + " | ".join(line) + " |" for line in [header, *lines]]
         table.insert(1, "|---|" + "---:|" * (len(header) - 1))

@@ -1,4 +1,4 @@
-"""The three figures of the repository's README, out of the files that benchmarks have written."""
+"""The table of figures in the repository's README, from the results that benchmarks have written."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fill(readme: str, folder: Path) -> str:
 
 
 def figures(folder: Path) -> str:
-    """A table of those that were measured, from the largest run that has all cells of a figure."""
+    """The table: each row from the largest run that has all cells of it; rows without results are left out."""
     lines = []
     for name, line_of in (
         ("cifar10", partial(accuracy, depth=56)), ("cifar10", partial(accuracy, depth=20)), ("speed", speed),
@@ -46,11 +46,11 @@ def figures(folder: Path) -> str:
             if line:
                 lines.append(line if run == "full" else [f"{line[0]} ({run} run)", *line[1:]])
                 break
-    return markdown(["", "lightning_prune", "beside it"], lines)
+    return markdown(["benchmark", "lightning_prune", "for comparison"], lines)
 
 
 def accuracy(content: Content, depth: int) -> list[str] | None:
-    """A ResNet at the goal of the table, over the seeds that all methods have."""
+    """The accuracy of a pruned ResNet and of its peers, over the seeds that all methods have."""
     rows = [row for row in content["rows"] if row["depth"] == depth]
     peers = ("Torch-Pruning", FASTER), ("Torch-Pruning, distilled", FASTER)
     cells = (OURS, FASTER), *peers, (DENSE, 0.0), (TRAINED_ON, 0.0)
@@ -66,12 +66,13 @@ def accuracy(content: Content, depth: int) -> list[str] | None:
     )
     return [
         f"{what}: accuracy on {judged(content):,} test images, {count(seeds, 'seed')}", ours,
-        f"Torch-Pruning {peer}, with our distillation {distilled}; dense {dense}, trained on as long {trained_on}",
+        f"Torch-Pruning {peer}, with distillation by lightning_prune {distilled}; dense {dense}, trained for as many "
+        f"epochs {trained_on}",
     ]  # fmt: skip
 
 
 def speed(content: Content) -> list[str] | None:
-    """ResNet-18 without half of its channels, at the largest batch; eager, and compiled where that was measured."""
+    """The speed-up of ResNet-18 without half of its channels, at the largest batch, eager and compiled."""
     rows = [row for row in content["rows"] if (row["network"], row["mode"]) == ("resnet18", "eager")]
     batch = max((row["batch"] for row in rows), default=0)
     of = {row["kind"]: row for row in rows if (row["batch"], row["share"]) == (batch, SHARE)}
@@ -79,20 +80,20 @@ def speed(content: Content) -> list[str] | None:
         return None
     cut, masks = of["round_to=8"], of["masks"]
     where = content["hardware"]
-    if content["device"] == "cpu":  # how many cores there were says less than how many worked
+    if content["device"] == "cpu":  # the number of threads matters, not the number of cores
         threads = content["threads"]
         where = f"{re.sub(r', [0-9]+ cores$', '', where)}, {threads} thread{'s' * (threads != 1)}"
     what = f"ResNet-18 without {SHARE:.0%} of its channels, batch {batch}, {where}: speed-up"
-    arrives = f"{cut['speed_up']:.1f} times; {cut['arrives']:.0%} of the ideal {cut['ideal']:.1f} arrives"
+    ours = f"{cut['speed_up']:.1f} times, {cut['arrives']:.0%} of the theoretical {cut['ideal']:.1f}"
     key = {name: cut[name] for name in ("network", "batch", "kind", "share")} | {"mode": "compiled"}
     compiled = [row for row in content["rows"] if key.items() <= row.items()]
     if compiled:
-        arrives += f"; with both compiled {compiled[0]['speed_up']:.1f} times"
-    return [what, arrives, f"the same cut by masks {masks['speed_up']:.1f} times"]
+        ours += f"; {compiled[0]['speed_up']:.1f} times with both networks compiled"
+    return [what, ours, f"{masks['speed_up']:.1f} times with the same channels masked"]
 
 
 def size(content: Content) -> list[str] | None:
-    """The small network, pruned after it was trained."""
+    """The compressed size and the accuracy of the MNIST network, pruned after it was trained."""
     dense = [row for row in content["rows"] if row["method"] == "dense, trained on"]
     own = [row for row in content["rows"] if (row["method"], row["sparsity"]) == (TRAINED, SPARSITY)]
     if not own or not dense:

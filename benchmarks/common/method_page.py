@@ -1,4 +1,4 @@
-"""What the benchmark of the criteria measured, in the places that docs/methods.md leaves for it."""
+"""What the benchmark of the criteria measured, in the places that docs/pages/reference/methods.md leaves for it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def cell(row: dict[str, Any]) -> tuple[str, float]:
 
 
 def heading(granularity: str, share: float) -> str:
-    return f"{granularity}, {100 * share:.0f} % gone" if granularity else "nothing gone"
+    return f"{granularity}, {100 * share:.0f} % removed" if granularity else "dense"
 
 
 def summary(rows: Rows) -> str:

@@ -22,11 +22,11 @@ Content = dict[str, Any]
 INTRODUCTION = """Written by `python benchmarks/run_all.py` from the files in [results](results). No figure is typed by
 hand; what has not been run is marked and not estimated. [README.md](README.md) describes what is measured."""
 ELSEWHERE = {  # what run_all.py leaves to the scripts themselves
-    "overhead.md": "what pruning costs a training, beside `ModelPruning`",
-    "torchvision_models.md": "every network of torchvision, pruned",
-    "libraries.md": "networks of timm, transformers, segmentation_models_pytorch and monai, pruned",
-    "coupling.json": "time of an event, beside Torch-Pruning",
-    "trace.json": "the pass that the analysis follows, beside real ones",
+    "overhead.md": "the cost of pruning during training, compared with `ModelPruning`",
+    "torchvision_models.md": "all networks of torchvision",
+    "libraries.md": "networks of timm, transformers, segmentation_models_pytorch and monai",
+    "coupling.json": "time of a pruning event, compared with Torch-Pruning",
+    "trace.json": "time of the traced pass, compared with real forward passes",
     "quickstart.json": "the quickstart recipe, three seeds",
 }
 
@@ -78,7 +78,7 @@ def results(folder: Path) -> str:
             parts += [f"### {size.capitalize()} run", *shown(part, folder, size)]
     found = [f"- [{name}](results/{name}): {what}" for name, what in ELSEWHERE.items() if (folder / name).is_file()]
     if found:
-        parts += ["## With tables or files of their own", "\n".join(found)]
+        parts += ["## Further tables", "\n".join(found)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -131,7 +131,7 @@ def shown(part: Part, folder: Path, size: str) -> list[str]:
     else:
         file = folder / f"{stem(part.name, size)}.md"
         if not file.is_file():
-            raise FileNotFoundError(f"{file.name} is missing beside its JSON file: run {part.name}.py again")
+            raise FileNotFoundError(f"{file.name} does not exist, but its JSON file does: run {part.name}.py again")
         text = file.read_text(encoding="utf-8")
     text = re.sub(r"^(?=##)", "##", re.sub(r"\A# .*\n", "", text), flags=re.MULTILINE).strip()
     text = re.sub(r"\]\((?!https?:)([^)]+)\)", lambda link: f"]({normpath(f'results/{link[1]}')})", text)

@@ -47,7 +47,7 @@ def conclusion(content: dict[str, Any]) -> str:
     if rows[-1]["kept"]:
         end = f"No round lost more than {limit}."
     else:
-        end = f"Round {rows[-1]['round']} lost more than {limit}, where the guard stops."
+        end = f"Round {rows[-1]['round']} lost more than {limit}, and the guard stopped the training."
     return (
         f"{end} The last network within the limit, that of round {last['round']}, has "
         f"{dense['params'] / last['params']:.1f} times fewer parameters and {dense['macs'] / last['macs']:.1f} times "
@@ -62,9 +62,9 @@ def caveat(content: dict[str, Any]) -> str:
     if setting["images"][0] is None:
         return ""
     return (
-        f" The dense network is not trained to its end: it began with random weights and has seen "
-        f"{content['images'][0]:,} images {setting['dense_epochs']} times, so that what a round costs and what more "
-        "training gives are not told apart."
+        f" The dense network is not fully trained: it started from random weights and has seen "
+        f"{content['images'][0]:,} images {setting['dense_epochs']} times, so the cost of a round and "
+        "the gain of further training cannot be separated."
     )
 
 
@@ -77,11 +77,11 @@ def text(content: dict[str, Any], figure: str) -> str:
     """The page beside the JSON file."""
     setting, (train, val, test) = content["setting"], content["images"]
     how = (
-        f"ResNet-18 from random weights, CIFAR-10 at {setting['pixels']} x {setting['pixels']}: {train:,} images "
-        f"train, {val:,} others are what the guard sees, {test:,} test. {setting['dense_epochs']} epochs dense, then "
-        f"{setting['tuning_epochs']} of fine-tuning after every round of {setting['count']} units, in one fit. A unit "
-        "is a filter, together with those that a residual stream adds to it. The test images decided nothing. "
-        f"{content['seconds'] / 60:.1f} minutes in all."
+        f"ResNet-18 from random weights, CIFAR-10 at {setting['pixels']} x {setting['pixels']}: {train:,} training "
+        f"images, {val:,} validation images for the guard, {test:,} test images. {setting['dense_epochs']} epochs "
+        f"dense, then {setting['tuning_epochs']} of fine-tuning after every round of {setting['count']} units, in one "
+        "fit. A unit is a filter, together with those that a residual stream adds to it. The test images are not used "
+        f"for any decision. {content['seconds'] / 60:.1f} minutes in all."
     )
     table = markdown(HEADINGS, lines(content["rows"]))
     picture = f"![Parameters and accuracy]({figure})"
@@ -97,7 +97,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
     rows, setting = content["rows"], content["setting"]
     params, val, test = ([row[key] for row in rows] for key in ("params", "val_acc", "test_acc"))
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    axes.plot(params, [100 * share for share in val], "o-", label="validation images, which the guard sees")
+    axes.plot(params, [100 * share for share in val], "o-", label="validation images (used by the guard)")
     axes.plot(params, [100 * share for share in test], "s:", markersize=4, alpha=0.7, label="test images")
     bound = 100 * (val[0] - setting["max_drop"])
     axes.axhline(bound, color="tab:red", linestyle="--", label=f"guard: {points(setting)} below the dense network")
@@ -109,7 +109,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
         )  # fmt: skip
     axes.set(
         xscale="log", xlabel="parameters", ylabel="accuracy, %",
-        title=f"ResNet-18, {setting['count']} units less in every round (numbers: rounds)",
+        title=f"ResNet-18, {setting['count']} units removed in each round (labels: round)",
     )  # fmt: skip
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.margins(y=0.12)

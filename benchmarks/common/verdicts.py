@@ -10,7 +10,7 @@ from common.cifar_methods import CHANNELS
 from common.cifar_table import ORDER, OWN, UNITS, judged, level, noise
 
 OURS = {*OWN, *(method for method in CHANNELS if method.startswith("lightning_prune"))}  # plain L2 is a control
-UNPRUNED = {DENSE: "where all begin", TRAINED_ON: "trained on as long"}
+UNPRUNED = {DENSE: "before pruning", TRAINED_ON: "when trained for as long"}
 PEERS = ("Torch-Pruning", "ModelPruning")
 
 
@@ -68,7 +68,7 @@ def verdict(points: dict[str, dict[int, float]], images: int) -> str:
         picked |= len(side) > 1
         if side and best not in side:
             which = f"the best of {len(side)} {name}" if len(side) > 1 else f"the only one {name}"
-            how = "level" if close(side[0]) else behind(points[best], points[side[0]], seeds)
+            how = "on a par" if close(side[0]) else behind(points[best], points[side[0]], seeds)
             clauses.append(f"{side[0]}, {which}, is {how} at {means[side[0]]:.1f} %")
         elif len(side) > 1:
             clauses[0] += f", the best of {len(side)} {name}"
@@ -77,7 +77,7 @@ def verdict(points: dict[str, dict[int, float]], images: int) -> str:
         error = noise(means[best], images)
         about.append(f"the standard error of an accuracy on {images:,} images is {error:.1f} points")
     if picked:
-        about.append("the best of several is picked on these images")
+        about.append("the best of several methods is selected on these images")
     return f"{'; '.join(clauses)} ({'; '.join(about)})."
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from common.zoo import build, family, inputs, loss_of, randomise, raw_outputs, run, task, train_outputs
 from common.zoo_halved import allowed, halved
 from lightning_prune import Report, Scope, prune_once
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.network.example_input import Example
 from lightning_prune.surgery.apply import zero_removed
 from lightning_prune.surgery.plan import Plan
@@ -174,7 +174,7 @@ def _try_training(row: dict[str, Any], model: nn.Module, example: Any, shapes: l
 
 def scope_of_exact_groups(model: nn.Module, example: Any) -> Scope:
     """All groups but those that a norm runs across."""
-    coupling = analyse(model, Example.of(example))
+    coupling = find_coupling(model, Example.of(example))
     touched = {m.tensor for g in coupling.groups.values() if g.inexact for m in g.members if not m.reads}
     return Scope(exclude=[path for path, _ in model.named_parameters() if path in touched])
 

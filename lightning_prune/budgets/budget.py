@@ -5,9 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 
-from lightning_prune.budgets.latency_table import Conditions
+from lightning_prune.budgets.spaces.block_space import BlockSpace
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
+from lightning_prune.budgets.spaces.latency_table import Conditions
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
+
+BLOCK_BUDGETS = "Count, Ratio, Sparsity, Params or MACs"
 
 
 class Budget(ABC):
@@ -17,12 +20,16 @@ class Budget(ABC):
         per_layer: Whether every group or parameter is looked at by itself, instead of all being ranked together.
         units: Whether the budget counts channels.
         masks: Whether the budget counts single weights.
+        blocks: Whether the budget counts whole blocks.
+        needs_scores: Whether ``mask_weights`` depends on scores, which do not exist before the first event.
         conditions: Under which latency is measured before ``keep_units`` is asked.
     """
 
     per_layer: bool
     units = True
     masks = False
+    blocks = False
+    needs_scores = False
     conditions: tuple[Conditions, ...] = ()
 
     @abstractmethod
@@ -37,6 +44,14 @@ class Budget(ABC):
         """How many weights are masked in all, or in each parameter."""
         raise TypeError(f"{self} counts what is physically removed; with Weights() use Sparsity, Ratio or Count")
 
+    def remove_blocks(self, space: BlockSpace, fraction: float) -> int:
+        """How many blocks of ``space`` are removed, the first of them first.
+
+        Raises:
+            BudgetError: If the budget cannot be met with the blocks that can be removed.
+        """
+        raise TypeError(f"{self} does not choose between blocks; with Blocks() use {BLOCK_BUDGETS}")
+
     def check_units(self, space: ChannelSpace, events: int | None) -> None:
         """Raise ``BudgetError`` now if the end of the schedule, ``events`` events from here, cannot be met."""
         self.keep_units(space, 1.0)
@@ -44,6 +59,13 @@ class Budget(ABC):
     def check_weights(self, space: WeightSpace, events: int | None) -> None:
         """The same for masks."""
         self.mask_weights(space, 1.0)
+
+    def check_block_size(self, weights: int) -> None:  # noqa: B027  (only counts can be too small for a block)
+        """Raise ``BudgetError`` if no event can mask a block of ``weights`` weights."""
+
+    def check_blocks(self, space: BlockSpace, events: int | None) -> None:
+        """Raise ``BudgetError`` if the end of the schedule, ``events`` events from here, cannot be met with blocks."""
+        self.remove_blocks(space, 1.0)
 
     def scaled(self, share: float) -> Budget:
         """The budget for a share of an event, in (0, 1]: what counts for whole events counts less."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from lightning_prune.budgets.budget import Budget
-from lightning_prune.budgets.latency_table import Conditions
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
+from lightning_prune.budgets.spaces.latency_table import Conditions
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
 
 
@@ -30,6 +30,7 @@ class All(Budget):
     """
 
     budgets: Sequence[Budget]
+    needs_scores = True  # where one of them counts the weights of all and another those of each parameter
 
     def __post_init__(self) -> None:
         budgets = self.budgets

@@ -16,8 +16,8 @@ from lightning_prune.budgets.search import fewest, largest_within, masked
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
 from lightning_prune.file_size import compressed_size, deflated, estimated_size, overhead
-from lightning_prune.network.sharded import whole
-from lightning_prune.surgery.preview import hidden
+from lightning_prune.network.sharded import full_tensor
+from lightning_prune.surgery.preview import masked_copy
 
 _BYTES_PER_MB = 10**6
 _TOLERANCE = 0.005  # what an event may stay below its size, where channels or weights are fine enough
@@ -46,6 +46,7 @@ class FileSize(Budget):
     mb: float
     per_layer: bool = False
     masks = True
+    needs_scores = True
 
     def __post_init__(self) -> None:
         check_flag(self)
@@ -56,7 +57,7 @@ class FileSize(Budget):
     def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
         """The fewest removals after which the file is small enough."""
         cost = _cost_of_channels(space)
-        target = self._target(cost(space.original_params), fraction)
+        target = self._target(cost(space.dense.params), fraction)
         if target is None:
             return space.now
 
@@ -68,8 +69,8 @@ class FileSize(Budget):
 
     def check_units(self, space: ChannelSpace, events: int | None) -> None:
         """Also refuse a size that the network has already."""
-        if space.now == space.original:
-            self._check_needed(_cost_of_channels(space)(space.original_params))
+        if space.now == space.dense_units:
+            self._check_needed(_cost_of_channels(space)(space.dense.params))
         self.keep_units(space, 1.0)
 
     def mask_weights(self, space: WeightSpace, fraction: float) -> Mapping[str, int] | int:
@@ -132,7 +133,7 @@ def _sizes_by_share(space: WeightSpace) -> np.ndarray:
     total = sum(space.sizes.values())
     samples = []
     for name, size in space.sizes.items():
-        values = whole(state[name].detach()).flatten()
+        values = full_tensor(state[name].detach()).flatten()
         if name in space.masks:
             values = values[space.masks[name].to(values.device).flatten()]
         samples.append(values[: -(-_SAMPLE * size // total)].cpu())
@@ -140,7 +141,7 @@ def _sizes_by_share(space: WeightSpace) -> np.ndarray:
     lots = [torch.rand(len(sample), generator=torch.Generator().manual_seed(n)) for n, sample in enumerate(samples)]
     sizes = []
     for share in _SHARES:
-        left = [hidden(sample, lot >= share) for sample, lot in zip(samples, lots, strict=True)]
+        left = [masked_copy(sample, lot >= share) for sample, lot in zip(samples, lots, strict=True)]
         sizes.append(overhead(state) + others + sum(len(deflated(part)) for part in left) * total / sampled)
     return np.minimum.accumulate(np.array(sizes))
 

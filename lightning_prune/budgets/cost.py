@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lightning_prune.budgets.budget import Budget, check_flag, check_share
-from lightning_prune.budgets.search import shrink
+from lightning_prune.budgets.search import shrink, shrink_blocks
+from lightning_prune.budgets.spaces.block_space import BlockSpace
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 
 
@@ -21,6 +22,7 @@ class Params(Budget):
 
     keep: float
     per_layer: bool = False
+    blocks = True
 
     def __post_init__(self) -> None:
         check_flag(self)
@@ -28,8 +30,13 @@ class Params(Budget):
 
     def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
         """The fewest removals that bring the parameters down to the target."""
-        target = space.original_params * (1 - (1 - self.keep) * fraction)
+        target = space.dense.params * (1 - (1 - self.keep) * fraction)
         return shrink(self, space, space.params, target, "parameters")
+
+    def remove_blocks(self, space: BlockSpace, fraction: float) -> int:
+        """The fewest blocks without which the parameters are at most the target."""
+        target = space.dense.params * (1 - (1 - self.keep) * fraction)
+        return shrink_blocks(self, space, space.params_after, target, "parameters")
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class MACs(Budget):
 
     keep: float
     per_layer: bool = False
+    blocks = True
 
     def __post_init__(self) -> None:
         check_flag(self)
@@ -50,4 +58,9 @@ class MACs(Budget):
 
     def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
         """The fewest removals that bring the MACs down to the target."""
-        return shrink(self, space, space.macs, space.original_macs * (1 - (1 - self.keep) * fraction), "MACs")
+        return shrink(self, space, space.macs, space.dense.macs * (1 - (1 - self.keep) * fraction), "MACs")
+
+    def remove_blocks(self, space: BlockSpace, fraction: float) -> int:
+        """The fewest blocks without which the MACs are at most the target."""
+        target = space.dense.macs * (1 - (1 - self.keep) * fraction)
+        return shrink_blocks(self, space, space.macs_after, target, "MACs")

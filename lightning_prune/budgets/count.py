@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from lightning_prune.budgets.budget import Budget, BudgetError, check_flag, check_moves, some
+from lightning_prune.budgets.search import check_available
+from lightning_prune.budgets.spaces.block_space import BlockSpace
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
 
@@ -26,6 +28,7 @@ class Count(Budget):
     count: int
     per_layer: bool = False
     masks = True
+    blocks = True
 
     def __post_init__(self) -> None:
         check_flag(self)
@@ -76,6 +79,23 @@ class Count(Budget):
         if total > space.maskable:
             raise BudgetError(f"{self}: only {space.maskable - total + self.count} more weights can be masked")
         return total
+
+    def check_block_size(self, weights: int) -> None:
+        """An event must mask at least one block."""
+        if self.count < weights:
+            raise BudgetError(f"{self} masks nothing: a block has up to {weights} weights. Use a larger count")
+
+    def remove_blocks(self, space: BlockSpace, fraction: float) -> int:
+        """The count, which does not depend on the fraction."""
+        return check_available(self, space, self.count)
+
+    def check_blocks(self, space: BlockSpace, events: int | None) -> None:
+        """All events together must find enough blocks."""
+        if events is not None and self.count * events > len(space):
+            raise BudgetError(
+                f"{self} in {events} events wants {self.count * events} blocks, but only {len(space)} can go"
+            )
+        super().check_blocks(space, events)
 
     def scaled(self, share: float) -> Count:
         """At least one goes."""

@@ -9,9 +9,9 @@ from math import isfinite
 import torch
 
 from lightning_prune.budgets.budget import Budget, BudgetError, check_flag, check_share
-from lightning_prune.budgets.latency_table import Conditions
 from lightning_prune.budgets.search import fewest, largest_within
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
+from lightning_prune.budgets.spaces.latency_table import Conditions
 
 _TOLERANCE = 0.05  # what an event may stay below its latency, where channels are fine enough
 
@@ -109,7 +109,7 @@ class Latency(Budget):
     def check_units(self, space: ChannelSpace, events: int | None) -> None:
         """By the table, which is the same on all ranks; also refuse a latency that the network has already."""
         dense = space.tables[self.conditions[0]].dense_ms
-        if self.ms is not None and dense <= self.ms and space.now == space.original:
+        if self.ms is not None and dense <= self.ms and space.now == space.dense_units:
             raise BudgetError(f"{self} is met already: a pass of the dense network takes {dense:.4g} ms")
         self.keep_units(space, 1.0)
 

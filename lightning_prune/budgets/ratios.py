@@ -63,7 +63,7 @@ class Ratios(Budget):
     def check_units(self, space: ChannelSpace, events: int | None) -> None:
         """Also refuse patterns that do nothing, and shares that rounding turns into nothing."""
         kept = self.keep_units(space, 1.0)
-        if space.now == space.original and not space.exhausted:
+        if space.now == space.dense_units and not space.exhausted:
             makers = [_makers(candidate, space) for candidate in space.candidates]
             self._check_patterns(makers, "layer whose channels can be removed")
             if self.default or any(share for _, share in self._pairs):
@@ -113,7 +113,7 @@ class Ratios(Budget):
                     f"{_layer(names[0])!r} ({pattern!r}), whose channels go only together; give both one share"
                 )
         name, quantum = next(iter(candidate.quantum.items()))
-        units = space.original[name]
+        units = space.dense_units[name]
         if units * (1 - share) < quantum / 2 and (heard or share == 1):
             raise BudgetError(
                 f"{self} leaves no channel in {some(candidate.quantum)}; at most {1 - quantum / units:.4f} can go there"

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from lightning_prune.budgets.budget import BudgetError
+from lightning_prune.budgets.budget import Budget, BudgetError
+from lightning_prune.budgets.spaces.block_space import BlockSpace
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
-
-if TYPE_CHECKING:
-    from lightning_prune.budgets.budget import Budget
 
 _STEPS = 4096  # resolution of a share in a search
 _TRIES = 6  # real measurements of one event at most, once one of them is within the target
@@ -27,10 +25,10 @@ def shrink(
     least = cost(space.floor)
     target = target * (1 + 1e-9)
     if least > target:
-        original = space.original_params if unit == "parameters" else space.original_macs
+        dense = space.dense.params if unit == "parameters" else space.dense.macs
         lower = f", lower {' and '.join(space.limits)}" if space.limits else ""
         raise BudgetError(
-            f"{budget} cannot be met: with the fewest channels left everywhere, {least / original:.4f} of the "
+            f"{budget} cannot be met: with the fewest channels left everywhere, {least / dense:.4f} of the "
             f"{unit} remain. Widen the scope{lower} or ask for less."
         )
 
@@ -53,6 +51,30 @@ def fewest(
         else:
             low = middle + 1
     return widths(low)
+
+
+def shrink_blocks(budget: Budget, space: BlockSpace, cost: Callable[[int], float], target: float, unit: str) -> int:
+    """The fewest blocks, first of ``space`` first, without which ``cost`` is at most ``target``."""
+    target = target * (1 + 1e-9)
+    for count in range(len(space) + 1):
+        if cost(count) <= target:
+            return count
+    dense = space.dense.params if unit == "parameters" else space.dense.macs
+    raise BudgetError(
+        f"{budget} cannot be met: without all {len(space)} blocks that can go, {cost(len(space)) / dense:.4f} of the "
+        f"{unit} remain. Widen the scope or ask for less."
+    )
+
+
+def check_available(budget: Budget, space: BlockSpace, count: int) -> int:
+    """``count``, if ``space`` has as many blocks.
+
+    Raises:
+        BudgetError: If it has fewer.
+    """
+    if count > len(space):
+        raise BudgetError(f"{budget}: {count} more blocks would have to go, but only {len(space)} can")
+    return count
 
 
 def largest_within(

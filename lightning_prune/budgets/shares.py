@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lightning_prune.budgets.budget import Budget, BudgetError, check_flag, check_moves, check_share, some
-from lightning_prune.budgets.search import masked, shrink
+from lightning_prune.budgets.search import check_available, masked, shrink, shrink_blocks
+from lightning_prune.budgets.spaces.block_space import BlockSpace
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
 
@@ -23,6 +24,7 @@ class Ratio(Budget):
     share: float
     per_layer: bool = True
     masks = True
+    blocks = True
 
     def __post_init__(self) -> None:
         check_flag(self)
@@ -30,7 +32,7 @@ class Ratio(Budget):
 
     def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
         """The share of every group, or the lowest-ranked share of all."""
-        total = sum(space.original.values()) + sum(space.exhausted.values())
+        total = sum(space.dense_units.values()) + sum(space.exhausted.values())
         exhausted = sum(space.last[name] for name in space.exhausted)
         narrow = space.min_width > 1 and not self.per_layer  # a group by itself gives what min_width lets it give
         least = exhausted + sum(space.floor[n] if narrow else space.last[n] for n in space.now)
@@ -46,13 +48,13 @@ class Ratio(Budget):
     def check_units(self, space: ChannelSpace, events: int | None) -> None:
         """Also refuse a ratio that rounding turns into nothing, or that the ranking may stop short of."""
         kept = self.keep_units(space, 1.0)
-        if self.share > 0 and space.now == space.original:
+        if self.share > 0 and space.now == space.dense_units:
             if not self.per_layer:
                 self._check_steps(space)
             check_moves(self, space, kept)
 
     def _check_steps(self, space: ChannelSpace) -> None:
-        total = sum(space.original.values())
+        total = sum(space.dense_units.values())
         for candidate in space.candidates:
             units = sum(candidate.quantum.values())
             if candidate.bundled and candidate.jump and units > round(self.share * total):
@@ -65,6 +67,21 @@ class Ratio(Budget):
     def mask_weights(self, space: WeightSpace, fraction: float) -> Mapping[str, int] | int:
         """The share of every parameter, or of all."""
         return masked(self, space, self.share * fraction)
+
+    def remove_blocks(self, space: BlockSpace, fraction: float) -> int:
+        """The share of the blocks of the dense network, rounded, less those removed before."""
+        wanted = round(self.share * fraction * len(space.dense.units)) - space.removed
+        return check_available(self, space, max(0, wanted))
+
+    def check_blocks(self, space: BlockSpace, events: int | None) -> None:
+        """Also refuse a share that rounds to no block."""
+        blocks = len(space.dense.units)
+        if space.removed == 0 and self.share > 0 and not round(self.share * blocks):
+            raise BudgetError(
+                f"{self} removes nothing here: of {blocks} blocks that rounds to none. Ask for "
+                f"share={1 / blocks:.4f} or more, or use Count(1)."
+            )
+        super().check_blocks(space, events)
 
 
 @dataclass(frozen=True)
@@ -81,6 +98,7 @@ class Sparsity(Budget):
     sparsity: float
     per_layer: bool = False
     masks = True
+    blocks = True
 
     def __post_init__(self) -> None:
         check_flag(self)
@@ -88,8 +106,13 @@ class Sparsity(Budget):
 
     def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
         """The fewest removals that bring the parameters down to the target."""
-        return shrink(self, space, space.params, space.original_params * (1 - self.sparsity * fraction), "parameters")
+        return shrink(self, space, space.params, space.dense.params * (1 - self.sparsity * fraction), "parameters")
 
     def mask_weights(self, space: WeightSpace, fraction: float) -> Mapping[str, int] | int:
         """The share of every parameter, or of all."""
         return masked(self, space, self.sparsity * fraction)
+
+    def remove_blocks(self, space: BlockSpace, fraction: float) -> int:
+        """The fewest blocks without which the parameters are at most the target."""
+        target = space.dense.params * (1 - self.sparsity * fraction)
+        return shrink_blocks(self, space, space.params_after, target, "parameters")

@@ -31,6 +31,7 @@ class Threshold(Budget):
     value: float
     per_layer = True
     masks = True
+    needs_scores = True
 
     def __post_init__(self) -> None:
         value = self.value
@@ -43,7 +44,7 @@ class Threshold(Budget):
 
     def check_units(self, space: ChannelSpace, events: int | None) -> None:
         """Scores are not known yet; but something must be able to go."""
-        if space.now == space.original:
+        if space.now == space.dense_units:
             check_moves(self, space, space.floor)
 
     def mask_weights(self, space: WeightSpace, fraction: float) -> Mapping[str, int] | int:

@@ -1,4 +1,4 @@
-"""Lightning callbacks: thin shells that decide when."""
+"""Lightning callbacks that prune a network during training, and guard, report and support the pruning."""
 
 import lightning_prune.callbacks.trainer.lightning_packages  # noqa: F401  (before anything else of Lightning's)
 

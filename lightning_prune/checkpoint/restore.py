@@ -1,4 +1,4 @@
-"""Putting a module into the state that a checkpoint describes: parts, shapes, attributes, buffers kept out of files."""
+"""Restore the structure that a checkpoint describes: modules, shapes, attributes and non-persistent buffers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.network.copies import copy_of
-from lightning_prune.network.layer_attributes import sync_attributes, sync_changed
+from lightning_prune.network.layer_attributes import sync_attributes, sync_changed_layers
 from lightning_prune.network.tensors import named_modules, named_tensors
 from lightning_prune.surgery.apply import replace_data
 
 
 def set_shapes(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
-    """Give tensors of ``module`` other shapes, filled with zeros."""
+    """Give tensors of ``module`` new shapes of as many dimensions, filled with zeros."""
     changed = set()
     for name, tensor in named_tensors(module):
         shape = shapes.get(name, tensor.shape)
@@ -23,11 +23,11 @@ def set_shapes(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
             tensor.grad = None
             replace_data(tensor, torch.zeros(shape, dtype=tensor.dtype, device=tensor.device))
             changed.add(id(tensor))
-    sync_changed(module, changed)
+    sync_changed_layers(module, changed)
 
 
 def set_saved_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Set the integers that modules keep: module name -> attribute -> value."""
+    """Set integer attributes of modules, such as ``num_heads``: module name -> attribute -> value."""
     for path, values in attributes.items():
         owner = module.get_submodule(path)
         for name, value in values.items():
@@ -36,14 +36,14 @@ def set_saved_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str
 
 
 def set_saved_buffers(module: nn.Module, buffers: Mapping[str, Tensor]) -> None:
-    """Set buffers that are in no state dict."""
-    own = kept_out(module)
+    """Set non-persistent buffers: name -> values."""
+    own = non_persistent_buffers(module)
     for name, values in buffers.items():
         if name in own:
             replace_data(own[name], values.to(own[name].device, copy=True))
 
 
-def kept_out(module: nn.Module) -> dict[str, Tensor]:
+def non_persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
     """The buffers that are in no state dict (``persistent=False``), by name."""
     found = {}
     for path, owner in named_modules(module):
@@ -55,7 +55,7 @@ def kept_out(module: nn.Module) -> dict[str, Tensor]:
 
 
 def submodule(module: nn.Module, name: str) -> nn.Module | None:
-    """The module called ``name`` inside ``module``; None where there is none."""
+    """The submodule with the qualified name ``name``; None where there is none."""
     try:
         return module.get_submodule(name)
     except AttributeError:
@@ -63,17 +63,18 @@ def submodule(module: nn.Module, name: str) -> nn.Module | None:
 
 
 def template_of(module: nn.Module) -> nn.Module:
-    """A copy of ``module`` without the values that a state dict has: these tensors are on the meta device.
+    """A copy of ``module`` whose tensors are on the meta device, except for non-persistent buffers, which are copied.
 
-    Hooks of this package stay behind: they look at the module that is there, not at one that comes back.
+    Hooks of this package are not copied: they belong to the module that is in the network.
     """
-    apart = {id(values) for values in kept_out(module).values()}
-    made: dict[int, Any] = {}
+    buffers = {id(values) for values in non_persistent_buffers(module).values()}
+    replaced: dict[int, Any] = {}
     for _, tensor in named_tensors(module):
-        if id(tensor) not in apart:
+        if id(tensor) not in buffers:
             empty = torch.empty_like(tensor, device="meta", requires_grad=False)
-            made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    template = copy_of(module, made)
+            parameter = isinstance(tensor, nn.Parameter)
+            replaced[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if parameter else empty
+    template = copy_of(module, replaced)
     for _, owner in named_modules(template):
         for hooks in (owner._forward_hooks, owner._forward_pre_hooks, owner._backward_hooks):
             for key in [key for key, hook in hooks.items() if type(hook).__module__.startswith("lightning_prune.")]:
@@ -83,8 +84,8 @@ def template_of(module: nn.Module) -> nn.Module:
     return template
 
 
-def put_back(module: nn.Module, name: str, template: nn.Module) -> None:
-    """Put a module like ``template`` in the place ``name``, on the device of ``module``, filled with zeros."""
+def restore_module(module: nn.Module, name: str, template: nn.Module) -> None:
+    """Replace the identity at ``name`` by a copy of ``template``, on the device of ``module`` and filled with zeros."""
     device = next((tensor.device for _, tensor in named_tensors(module)), torch.device("cpu"))
     block = copy_of(template)
     filled: dict[int, Tensor] = {}

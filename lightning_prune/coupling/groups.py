@@ -55,14 +55,14 @@ class Group:
         members: Every (tensor, dimension) the units live in.
         activations: Where the activations of the units can be seen; may be empty.
         inexact: Why removing a unit is not equal to masking it, None where it is equal.
-        least: Fewest units that may stay: 2 where a grouped convolution would become a depthwise one with 1.
+        min_units: Fewest units that may stay: 2 where a grouped convolution would become a depthwise one with 1.
     """
 
     name: str
     members: tuple[Member, ...]
     activations: tuple[Activation, ...]
     inexact: str | None = None
-    least: int = 1
+    min_units: int = 1
 
     @property
     def size(self) -> int:
@@ -89,7 +89,7 @@ class Bundle:
 
 
 @dataclass(frozen=True)
-class Site:
+class PredictedShape:
     """A shape that the analysis foresees.
 
     Attributes:
@@ -133,18 +133,18 @@ class Passes:
     """The passes that the analysis has seen.
 
     Attributes:
-        apart: Whether the forward pass also runs in train mode on the example input alone, and otherwise than in eval
+        train_differs: Whether train mode runs on the example input alone, and runs other operations than eval
             mode.
-        fails: Whether train mode does not run on the example input alone, where the modes may differ.
+        train_fails: Whether train mode does not run on the example input alone, where the modes may differ.
         outputs: Shapes of the outputs in eval mode and, where it is apart, in train mode.
-        sized: How many of ``Coupling.sizes`` belong to eval mode.
+        eval_shapes: How many of ``Coupling.sizes`` belong to eval mode.
         operations: What runs in eval mode, and last what these operations are set to.
     """
 
-    apart: bool = False
-    fails: bool = False
+    train_differs: bool = False
+    train_fails: bool = False
     outputs: tuple[tuple[int, ...], ...] = ()
-    sized: int = 0
+    eval_shapes: int = 0
     operations: tuple[Any, ...] = ()
 
 
@@ -163,7 +163,7 @@ class Coupling:
         on_meta: Whether the network runs on the meta device, where a forward pass costs nothing.
         bundles: Groups that shrink together; every group is in at most one.
         passes: What the passes of the analysis were.
-        sizes: What every reshape, slice and split of these passes gives.
+        predicted_shapes: What every reshape, slice and split of these passes gives.
         scalars: Every scalar that the pass in eval mode multiplies a tensor by.
         constants: Other numbers that this pass computes with, and the groups whose channels they meet.
         attributes: Integers that modules keep and that have to follow, as expressions of the widths.
@@ -176,7 +176,7 @@ class Coupling:
     mac_terms: tuple[tuple[float, tuple[LinearDim, ...]], ...]
     on_meta: bool
     passes: Passes
-    sizes: tuple[Site, ...] = ()
+    predicted_shapes: tuple[PredictedShape, ...] = ()
     scalars: tuple[WidthScalar, ...] = ()
     constants: tuple[tuple[Constants, tuple[str, ...]], ...] = ()
     bundles: tuple[Bundle, ...] = ()

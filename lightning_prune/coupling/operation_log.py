@@ -6,8 +6,8 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_prune.coupling.rules import is_cut, is_reshape, rule_of, step_of
-from lightning_prune.coupling.symbols.constants import constants_of, scalar_of, setting_places, settings_at
+from lightning_prune.coupling.rules.lookup import is_cut, is_reshape, rule_of, step_of
+from lightning_prune.coupling.symbols.constants import constants_of, scalar_of, setting_positions, settings_at
 from lightning_prune.coupling.tracing import meta_kernels
 from lightning_prune.coupling.tracing.python_calls import Literals
 from lightning_prune.network.tensors import tensors_in
@@ -52,7 +52,7 @@ class OperationLog(TorchDispatchMode):
         step = step_of(func)
         if step is not None:
             self.operations.append(step)
-        places = setting_places(func)
+        places = setting_positions(func)
         if places and rule_of(func) is not None:
             self.settings.append(settings_at(places, args))
         if reshaped or cut:

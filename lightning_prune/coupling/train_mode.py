@@ -29,7 +29,7 @@ _NUMBER = "_lightning_prune_number"  # set on the results of operations
 Operand = tuple[Any, torch.Size]  # a tensor's number and its shape
 
 
-class ModeWatch:
+class TrainingFlagWatch:
     """Notes, as a context, whether any code but PyTorch's layers asks a module for its mode.
 
     These only add noise and gather statistics in train mode; so where nobody asks, the modes do not differ. Meanwhile
@@ -43,7 +43,7 @@ class ModeWatch:
         self.asked = False
         self._set: list[nn.Module] = []
 
-    def __enter__(self) -> ModeWatch:
+    def __enter__(self) -> TrainingFlagWatch:
         nn.Module.training = property(self._mode, self._set_mode)  # type: ignore[assignment, method-assign]
         return self
 
@@ -64,7 +64,7 @@ class ModeWatch:
         self._set.append(module)
 
 
-class GradWatch:
+class GradModeWatch:
     """Notes, as a context, whether any code but PyTorch's asks whether there are gradients.
 
     Meanwhile what tells is replaced: ``torch.is_grad_enabled``, and attributes of all tensors.
@@ -76,7 +76,7 @@ class GradWatch:
     def __init__(self) -> None:
         self.asked = False
 
-    def __enter__(self) -> GradWatch:
+    def __enter__(self) -> GradModeWatch:
         torch.is_grad_enabled = self._enabled
         for name in _HISTORY:
             setattr(Tensor, name, self._history(getattr(torch._C.TensorBase, name)))
@@ -102,7 +102,7 @@ class GradWatch:
 class _Flag(int):
     """The mode of a module, for code that reads it from the module's ``__dict__``."""
 
-    watch: ModeWatch
+    watch: TrainingFlagWatch
 
     def __bool__(self) -> bool:
         self.watch.asked = True
@@ -117,15 +117,15 @@ def _caller() -> str:
     return str(sys._getframe(2).f_globals.get("__name__", ""))
 
 
-def switches(model: nn.Module) -> bool:
+def overrides_mode_switch(model: nn.Module) -> bool:
     """Whether a module does more than to note its mode when that changes."""
     classes = {type(module) for _, module in named_modules(model)}
     return any(cls.train is not nn.Module.train or cls.eval is not nn.Module.eval for cls in classes)
 
 
-def as_training(run: Callable[[], Any]) -> tuple[Any, bool]:
+def run_as_training(run: Callable[[], Any]) -> tuple[Any, bool]:
     """What ``run`` returns, with gradients if its code asks for them, and whether it does."""
-    with GradWatch() as grads:
+    with GradModeWatch() as grads:
         found = run()
     if not grads.asked:
         return found, False
@@ -151,7 +151,7 @@ def compare_modes(copy: nn.Module, example: Example, restore: Callable[[], None]
         return seen
 
     copy.train()  # first, for it may fail at once
-    train, grads = as_training(run)
+    train, grads = run_as_training(run)
     copy.eval()
     return train.same_but_for_noise(run()), grads
 

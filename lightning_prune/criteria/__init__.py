@@ -1,10 +1,9 @@
-"""Criteria: what matters. A higher score survives."""
-
-from difflib import get_close_matches
+"""Saliency criteria: a score for every channel, weight or block; the lowest scores are removed."""
 
 from lightning_prune.criteria.activations import APoZ, MeanActivation
 from lightning_prune.criteria.batchnorm import BatchNormScale
 from lightning_prune.criteria.block_influence import BlockInfluence
+from lightning_prune.criteria.by_name import CRITERIA, criterion_named
 from lightning_prune.criteria.criterion import CannotScoreError, Criterion, Scoring
 from lightning_prune.criteria.curvature import Fisher, GraSP, Hessian
 from lightning_prune.criteria.geometric_median import GeometricMedian
@@ -17,11 +16,6 @@ from lightning_prune.criteria.sensitivity import Sensitivity
 from lightning_prune.criteria.synflow import SynFlow
 from lightning_prune.criteria.taylor import Taylor
 from lightning_prune.criteria.wanda import Wanda
-
-CRITERIA: tuple[type[Criterion], ...] = (
-    APoZ, BatchNormScale, BlockInfluence, Fisher, GateTaylor, GeometricMedian, GraSP, Hessian, LAMP, Magnitude,
-    MagnitudeIncrease, MeanActivation, Movement, Random, SNIP, Sensitivity, SynFlow, Taylor, Wanda, WeightTaylor,
-)  # fmt: skip
 
 __all__ = [
     "CRITERIA",
@@ -50,22 +44,3 @@ __all__ = [
     "WeightTaylor",
     "criterion_named",
 ]
-
-
-def criterion_named(name: str) -> Criterion:
-    """The criterion with this name, upper or lower case, with its default arguments.
-
-    Raises:
-        ValueError: If there is none.
-
-    Example:
-        >>> criterion_named("taylor")
-        Taylor(every_n_steps=1)
-    """
-    known = {cls.__name__.lower(): cls for cls in CRITERIA}
-    if name.lower() not in known:
-        near = get_close_matches(name.lower(), known, n=1)
-        hint = f"did you mean {known[near[0]].__name__!r}?" if near else "it has to be one of them"
-        names = ", ".join(sorted(cls.__name__ for cls in known.values()))
-        raise ValueError(f"criterion={name!r} is not known; {hint} ({names})")
-    return known[name.lower()]()

@@ -1,4 +1,4 @@
-"""What channels put out."""
+"""Criteria from the activations of channels: mean activation, and average percentage of zeros."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from torch import Tensor
 from lightning_prune.coupling.groups import Group
 from lightning_prune.criteria.criterion import (
     CannotScoreError,
-    Criterion,
+    SampledCriterion,
     Scoring,
-    check_every,
     combine,
     gather_units,
     gathered,
@@ -22,89 +21,78 @@ from lightning_prune.criteria.statistics.statistics import Statistics
 
 
 @dataclass(frozen=True)
-class MeanActivation(Criterion):
-    """The mean |activation| of a channel over examples, space and steps since the last event.
-
-    Molchanov et al. 2016, 'Pruning convolutional neural networks for resource efficient inference', section 2.2
-    (activation), divided by the L2 norm of the layer as there, so that layers compare. Activations are seen at the
-    output of the layer that makes the channels, behind the norm where one follows and before the nonlinearity; there,
-    behind a ReLU, where none is negative. Where several layers write to the same channels their means are averaged, or
-    taken together as ``Channels(aggregate=...)`` says.
-
-    Args:
-        every_n_steps: Look at every n-th training batch only.
-
-    Raises:
-        ValueError: If ``every_n_steps`` is not a whole number of at least 1.
-    """
-
-    every_n_steps: int = 1
+class _ActivationCriterion(SampledCriterion):
+    """Base of criteria that average the activations of channels."""
 
     scores_channels = True
 
-    def __post_init__(self) -> None:
-        check_every(self, self.every_n_steps)
+    def check(self, group: Group, scoring: Scoring) -> None:
+        """Some layer output must contain the channels."""
+        if not group.activations:
+            name = type(self).__name__
+            raise CannotScoreError(f"no layer output contains these channels, so {name} cannot score them")
+
+    def _means(self, group: Group, scoring: Scoring) -> Tensor:
+        """The mean of each unit, averaged over the layers that write to it unless another aggregate is given."""
+        found = []
+        for activation in group.activations:
+            keys = (activation.module, COUNT + activation.module)
+            total, count = (gathered(self, key, scoring, "activations") for key in keys)
+            found.append(gather_units(total / count, activation.index) / activation.index.shape[1])
+        return combine(found, "mean" if scoring.aggregate == "sum" else scoring.aggregate)
+
+
+@dataclass(frozen=True)
+class MeanActivation(_ActivationCriterion):
+    """Mean absolute activation of each channel over examples, positions and steps since the last event.
+
+    Molchanov et al. 2016, 'Pruning convolutional neural networks for resource efficient inference', section 2.2
+    (activation). As in the paper, the scores of a layer are divided by their L2 norm, so that layers are comparable.
+    Activations are observed at the output of the layer that makes the channels, after the norm layer if one follows,
+    and before the nonlinearity. The paper observes them after the ReLU, where none is negative. Where several layers
+    write to the same channels, their means are averaged, or reduced by ``Channels(aggregate=...)``.
+
+    Scores have the shape (units,) and lie in [0, 1].
+
+    Args:
+        every_n_steps: Observe every n-th training batch, at least 1.
+
+    Raises:
+        ValueError: If ``every_n_steps`` is not an integer of at least 1.
+    """
 
     def statistics(self) -> Statistics:
         """Sums of |activation|."""
         return AbsoluteActivations(self.every_n_steps)
 
-    def check(self, group: Group, scoring: Scoring) -> None:
-        """Some layer must show the channels."""
-        _check_shown(self, group)
-
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
-        """The means with an L2 norm of 1."""
-        means = _means(self, group, scoring)
+        """The means, divided by their L2 norm; shape (units,)."""
+        means = self._means(group, scoring)
         return means / means.norm().clamp_min(torch.finfo(means.dtype).tiny)
 
 
 @dataclass(frozen=True)
-class APoZ(Criterion):
-    """One minus the average percentage of zeros: how often a ReLU behind the channel lets something through.
+class APoZ(_ActivationCriterion):
+    """One minus the average percentage of zeros (APoZ): the share of positive activations of each channel.
 
     Hu et al. 2016, 'Network trimming: a data-driven neuron pruning approach towards efficient deep architectures', eq.
-    1, over the examples, the space and the steps since the last event. Seen at the output of the layer that makes the
-    channels, behind the norm where one follows: what is not above zero there, a ReLU makes zero. Where several layers
-    write to the same channels their shares are averaged, or taken together as ``Channels(aggregate=...)`` says.
+    1, over examples, positions and steps since the last event. Activations are observed at the output of the layer that
+    makes the channels, after the norm layer if one follows: a ReLU sets to zero what is not positive there. Where
+    several layers write to the same channels, their shares are averaged, or reduced by ``Channels(aggregate=...)``.
+
+    Scores have the shape (units,) and lie in [0, 1].
 
     Args:
-        every_n_steps: Look at every n-th training batch only.
+        every_n_steps: Observe every n-th training batch, at least 1.
 
     Raises:
-        ValueError: If ``every_n_steps`` is not a whole number of at least 1.
+        ValueError: If ``every_n_steps`` is not an integer of at least 1.
     """
 
-    every_n_steps: int = 1
-
-    scores_channels = True
-
-    def __post_init__(self) -> None:
-        check_every(self, self.every_n_steps)
-
     def statistics(self) -> Statistics:
-        """Counts of what is above zero."""
+        """Numbers of positive activations."""
         return PositiveActivations(self.every_n_steps)
 
-    def check(self, group: Group, scoring: Scoring) -> None:
-        """Some layer must show the channels."""
-        _check_shown(self, group)
-
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
-        """The share above zero, which compares between layers as it is."""
-        return _means(self, group, scoring)
-
-
-def _check_shown(criterion: Criterion, group: Group) -> None:
-    if not group.activations:
-        raise CannotScoreError(f"no layer output shows these channels, so {type(criterion).__name__} cannot see them")
-
-
-def _means(criterion: Criterion, group: Group, scoring: Scoring) -> Tensor:
-    """The mean of each unit over what was seen of it, the mean over layers where several write to it."""
-    found = []
-    for activation in group.activations:
-        keys = (activation.module, COUNT + activation.module)
-        total, count = (gathered(criterion, key, scoring, "activations") for key in keys)
-        found.append(gather_units(total / count, activation.index) / activation.index.shape[1])
-    return combine(found, "mean" if scoring.aggregate == "sum" else scoring.aggregate)
+        """The shares of positive activations, which are comparable between layers; shape (units,)."""
+        return self._means(group, scoring)

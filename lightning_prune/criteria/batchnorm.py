@@ -1,4 +1,4 @@
-"""The scale of batch norms."""
+"""Criterion from the scales of batch norms."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from lightning_prune.criteria.criterion import CannotScoreError, Criterion, Scor
 
 @dataclass(frozen=True)
 class BatchNormScale(Criterion):
-    """|γ| of the batch norms behind a channel, averaged where there are several.
+    """Absolute scale |γ| of the batch norm that follows a channel, averaged where several follow.
 
     Liu et al. 2017, 'Learning efficient convolutional networks through network slimming'. Train with
-    ``SlimmingPenalty`` so that the γ of channels that matter little go to zero. Channels without a batch norm stay.
+    ``SlimmingPenalty``, which drives the γ of unimportant channels to zero. Channels without a batch norm are kept.
 
-    Groups are not scaled: behind a batch norm all channels have one scale, and a threshold over all γ of the network
-    is what the paper prunes by (section 3). So with ``Channels(aggregate="sum")`` several norms are averaged, too;
-    ``"max"`` and ``"first"`` take the largest γ and that of the norm that stands first.
+    Scores have the shape (units,) and are not normalized by group: after a batch norm all channels have the same scale,
+    and the paper prunes by a threshold over all γ of the network (section 3). Several norms are therefore averaged with
+    ``Channels(aggregate="sum")`` as well; ``"max"`` takes the largest γ, ``"first"`` that of the first norm.
     """
 
     scores_channels = True
 
     def check(self, group: Group, scoring: Scoring) -> None:
-        """Some batch norm must stand behind the channels."""
+        """Some batch norm with a scale must follow the channels."""
         if not any(member.tensor in batch_norm_scales(scoring.module) for member in group.members):
-            raise CannotScoreError("no batch norm with a scale stands behind these channels")
+            raise CannotScoreError("no batch norm with a scale follows these channels")
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
-        """Mean |γ| of each unit."""
+        """Mean |γ| of each unit; shape (units,)."""
         gammas = batch_norm_scales(scoring.module)
         scales = []
         for member in group.members:
@@ -42,7 +42,7 @@ class BatchNormScale(Criterion):
 
 
 def batch_norm_scales(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The γ of every batch norm of ``module`` that has one, by qualified name."""
+    """The scale γ of every batch norm of ``module``, by qualified name; norms without a scale are left out."""
     return {
         f"{name}.weight" if name else "weight": child.weight
         for name, child in module.named_modules()

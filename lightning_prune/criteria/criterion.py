@@ -1,4 +1,4 @@
-"""What every criterion is: a score for each unit of a group, or for each weight of a tensor."""
+"""Base classes of saliency criteria, and reductions from weights to units that criteria share."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from torch import Tensor, nn
 from lightning_prune.coupling.groups import Group
 from lightning_prune.criteria.statistics.statistics import Statistics
 from lightning_prune.granularity import Aggregate
+from lightning_prune.network.argument_checks import check_integer
 from lightning_prune.network.example_input import Example
 
 
 class CannotScoreError(ValueError):
-    """A criterion has nothing to say about a group; the message says why."""
+    """Raised where a criterion cannot score a group or parameter; the message contains the reason."""
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What a criterion may look at.
+    """Input of a criterion: the network, and the statistics gathered during training.
 
     Attributes:
         module: The network.
-        tensors: Its parameters and buffers by name.
-        statistics: What the criterion's statistics have gathered since the last event, by module or parameter name.
-            Where a criterion compares losses, the loss without each block by its name, and ``""`` -> that with all.
+        tensors: Its parameters and buffers, by name.
+        statistics: Totals that the criterion's statistics have gathered since the last event, by module or parameter
+            name. For a criterion that compares losses: block name -> loss without this block, and ``""`` -> loss with
+            all blocks.
         event: Number of events before this one.
-        example: What its forward receives, where that is known.
-        aggregate: How the scores that a unit has in each of the coupled tensors become one: what a criterion that
-            scores several tensors passes to ``combine``.
-        memo: What a criterion makes once for all tensors.
+        example: Example input of the network, where there is one.
+        aggregate: Reduction over the scores that a unit has in each of its coupled tensors, for ``combine``.
+        memo: Cache for values that a criterion computes once for all tensors of an event.
     """
 
     module: nn.Module
@@ -47,14 +48,14 @@ class Scoring:
 
 
 class Criterion(ABC):  # noqa: B024  (a criterion overrides what it scores)
-    """Base of all criteria. A criterion scores channels, weights or blocks, or several of these.
+    """Saliency criterion that scores channels, weights or blocks; base of all criteria. Low scores are pruned first.
 
     Attributes:
         scores_channels: Whether it scores channels.
-        scores_weights: Whether it scores weights.
+        scores_weights: Whether it scores single weights.
         scores_blocks: Whether it scores whole blocks.
-        compares_losses: Whether it scores blocks by what the network loses when one is skipped.
-        rounds: In how many rounds the weights of one event are masked, with scores made anew in each.
+        compares_losses: Whether it scores a block by the loss of the network without this block.
+        rounds: Number of rounds in which the weights of one event are masked; scores are computed anew in each.
     """
 
     scores_channels = False
@@ -64,21 +65,21 @@ class Criterion(ABC):  # noqa: B024  (a criterion overrides what it scores)
     rounds = 1
 
     def statistics(self) -> Statistics | None:
-        """A fresh collector of what has to be gathered during training; None where nothing is needed."""
+        """New statistics, which gather what the criterion needs during training; None if it needs nothing."""
         return None
 
     def check(self, group: Group, scoring: Scoring) -> None:  # noqa: B027  (nothing to check by default)
-        """Whether ``group`` can be scored once statistics are there.
+        """Check that ``group`` can be scored once statistics have been gathered.
 
         Raises:
-            CannotScoreError: If the criterion has nothing to go by for this group.
+            CannotScoreError: If the criterion cannot score this group.
         """
 
     def check_weights(self, name: str, scoring: Scoring) -> None:  # noqa: B027  (nothing to check by default)
-        """Whether parameter ``name`` can be scored once statistics are there.
+        """Check that the parameter ``name`` can be scored once statistics have been gathered.
 
         Raises:
-            CannotScoreError: If the criterion has nothing to go by for this parameter.
+            CannotScoreError: If the criterion cannot score this parameter.
         """
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
@@ -94,34 +95,51 @@ class Criterion(ABC):  # noqa: B024  (a criterion overrides what it scores)
         raise TypeError(f"{type(self).__name__} does not score blocks")
 
 
-def check_every(criterion: Criterion, every_n_steps: int) -> None:
-    """Whether an argument ``every_n_steps`` is in range."""
-    n = every_n_steps
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"{type(criterion).__name__} every_n_steps={n!r} must be a whole number of at least 1")
+@dataclass(frozen=True)
+class SampledCriterion(Criterion):
+    """Base of criteria whose statistics are gathered on every n-th training batch.
+
+    Args:
+        every_n_steps: Gather on every n-th training batch, at least 1.
+
+    Raises:
+        ValueError: If ``every_n_steps`` is not an integer of at least 1.
+    """
+
+    every_n_steps: int = 1
+
+    def __post_init__(self) -> None:
+        check_integer(self, "every_n_steps", self.every_n_steps, minimum=1)
 
 
 def gathered(criterion: Criterion, name: str, scoring: Scoring, what: str = "gradients") -> Tensor:
-    """What statistics have gathered of ``name``, on the CPU.
+    """The total that statistics have gathered for ``name``, as float32 on the CPU.
+
+    Args:
+        criterion: The criterion, for the message.
+        name: Name of a module or parameter.
+        scoring: Where the totals are.
+        what: What is gathered, for the message.
 
     Raises:
-        ValueError: If that is nothing.
+        ValueError: If nothing was gathered for ``name``.
     """
     if name not in scoring.statistics:
         raise ValueError(
-            f"{type(criterion).__name__} needs {what} of {name!r}; none reached it since the last event. Is it "
-            "frozen, unused, or pruned before the first training step? Exclude it by the scope, or start later."
+            f"{type(criterion).__name__} needs {what} of {name!r}, but none were gathered since the last event. Is it "
+            "frozen, unused, or pruned before the first training step? Exclude it with Scope(exclude=[...]), or let "
+            "the schedule start later."
         )
     return scoring.statistics[name].float().cpu()
 
 
 def gather_units(values: Tensor, index: Tensor) -> Tensor:
-    """Sum of ``values`` over the indices of each unit: (dimension,) and (units, indices a unit) -> (units,)."""
+    """Sum of ``values`` over the indices of each unit: (size,) and (units, indices per unit) -> (units,)."""
     return values[index.to(values.device)].sum(1)
 
 
 def sums_of_units(group: Group, values: Mapping[str, Tensor]) -> list[Tensor]:
-    """The sum over each unit for every tensor of ``group`` with values, the layers that make the units first.
+    """The sum over each unit, for every tensor of ``group`` that has values; layers that make the units come first.
 
     Args:
         group: The group.
@@ -139,13 +157,13 @@ def sums_of_units(group: Group, values: Mapping[str, Tensor]) -> list[Tensor]:
 
 
 def parameters_of(group: Group, scoring: Scoring) -> dict[str, nn.Parameter]:
-    """The parameters in which units of ``group`` live, by name."""
+    """The parameters that contain units of ``group``, by name."""
     tensors = {member.tensor: scoring.tensors[member.tensor] for member in group.members}
     return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
 
 
 def by_mean(scores: Tensor) -> Tensor:
-    """Scores of a group over the mean of their sizes, so that wide and narrow layers compare.
+    """Scores divided by the mean of their absolute values, so that wide and narrow layers are comparable.
 
     Example:
         >>> by_mean(torch.tensor([1.0, -3.0]))
@@ -155,9 +173,13 @@ def by_mean(scores: Tensor) -> Tensor:
 
 
 def combine(scores: Sequence[Tensor], how: Aggregate) -> Tensor:
-    """One score for each unit from its scores in every coupled tensor, each of shape (units,).
+    """Reduce the scores that units have in each coupled tensor to one score per unit.
 
-    The group reduction of Fang et al. 2023, 'DepGraph'. ``"first"`` takes ``scores[0]``.
+    The group reduction of Fang et al. 2023, 'DepGraph: towards any structural pruning'.
+
+    Args:
+        scores: Scores in each tensor, each of shape (units,).
+        how: ``"sum"``, ``"mean"``, ``"max"``, or ``"first"`` for ``scores[0]``.
 
     Example:
         >>> scores = [torch.tensor([1.0, 4.0]), torch.tensor([3.0, 0.0])]

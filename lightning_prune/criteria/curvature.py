@@ -1,4 +1,4 @@
-"""Second-order criteria."""
+"""Criteria from the second derivatives of the loss: Fisher, Hessian and GraSP."""
 
 from __future__ import annotations
 
@@ -9,124 +9,102 @@ import torch
 from torch import Tensor
 
 from lightning_prune.coupling.groups import Group
-from lightning_prune.criteria.criterion import Criterion, Scoring, by_mean, check_every, gathered
-from lightning_prune.criteria.gradients import check_trained, sum_of_gathered
+from lightning_prune.criteria.criterion import Criterion, Scoring, by_mean, gathered
+from lightning_prune.criteria.gradients import SampledWeightCriterion, check_trained, sum_of_gathered
 from lightning_prune.criteria.statistics.second_order import Curvature
 from lightning_prune.criteria.statistics.statistics import Statistics
 from lightning_prune.criteria.statistics.weight_gradients import WeightGradients
 
 
 @dataclass(frozen=True)
-class Fisher(Criterion):
-    """Optimal brain damage with the empirical Fisher for a Hessian: ½ h w², h the mean of g² over steps.
+class Fisher(SampledWeightCriterion):
+    """Optimal brain damage with the empirical Fisher in place of the Hessian: ½ h w², with h the mean of g² over steps.
 
     LeCun et al. 1990, 'Optimal brain damage', step 4 of their recipe; the diagonal of the Fisher as in Theis et al.
-    2018, 'Faster gaze prediction with dense networks and Fisher pruning', with the gradients of batches in place of
-    those of single examples. A unit has the sum over all weights that go with it.
+    2018, 'Faster gaze prediction with dense networks and Fisher pruning', with gradients of batches instead of single
+    examples. The score of a unit is the sum over its weights.
+
+    Scores have the shape of the weight, or (units,), and are at least 0.
 
     Args:
-        every_n_steps: Look at the gradients of every n-th optimizer step only.
+        every_n_steps: Observe the gradients of every n-th optimizer step, at least 1.
 
     Raises:
-        ValueError: If ``every_n_steps`` is not a whole number of at least 1.
+        ValueError: If ``every_n_steps`` is not an integer of at least 1.
     """
 
-    every_n_steps: int = 1
-
-    scores_channels = True
-    scores_weights = True
-
-    def __post_init__(self) -> None:
-        check_every(self, self.every_n_steps)
-
     def statistics(self) -> Statistics:
-        """g² of every weight."""
+        """Sums of g² of every weight."""
         return WeightGradients(_square, self.every_n_steps)
 
-    def check(self, group: Group, scoring: Scoring) -> None:
-        """Gradients must reach some of the weights."""
-        check_trained(group, scoring)
-
-    def score_units(self, group: Group, scoring: Scoring) -> Tensor:
-        """The sum of every unit."""
-        return sum_of_gathered(self, group, scoring, lambda name: self.score_weights(name, scoring))
-
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:
-        """½ h w² but for the number of steps, which is the same for all weights."""
+        """½ h w², times the number of steps, which is the same for all weights."""
         return _damage(gathered(self, name, scoring), name, scoring)
 
 
 @dataclass(frozen=True)
-class Hessian(Criterion):
-    """Optimal brain damage with Hutchinson's estimate of the Hessian: ½ |h| w², h the mean of z ⊙ Hz over steps.
+class Hessian(SampledWeightCriterion):
+    """Optimal brain damage with Hutchinson's estimate of the Hessian: ½ |h| w², with h the mean of z ⊙ Hz over steps.
 
     LeCun et al. 1990, 'Optimal brain damage', step 4 of their recipe; Hutchinson 1989, 'A stochastic estimator of the
-    trace of the influence matrix', with z of random signs, for the diagonal as in Bekas et al. 2007. Where the
-    loss bends down, which it does in no direction at a minimum, the size of the curvature counts. Every observed batch
-    costs a second backward pass through the graph of the first; operations without a second derivative, such as fused
-    attention and most recurrent layers on a GPU, cannot take part, nor can a network under ``torch.compile``.
+    trace of the influence matrix', with z of random signs, for the diagonal as in Bekas et al. 2007, 'An estimator for
+    the diagonal of a matrix'. The absolute value is taken because h can be negative away from a minimum. The score of a
+    unit is the sum over its weights. Every observed batch costs a second backward pass through the graph of the first.
+    Operations without a second derivative, such as fused attention and most recurrent layers on a GPU, are not
+    supported, nor are networks under ``torch.compile``.
+
+    Scores have the shape of the weight, or (units,), and are at least 0.
 
     Args:
-        every_n_steps: Differentiate twice on every n-th training batch only.
-        seed: The signs depend on it, on the parameter and on the number of batches since the last event.
+        every_n_steps: Differentiate twice on every n-th training batch, at least 1.
+        seed: Seed of the signs z, which also depend on the parameter and on the number of batches since the last event.
 
     Raises:
-        ValueError: If ``every_n_steps`` is not a whole number of at least 1.
+        ValueError: If ``every_n_steps`` is not an integer of at least 1.
     """
 
-    every_n_steps: int = 1
     seed: int = 0
 
-    scores_channels = True
-    scores_weights = True
-
-    def __post_init__(self) -> None:
-        check_every(self, self.every_n_steps)
-
     def statistics(self) -> Statistics:
-        """z ⊙ Hz of every weight."""
+        """Sums of z ⊙ Hz of every weight."""
         return _Hutchinson(self.every_n_steps, self.seed)
 
-    def check(self, group: Group, scoring: Scoring) -> None:
-        """Gradients must reach some of the weights."""
-        check_trained(group, scoring)
-
-    def score_units(self, group: Group, scoring: Scoring) -> Tensor:
-        """The sum of every unit."""
-        return sum_of_gathered(self, group, scoring, lambda name: self.score_weights(name, scoring))
-
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:
-        """½ h w² but for the number of steps, which is the same for all weights."""
+        """½ h w², times the number of steps, which is the same for all weights."""
         return _damage(gathered(self, name, scoring).abs(), name, scoring)
 
 
 @dataclass(frozen=True)
 class GraSP(Criterion):
-    """What keeps gradients flowing: w ⊙ Hg; weights whose removal would raise the norm of the gradient go first.
+    """Gradient signal preservation: w ⊙ Hg, the decrease of the squared gradient norm when the weight is removed.
 
-    Wang et al. 2020, 'Picking winning tickets before training by preserving gradient flow', eq. 8 (its importance is
-    −w ⊙ Hg, of which the highest are removed), before training: use ``Constant(1, unit="step")``, so that the first
-    batch decides. It costs what ``Hessian`` costs, on every batch until the event. A unit has the sum over all
-    weights that go with it. Ranks look at batches of their own: the mean over ranks is that of as many batches.
+    Wang et al. 2020, 'Picking winning tickets before training by preserving gradient flow', eq. 8; the paper's
+    importance is −w ⊙ Hg, of which the highest are removed. Weights whose removal would raise the norm of the gradient
+    are pruned first. The paper prunes before training: use ``Constant(1, unit="step")``, so that scores come from the
+    first batch. Every batch until the event costs a second backward pass, with the same limits as ``Hessian``. The
+    score of a unit is the sum over its weights, divided by the mean of its group. Each rank uses its own batches; the
+    scores are averaged over ranks.
+
+    Scores have the shape of the weight, or (units,), and can be negative.
     """
 
     scores_channels = True
     scores_weights = True
 
     def statistics(self) -> Statistics:
-        """w ⊙ Hg of every weight."""
+        """Sums of w ⊙ Hg of every weight."""
         return _GradientFlow()
 
     def check(self, group: Group, scoring: Scoring) -> None:
-        """Gradients must reach some of the weights."""
+        """Some weight must be trained."""
         check_trained(group, scoring)
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
-        """The sum of every unit, relative to the mean of the group."""
+        """The sum over the weights of every unit, divided by the mean of the group; shape (units,)."""
         return by_mean(sum_of_gathered(self, group, scoring, lambda name: gathered(self, name, scoring)))
 
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:
-        """The sum of every weight."""
+        """The sum over steps of every weight, of its shape."""
         return gathered(self, name, scoring)
 
 

@@ -1,4 +1,4 @@
-"""How far weights have come since the beginning."""
+"""Criterion from the change of the weights since the start of training."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from lightning_prune.criteria.criterion import (
 from lightning_prune.criteria.gradients import check_trained
 from lightning_prune.criteria.statistics.initial_weights import InitialWeights
 from lightning_prune.criteria.statistics.statistics import Statistics
+from lightning_prune.network.argument_checks import check_flag
 
 
 @dataclass(frozen=True)
 class MagnitudeIncrease(Criterion):
-    """Weights that have grown since the beginning matter: |w| − |w₀|.
+    """Increase of the magnitude since the start of training: |w| − |w₀|.
 
     Zhou et al. 2019, 'Deconstructing lottery tickets: zeros, signs, and the supermask', section 2 (magnitude increase;
-    with ``distance`` what they call movement). The beginning is where pruning was prepared, that is where the training
-    with ``IterativePruning`` starts; w₀ is a copy of the weights of then, kept on the CPU and in every checkpoint, and
-    events leave it standing. Nothing is hooked. A unit has the sum over the weight matrices that go with it, relative
-    to the mean size of these sums in its group.
+    with ``distance=True`` the criterion called movement there). w₀ are the weights at the start of the training with
+    ``IterativePruning``. They are copied to the CPU, saved in every checkpoint, and kept through pruning events. The
+    score of a unit is the sum over its weight matrices, divided by the mean absolute sum of its group.
 
-    ``prune_once`` takes the weights that the network comes with for w₀, and compares after ``calibrate``, which trains
-    it, or puts trained weights in: ``calibrate=lambda model: model.load_state_dict(trained)``.
+    In ``prune_once``, w₀ are the weights of the given network, and w those after ``calibrate``, which has to train the
+    network or load trained weights: ``calibrate=lambda model: model.load_state_dict(trained)``.
+
+    Scores have the shape of the weight, or (units,); they are negative for weights that have become smaller.
 
     Args:
         distance: Score |w − w₀| instead.
@@ -48,26 +50,25 @@ class MagnitudeIncrease(Criterion):
     scores_weights = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.distance, bool):
-            raise ValueError(f"MagnitudeIncrease distance={self.distance!r} must be True or False")
+        check_flag(self, "distance", self.distance)
 
     def statistics(self) -> Statistics:
-        """The weights of the beginning."""
+        """Copies of the initial weights."""
         return InitialWeights()
 
     def check(self, group: Group, scoring: Scoring) -> None:
-        """Some of the weights must be trained."""
+        """Some weight must be trained."""
         check_trained(group, scoring)
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
-        """The sums of every unit, relative to the mean of the group."""
+        """The sum over the weights of every unit, divided by the mean of the group; shape (units,)."""
         own = parameters_of(group, scoring)
         matrices = [name for name, parameter in own.items() if parameter.dim() > 1]
-        grown = {name: self.score_weights(name, scoring) for name in matrices or own}
-        return by_mean(combine(sums_of_units(group, grown), scoring.aggregate))
+        increases = {name: self.score_weights(name, scoring) for name in matrices or own}
+        return by_mean(combine(sums_of_units(group, increases), scoring.aggregate))
 
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:
-        """The increase of every weight."""
+        """The increase of every weight, of its shape."""
         _check_trained_since(scoring)
         before = gathered(self, name, scoring, "initial weights")
         now = scoring.tensors[name].detach().float().cpu()
@@ -75,12 +76,12 @@ class MagnitudeIncrease(Criterion):
 
 
 def _check_trained_since(scoring: Scoring) -> None:
-    """All weights would score the same if they were those of the beginning."""
+    """Raise an error if all weights still have their initial values, so that all would have the score 0."""
     if "trained" not in scoring.memo:
         pairs = ((scoring.tensors[name].detach().float().cpu(), w) for name, w in scoring.statistics.items())
         scoring.memo["trained"] = not scoring.statistics or any(not torch.equal(now, w.cpu()) for now, w in pairs)
     if not scoring.memo["trained"]:
         raise ValueError(
-            "MagnitudeIncrease compares with the initial weights, and none has changed since: let the schedule start "
+            "MagnitudeIncrease compares with the initial weights, but no weight has changed: let the schedule start "
             "later, or let calibrate= train the network or load trained weights"
         )

@@ -1,4 +1,4 @@
-"""Layer-adaptive magnitude."""
+"""Layer-adaptive magnitude criterion."""
 
 from __future__ import annotations
 
@@ -13,29 +13,31 @@ from lightning_prune.criteria.criterion import Criterion, Scoring, combine, para
 
 @dataclass(frozen=True)
 class LAMP(Criterion):
-    """w² relative to all of its layer that is at least as large: w_i² / Σ_{|w_j| ≥ |w_i|} w_j².
+    """Squared weight over the sum of the squares of its layer that are not smaller: w_i² / Σ_{|w_j| ≥ |w_i|} w_j².
 
-    Lee et al. 2021, 'Layer-adaptive sparsity for the magnitude-based pruning', eq. 3: scores compare between layers,
-    and the largest weight of each has the score 1. Use it with budgets over all layers together (``Sparsity``). With
-    ``Channels`` the squared norm of a unit takes the place of w², over all weights that go with it.
+    Lee et al. 2021, 'Layer-adaptive sparsity for the magnitude-based pruning', eq. 3. Scores are comparable between
+    layers: use a budget over all layers together, such as ``Sparsity``. With ``Channels``, the squared norm of all
+    weights of a unit replaces w².
+
+    Scores have the shape of the weight, or (units,), and lie in [0, 1]; the largest weight of each layer has 1.
     """
 
     scores_channels = True
     scores_weights = True
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
-        """Scores of the squared norms."""
+        """Scores of the squared norms of units; shape (units,)."""
         squares = {name: p.detach().float().square() for name, p in parameters_of(group, scoring).items()}
         sums = sums_of_units(group, squares)
         return lamp(combine(sums, scoring.aggregate)) if sums else torch.zeros(group.size)
 
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:
-        """Scores of the squared weights."""
+        """Scores of the squared weights, of their shape."""
         return lamp(scoring.tensors[name].detach().float().square())
 
 
 def lamp(squares: Tensor) -> Tensor:
-    """Each value over the sum of those that are not smaller; of equal ones, over those that come later.
+    """Each value divided by the sum of all values that are not smaller; of equal values, later ones count as larger.
 
     Example:
         >>> lamp(torch.tensor([4.0, 1.0, 3.0]))  # 4 / 4, 1 / (1 + 3 + 4), 3 / (3 + 4)

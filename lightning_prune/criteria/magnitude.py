@@ -1,4 +1,4 @@
-"""Magnitude of the weights."""
+"""Magnitude criterion."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from lightning_prune.criteria.criterion import Criterion, Scoring, by_mean, comb
 
 @dataclass(frozen=True)
 class Magnitude(Criterion):
-    """Small weights matter least.
+    """Magnitude |w| of a weight, or p-norm of all weights of a channel.
 
-    Weights: |w| (Han et al. 2015, 'Learning both weights and connections'). Channels: the p-norm of every weight
-    matrix slice that goes with the unit, in the layers that make it and in those that read it, divided by the mean
-    of the group so that wide and narrow layers compare (Li et al. 2017, 'Pruning filters', extended to coupled layers
-    as in Fang et al. 2023, 'DepGraph', eq. 5). ``Channels(aggregate=...)`` says how the powers |w|^p of the layers
-    become one before the root is taken; their sum makes it one norm over all of them.
+    Weights: Han et al. 2015, 'Learning both weights and connections for efficient neural networks'. Channels: Li et al.
+    2017, 'Pruning filters for efficient ConvNets', section 3.1, extended to coupled layers as in Fang et al. 2023,
+    'DepGraph: towards any structural pruning', eq. 5: the norm is taken over the weight matrices of the layers that
+    make the channel and of those that read it, and divided by the mean of the group, so that wide and narrow layers are
+    comparable. ``Channels(aggregate=...)`` reduces the powers |w|^p of the layers before the root is taken; ``"sum"``
+    gives one norm over all layers.
+
+    Scores have the shape of the weight, or (units,), and are at least 0.
 
     Args:
-        p: 1 for the sum of absolute values, 2 for the Euclidean norm.
+        p: 1 for the sum of absolute values, 2 for the Euclidean norm. Single weights have the score |w| for both.
 
     Raises:
-        ValueError: If ``p`` is neither.
+        ValueError: If ``p`` is neither 1 nor 2.
     """
 
     p: Literal[1, 2] = 2
@@ -39,12 +42,12 @@ class Magnitude(Criterion):
             raise ValueError(f"Magnitude p={self.p!r} must be 1 or 2")
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
-        """Norm over all coupled weights, relative to the mean of the group."""
+        """Norm over all coupled weights, divided by the mean of the group; shape (units,)."""
         parameters = [m for m in group.members if isinstance(scoring.tensors[m.tensor], nn.Parameter)]
         if not parameters:
             return torch.zeros(group.size)
         matrices = [m for m in parameters if scoring.tensors[m.tensor].dim() > 1]
-        if scoring.aggregate == "first":  # the layer that makes the channels, wherever it stands in the network
+        if scoring.aggregate == "first":  # a layer that makes the channels comes first, wherever it is in the network
             matrices.sort(key=lambda member: member.reads)
         found = []
         for member in matrices or parameters:
@@ -66,5 +69,5 @@ class Magnitude(Criterion):
         return columns.flatten(1).sum(1) if columns.dim() > 1 else columns
 
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:
-        """|w|."""
+        """|w| of every weight, of its shape."""
         return scoring.tensors[name].detach().float().abs()

@@ -1,4 +1,4 @@
-"""The baseline that every criterion has to beat."""
+"""Random criterion, the baseline of all others."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from torch import Tensor
 
 from lightning_prune.coupling.groups import Group
 from lightning_prune.criteria.criterion import Criterion, Scoring
+from lightning_prune.network.argument_checks import check_integer
 
 
 @dataclass(frozen=True)
 class Random(Criterion):
-    """Uniform scores in [0, 1), the same on every rank and after a resume.
+    """Uniformly distributed random scores in [0, 1), the same on every rank and after a resume.
 
-    One scale for all groups by definition; there is nothing in the coupled tensors to aggregate.
+    Scores have the shape of the weight, (units,) or (blocks,); ``Channels(aggregate=...)`` has no effect.
 
     Args:
-        seed: Draws depend on it, on the event and on the name of the group, parameter or block, and on nothing else.
+        seed: Seed of the draws. They depend on it, on the number of the event and on the name of the group, parameter
+            or block alone.
 
     Raises:
-        ValueError: If ``seed`` is not a whole number.
+        ValueError: If ``seed`` is not an integer.
     """
 
     seed: int = 0
@@ -33,19 +35,18 @@ class Random(Criterion):
     scores_blocks = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ValueError(f"Random seed={self.seed!r} must be a whole number")
+        check_integer(self, "seed", self.seed)
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
-        """One draw for each unit."""
+        """One draw for each unit; shape (units,)."""
         return self._draw(group.name, (group.size,), scoring.event)
 
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:
-        """One draw for each weight."""
+        """One draw for each weight, of its shape."""
         return self._draw(name, tuple(scoring.tensors[name].shape), scoring.event)
 
     def score_blocks(self, names: Sequence[str], scoring: Scoring) -> Tensor:
-        """One draw for each block."""
+        """One draw for each block; shape (blocks,)."""
         return torch.cat([self._draw(name, (1,), scoring.event) for name in names])
 
     def _draw(self, name: str, shape: tuple[int, ...], event: int) -> Tensor:

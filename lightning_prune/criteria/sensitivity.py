@@ -1,4 +1,4 @@
-"""What is lost when a block is skipped."""
+"""Criterion from the loss of the network without a block."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ import torch
 from torch import Tensor
 
 from lightning_prune.criteria.criterion import Criterion, Scoring
+from lightning_prune.network.argument_checks import check_choice, check_integer
 
 
 @dataclass(frozen=True)
 class Sensitivity(Criterion):
-    """How much worse the network is without the block, measured: one evaluation for each block that could go.
+    """Increase of the validation loss, or decrease of a metric, when a block is skipped: one evaluation per block.
 
-    In a Trainer, at each event, on the first batches of the (first) validation loader, with a copy of the
-    LightningModule: neither its metrics nor its batch norms nor the Trainer notice, and the memory of a second network
-    is needed for that moment. In ``prune_once`` by the mean loss that ``calibrate=`` returns, in eval mode.
+    In a Trainer, each pruning event evaluates a copy of the LightningModule on the first batches of the first
+    validation loader. Metrics and batch norms of the module and the state of the Trainer are unchanged; the memory of a
+    second network is needed during the event. In ``prune_once``, the loss is the mean of what ``calibrate=`` returns,
+    in eval mode.
+
+    Scores have the shape (blocks,), in the unit of the loss or metric; they are negative for blocks whose removal
+    improves the network.
 
     Args:
-        monitor: Name of a metric that validation logs, such as ``"val_acc"``; by default the loss that
+        monitor: Name of a metric that validation logs, such as ``"val_acc"``; None for the loss that
             ``validation_step`` returns.
-        mode: ``"max"`` if a higher metric is better, ``"min"`` if a lower one is. A loss is always ``"min"``.
-        batches: How many validation batches are looked at (on each rank), at least 1.
+        mode: ``"max"`` if a higher metric is better, ``"min"`` if a lower one is. Ignored for the loss.
+        batches: Number of validation batches on each rank, at least 1.
 
     Raises:
-        ValueError: If ``monitor`` is no name, ``mode`` none of its words, or ``batches`` not a whole number of at
-            least 1.
+        ValueError: If ``monitor`` is not a name, ``mode`` is neither ``"max"`` nor ``"min"``, or ``batches`` is not an
+            integer of at least 1.
     """
 
     monitor: str | None = None
@@ -41,12 +46,10 @@ class Sensitivity(Criterion):
     def __post_init__(self) -> None:
         if self.monitor is not None and not (isinstance(self.monitor, str) and self.monitor):
             raise ValueError(f"Sensitivity monitor={self.monitor!r} must be the name of a metric, such as 'val_acc'")
-        if self.mode not in ("max", "min"):
-            raise ValueError(f"Sensitivity mode={self.mode!r} is not known; use 'max' or 'min'")
-        if isinstance(self.batches, bool) or not isinstance(self.batches, int) or self.batches < 1:
-            raise ValueError(f"Sensitivity batches={self.batches!r} must be a whole number of at least 1")
+        check_choice(self, "mode", self.mode, ("max", "min"))
+        check_integer(self, "batches", self.batches, minimum=1)
 
     def score_blocks(self, names: Sequence[str], scoring: Scoring) -> Tensor:
-        """The loss without the block minus that with all; a block without which there is no finite loss goes last."""
+        """Loss without each block minus loss with all; shape (blocks,). Losses that are not finite score highest."""
         drops = torch.stack([scoring.statistics[name] - scoring.statistics[""] for name in names])
         return torch.nan_to_num(drops, nan=torch.inf).float().clamp_max(torch.finfo(torch.float32).max)

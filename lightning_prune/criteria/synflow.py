@@ -1,4 +1,4 @@
-"""Synaptic flow: pruning before training, without data."""
+"""Synaptic flow criterion, for pruning before training and without data."""
 
 from __future__ import annotations
 
@@ -20,26 +20,30 @@ from lightning_prune.criteria.criterion import (
     parameters_of,
     sums_of_units,
 )
+from lightning_prune.network.argument_checks import check_integer
 from lightning_prune.network.copies import copy_of
 from lightning_prune.network.example_input import Example
 
 
 @dataclass(frozen=True)
 class SynFlow(Criterion):
-    """How much of the flow through the network a weight carries: θ ⊙ ∂R/∂θ, with R = 1ᵀ |θ_L| ... |θ_1| 1.
+    """Synaptic flow through a weight: θ ⊙ ∂R/∂θ, with R = 1ᵀ |θ_L| ... |θ_1| 1.
 
     Tanaka et al. 2020, 'Pruning neural networks without any data by iteratively conserving synaptic flow', eq. 2 and
-    algorithm 1. R is what a copy of the network, in float64 and in eval mode, with absolute weights and batch norms
-    that do not shift, makes of inputs of ones. Needs no data and no training: ``Constant(0)`` prunes before the first
-    step. Weights go in ``rounds``, each with scores made anew and the same share of what is left, so that no layer is
-    emptied. For networks of linear layers, convolutions, batch norms and ReLU-like nonlinearities; others are followed
-    but not linearised. With ``Channels`` a unit has the sum over all weights that go with it, in one round an event.
+    algorithm 1. R is the sum of the outputs for inputs of ones, of a float64 copy of the network in eval mode, with
+    absolute weights and batch norms with a mean of zero. It needs neither data nor training: ``Constant(0)`` prunes
+    before the first step. Each event masks weights in ``rounds`` rounds with new scores in each, and every round
+    removes the same share of the remaining weights, so that no layer loses all of its weights. The method is made for
+    linear layers, convolutions, batch norms and ReLU-like nonlinearities; other operations are run, but not linearized.
+
+    With ``Channels``, the score of a unit is the sum over its weights, divided by the mean of its group, and an event
+    has one round. Scores have the shape of the weight, or (units,).
 
     Args:
-        rounds: Parts in which the weights of one event are masked; 100 in the paper.
+        rounds: Rounds in which the weights of one event are masked, at least 1; 100 in the paper.
 
     Raises:
-        ValueError: If ``rounds`` is not a whole number of at least 1.
+        ValueError: If ``rounds`` is not an integer of at least 1.
     """
 
     rounds: int = 100
@@ -48,38 +52,37 @@ class SynFlow(Criterion):
     scores_weights = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
-            raise ValueError(f"SynFlow rounds={self.rounds!r} must be a whole number of at least 1")
+        check_integer(self, "rounds", self.rounds, minimum=1)
 
     def check(self, group: Group, scoring: Scoring) -> None:
-        """The shape of the inputs must be known."""
+        """There must be an example input, which gives the shape of the ones."""
         _inputs(scoring)
 
     def check_weights(self, name: str, scoring: Scoring) -> None:
-        """The shape of the inputs must be known."""
+        """There must be an example input, which gives the shape of the ones."""
         _inputs(scoring)
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
-        """The sum of every unit, relative to the mean of the group."""
+        """The sum over the weights of every unit, divided by the mean of the group; shape (units,)."""
         flow = _flow(scoring)
         own = {name: flow[name] for name in parameters_of(group, scoring) if name in flow}
         return by_mean(combine(sums_of_units(group, own), scoring.aggregate)) if own else torch.zeros(group.size)
 
     def score_weights(self, name: str, scoring: Scoring) -> Tensor:
-        """The flow through every weight."""
+        """The flow through every weight, of its shape."""
         flow = _flow(scoring)
         return flow[name] if name in flow else torch.zeros(scoring.tensors[name].shape)
 
 
 def _flow(scoring: Scoring) -> dict[str, Tensor]:
-    """θ ⊙ ∂R/∂θ of every parameter that has a part in R, made once for all."""
+    """θ ⊙ ∂R/∂θ of every parameter that R depends on, computed once per event."""
     if "flow" not in scoring.memo:
-        scoring.memo["flow"] = _measured(scoring)
+        scoring.memo["flow"] = _compute_flow(scoring)
     found: dict[str, Tensor] = scoring.memo["flow"]
     return found
 
 
-def _measured(scoring: Scoring) -> dict[str, Tensor]:
+def _compute_flow(scoring: Scoring) -> dict[str, Tensor]:
     inputs = _inputs(scoring)
     network = copy_of(scoring.module).double().eval()
     with torch.no_grad():
@@ -103,11 +106,11 @@ def _measured(scoring: Scoring) -> dict[str, Tensor]:
 
 
 def _inputs(scoring: Scoring) -> Example:
-    """What forward receives, with ones for every number that is not whole."""
+    """The example input, with ones in place of its floating-point values."""
     if scoring.example is None:
         raise CannotScoreError(
-            "SynFlow runs the network on inputs of ones, of which nobody has told the shape: set `example_input_array` "
-            "on the LightningModule"
+            "SynFlow runs the network on inputs of ones and needs their shape: set `example_input_array` on the "
+            "LightningModule"
         )
 
     def ones(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""First-order Taylor expansion over activations."""
+"""Criterion from the first-order Taylor expansion of the loss over activations."""
 
 from __future__ import annotations
 
@@ -10,61 +10,59 @@ from torch import Tensor
 from lightning_prune.coupling.groups import Group
 from lightning_prune.criteria.criterion import (
     CannotScoreError,
-    Criterion,
+    SampledCriterion,
     Scoring,
-    check_every,
     combine,
     gather_units,
     gathered,
 )
 from lightning_prune.criteria.statistics.activation_gradient import ActivationGradient
 from lightning_prune.criteria.statistics.statistics import Statistics
-from lightning_prune.network.layer_outputs import projects_in_one
+from lightning_prune.network.layer_outputs import has_packed_projection
 
 
 @dataclass(frozen=True)
-class Taylor(Criterion):
-    """How much the loss would change if a feature map were zero: |mean over space of activation × gradient|.
+class Taylor(SampledCriterion):
+    """First-order Taylor expansion of the loss over feature maps: |mean over positions of activation × gradient|.
 
-    Molchanov et al. 2016, 'Pruning convolutional neural networks for resource efficient inference', eq. 8: the mean
-    over space and the absolute value are taken for every example, summed over examples, steps and ranks since the
-    last event, and divided by the L2 norm of the layer so that layers compare. Activations are seen at the output
-    of the layer that makes the channels, behind the norm where one follows; where several layers write to the
-    same channels (residual streams) their sums are added, or taken together as ``Channels(aggregate=...)`` says. Of
-    recurrent layers all that they return counts, the last states too, with time for space; of
-    ``nn.MultiheadAttention`` the queries, keys and values.
+    Molchanov et al. 2016, 'Pruning convolutional neural networks for resource efficient inference', eq. 8: the change
+    of the loss if the feature map were zero. The mean over positions and the absolute value are taken for every
+    example; they are summed over examples, steps and ranks since the last event, and divided by the L2 norm of the
+    layer, so that layers are comparable. Activations are observed at the output of the layer that makes the channels,
+    after the norm layer if one follows. Where several layers write to the same channels (residual streams), their sums
+    are added, or reduced by ``Channels(aggregate=...)``. Of recurrent layers, all returned tensors are observed,
+    including the last states, with time steps as positions; of ``nn.MultiheadAttention``, queries, keys and values.
+
+    Scores have the shape (units,) and lie in [0, 1].
 
     Args:
-        every_n_steps: Gather on every n-th training batch only. Gathering keeps one copy of the observed activations
-            until the backward pass.
+        every_n_steps: Observe every n-th training batch, at least 1. On observed batches, a copy of the activations is
+            kept until the backward pass.
 
     Raises:
-        ValueError: If ``every_n_steps`` is not a whole number of at least 1.
+        ValueError: If ``every_n_steps`` is not an integer of at least 1.
     """
-
-    every_n_steps: int = 1
 
     scores_channels = True
 
-    def __post_init__(self) -> None:
-        check_every(self, self.every_n_steps)
-
     def statistics(self) -> Statistics:
-        """Activation × gradient of every group's layers."""
+        """Sums of activation × gradient for the layers of every group."""
         return ActivationGradient(self.every_n_steps)
 
     def check(self, group: Group, scoring: Scoring) -> None:
-        """Some layer must show the channels, and where it is attention its projections, as far as is known by now."""
+        """Some layer output must contain the channels; attention layers must have gradients, once any were gathered."""
         if not group.activations:
             raise CannotScoreError(
-                "no layer output shows these channels, so Taylor cannot see them; WeightTaylor() can rank them"
+                "no layer output contains these channels, so Taylor cannot score them; WeightTaylor() can"
             )
         for name in {activation.module for activation in group.activations} - scoring.statistics.keys():
-            if scoring.statistics and projects_in_one(scoring.module.get_submodule(name)):
-                raise CannotScoreError(f"no gradient shows the projections inside {name!r}: is it frozen or compiled?")
+            if scoring.statistics and has_packed_projection(scoring.module.get_submodule(name)):
+                raise CannotScoreError(
+                    f"no gradient of the projections inside {name!r} was observed: is it frozen or compiled?"
+                )
 
     def score_units(self, group: Group, scoring: Scoring) -> Tensor:
-        """Accumulated Taylor terms with an L2 norm of 1."""
+        """The accumulated Taylor terms, divided by their L2 norm; shape (units,)."""
         found = []
         for activation in group.activations:
             found.append(gather_units(gathered(self, activation.module, scoring), activation.index))

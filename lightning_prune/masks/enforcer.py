@@ -10,7 +10,7 @@ from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune.network.sharded import own_part, part_like
+from lightning_prune.network.sharded import local_tensor, shard_like
 
 _CHUNK = 2**18  # weights looked at together on a CPU: the factors made of their mask stay in its cache
 
@@ -39,7 +39,7 @@ class MaskEnforcer:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
         self._names, self._parameters = list(masks), [parameters[name] for name in masks]
-        self._masks = [part_like(mask, p) for p, mask in zip(self._parameters, masks.values(), strict=True)]
+        self._masks = [shard_like(mask, p) for p, mask in zip(self._parameters, masks.values(), strict=True)]
         self._handles: list[RemovableHandle] = []
 
     def hold(self, optimizers: list[Optimizer]) -> None:
@@ -53,7 +53,7 @@ class MaskEnforcer:
         """Keep other masks from here on, also in a step that has begun."""
         for index, name in enumerate(self._names):
             if name in masks:
-                self._masks[index] = part_like(masks[name], self._parameters[index])
+                self._masks[index] = shard_like(masks[name], self._parameters[index])
 
     def release(self) -> None:
         """Let go of network and optimizers; what is zero stays zero until the next step."""
@@ -68,14 +68,14 @@ class MaskEnforcer:
         It goes by way of ``data``: a backward pass may be waiting for these weights, which are zero already.
         """
         for parameter, mask in zip(self._parameters, self._masks, strict=True):
-            held = [own_part(parameter.data)]
+            held = [local_tensor(parameter.data)]
             for optimizer in optimizers:
                 state = optimizer.state.get(parameter, {})
                 for key, value in state.items():
                     if isinstance(value, Tensor) and value.is_sparse:
                         state[key] = _masked_rows(value, mask)
                     elif isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
-                        held.append(own_part(value))
+                        held.append(local_tensor(value))
             _multiply(held, mask)
             held[0].add_(0.0)  # no −0.0, whose bits a compressed file would have to keep
 
@@ -91,7 +91,7 @@ class MaskEnforcer:
             if parameter.grad.is_sparse:
                 parameter.grad = _masked_rows(parameter.grad, mask)
             else:
-                _multiply([own_part(parameter.grad)], mask)
+                _multiply([local_tensor(parameter.grad)], mask)
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Mask the gradients that are there, or those that the closure is going to make."""

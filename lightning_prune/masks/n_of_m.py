@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 
 @dataclass(frozen=True)
-class Layout:
+class WeightLayout:
     """How a weight lies in memory.
 
     Attributes:
@@ -24,7 +24,7 @@ class Layout:
     dim: int = 1
 
 
-def layouts(module: nn.Module) -> dict[str, Layout]:
+def weight_layouts(module: nn.Module) -> dict[str, WeightLayout]:
     """The layout of every parameter of two or more dimensions, by name."""
     convolutions = {id(below.weight): below for below in module.modules() if isinstance(below, _ConvNd)}
     found = {}
@@ -32,14 +32,14 @@ def layouts(module: nn.Module) -> dict[str, Layout]:
         layer = convolutions.get(id(parameter))
         groups = 1 if layer is None else layer.groups
         if parameter.dim() > 1 and isinstance(layer, _ConvTransposeNd):
-            found[name] = Layout(parameter.shape[0] // groups, parameter.shape[1], 0)
+            found[name] = WeightLayout(parameter.shape[0] // groups, parameter.shape[1], 0)
         elif parameter.dim() > 1:
-            found[name] = Layout(parameter.shape[1], parameter.shape[0] // groups)
+            found[name] = WeightLayout(parameter.shape[1], parameter.shape[0] // groups)
     return found
 
 
 @torch.no_grad()
-def block_mask(scores: Tensor, mask: Tensor | None, m: int, keep: int, dim: int = 1) -> Tensor:
+def nm_mask(scores: Tensor, mask: Tensor | None, m: int, keep: int, dim: int = 1) -> Tensor:
     """The mask that keeps the ``keep`` highest scores of every block; what is masked already stays masked.
 
     Args:
@@ -54,7 +54,7 @@ def block_mask(scores: Tensor, mask: Tensor | None, m: int, keep: int, dim: int 
         A bool mask of the shape of ``scores``.
 
     Example:
-        >>> block_mask(torch.tensor([[4.0, 1.0, 3.0, 2.0], [0.0, 0.0, 5.0, 0.0]]), None, m=4, keep=2).int()
+        >>> nm_mask(torch.tensor([[4.0, 1.0, 3.0, 2.0], [0.0, 0.0, 5.0, 0.0]]), None, m=4, keep=2).int()
         tensor([[1, 0, 1, 0],
                 [1, 0, 1, 0]], dtype=torch.int32)
     """

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.masks.select import lowest_masks
+from lightning_prune.network.argument_checks import check_flag, check_integer, check_number
 
 By = Literal["gradient", "random"]
 
@@ -52,15 +53,10 @@ class Regrowth:
     def __post_init__(self) -> None:
         if not isinstance(self.by, str) or self.by not in get_args(By):
             raise ValueError(f"Regrowth by={self.by!r} is not known; use 'gradient' (RigL) or 'random' (SET)")
-        for name, most in (("share", "1)"), ("end", "1]")):
-            value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not 0 < value <= 1 or (value == 1 and most == "1)"):
-                raise ValueError(f"Regrowth {name}={value!r} is outside (0, {most}; half is 0.5")
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"Regrowth every={self.every!r} must be a whole number of optimizer steps, at least 1")
-        if not isinstance(self.anneal, bool):
-            raise ValueError(f"Regrowth anneal={self.anneal!r} must be True or False")
+        check_number(self, "share", self.share, above=0, below=1, hint="such as 0.3")
+        check_number(self, "end", self.end, above=0, maximum=1, hint="such as 0.75")
+        check_integer(self, "every", self.every, minimum=1)
+        check_flag(self, "anneal", self.anneal)
 
     def share_at(self, done: float) -> float:
         """The share that is exchanged when ``done`` of the training, in [0, 1], is over."""

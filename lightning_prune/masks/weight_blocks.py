@@ -8,12 +8,12 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lightning_prune.masks.n_of_m import Layout
+from lightning_prune.masks.n_of_m import WeightLayout
 
 WeightBlock = tuple[int | None, int | None]  # along the first two dimensions of a weight; None for all of one
 
 
-def misfit(layout: Layout | None, block: WeightBlock) -> str | None:
+def why_indivisible(layout: WeightLayout | None, block: WeightBlock) -> str | None:
     """Why a weight with this layout has no whole blocks; None if it has."""
     if layout is None:
         return "a vector has no blocks"
@@ -23,17 +23,17 @@ def misfit(layout: Layout | None, block: WeightBlock) -> str | None:
     return None
 
 
-def weights_in(shape: tuple[int, ...], block: WeightBlock) -> int:
+def weights_per_block(shape: tuple[int, ...], block: WeightBlock) -> int:
     """How many weights a block of a tensor of this shape has, kernels included."""
     rows, columns = _sides(shape, block)
     return rows * columns * prod(shape[2:])
 
 
-def means(values: Tensor, block: WeightBlock) -> Tensor:
+def block_means(values: Tensor, block: WeightBlock) -> Tensor:
     """The mean of each block: (outputs, inputs, ...) -> (blocks down, blocks across).
 
     Example:
-        >>> means(torch.tensor([[1.0, 3.0, 5.0, 7.0], [1.0, 3.0, 5.0, 7.0]]), (2, 2))
+        >>> block_means(torch.tensor([[1.0, 3.0, 5.0, 7.0], [1.0, 3.0, 5.0, 7.0]]), (2, 2))
         tensor([[2., 6.]])
     """
     rows, columns = _sides(values.shape, block)
@@ -41,11 +41,11 @@ def means(values: Tensor, block: WeightBlock) -> Tensor:
     return matrix.reshape(len(matrix) // rows, rows, -1, columns).mean((1, 3))
 
 
-def expanded(blocks: Tensor, shape: torch.Size, block: WeightBlock) -> Tensor:
+def expand_blocks(blocks: Tensor, shape: torch.Size, block: WeightBlock) -> Tensor:
     """A value for each weight from one for each block.
 
     Example:
-        >>> expanded(torch.tensor([[True, False]]), torch.Size([1, 4]), (1, 2))
+        >>> expand_blocks(torch.tensor([[True, False]]), torch.Size([1, 4]), (1, 2))
         tensor([[ True,  True, False, False]])
     """
     rows, columns = _sides(shape, block)

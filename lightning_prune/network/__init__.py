@@ -1,55 +1,55 @@
 """Helpers for any ``nn.Module``, unrelated to pruning: named tensors, copies, example inputs, sizes and timing."""
 
-from lightning_prune.network.averages import averages_in, copies_held_by, frozen_copies, held_by, source_of
+from lightning_prune.network.averages import attribute_values, averages_in, copies_held_by, frozen_copies, source_of
 from lightning_prune.network.copies import copy_of
-from lightning_prune.network.example_input import Example, collecting_later, quiet_pass, run_on_copy
-from lightning_prune.network.layer_attributes import sync_attributes, sync_changed
-from lightning_prune.network.layer_outputs import channel_dim, is_recurrent, projects_in_one
-from lightning_prune.network.module_calls import ModuleCall, shapes_of, watch
+from lightning_prune.network.example_input import Example, isolated_forward, run_on_copy, without_garbage_collection
+from lightning_prune.network.layer_attributes import sync_attributes, sync_changed_layers
+from lightning_prune.network.layer_outputs import channel_dim, has_packed_projection, is_recurrent
+from lightning_prune.network.module_calls import ModuleCall, record_module_calls, shapes_of
 from lightning_prune.network.names import is_inside
-from lightning_prune.network.sharded import Whole, is_sharded, own_part, part_like, reshard, whole
-from lightning_prune.network.size import Size, compare_latency, count_macs, evaluating, measure, nonzero_in
+from lightning_prune.network.sharded import FullTensors, full_tensor, is_sharded, local_tensor, reshard, shard_like
+from lightning_prune.network.size import Size, compare_latency, count_macs, eval_mode, measure, nonzero_in
 from lightning_prune.network.tensors import named_modules, named_tensors, tensors_in
 from lightning_prune.network.timing import Clock, device_of, time_network, time_ratio, timed_layers
 
 __all__ = [
     "Clock",
     "Example",
+    "FullTensors",
     "ModuleCall",
     "Size",
-    "Whole",
+    "attribute_values",
     "averages_in",
     "channel_dim",
-    "collecting_later",
     "compare_latency",
     "copies_held_by",
     "copy_of",
     "count_macs",
     "device_of",
-    "evaluating",
+    "eval_mode",
     "frozen_copies",
-    "held_by",
+    "full_tensor",
+    "has_packed_projection",
     "is_inside",
     "is_recurrent",
     "is_sharded",
+    "isolated_forward",
+    "local_tensor",
     "measure",
     "named_modules",
     "named_tensors",
     "nonzero_in",
-    "own_part",
-    "part_like",
-    "projects_in_one",
-    "quiet_pass",
+    "record_module_calls",
     "reshard",
     "run_on_copy",
     "shapes_of",
+    "shard_like",
     "source_of",
     "sync_attributes",
-    "sync_changed",
+    "sync_changed_layers",
     "tensors_in",
     "time_network",
     "time_ratio",
     "timed_layers",
-    "watch",
-    "whole",
+    "without_garbage_collection",
 ]

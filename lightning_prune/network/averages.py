@@ -89,11 +89,11 @@ def _distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> floa
 
 def _copies(holders: Iterable[object]) -> list[nn.Module]:
     """The modules that ``holders`` keep; of an averaged model, what it averages."""
-    found = [item.module if isinstance(item, AveragedModel) else item for item in held_by(holders)]
+    found = [item.module if isinstance(item, AveragedModel) else item for item in attribute_values(holders)]
     return list(dict.fromkeys(item for item in found if isinstance(item, nn.Module)))
 
 
-def held_by(holders: Iterable[object]) -> Iterator[Any]:
+def attribute_values(holders: Iterable[object]) -> Iterator[Any]:
     """The values of the attributes of ``holders``, and the entries of the lists, tuples and dicts among them."""
     for holder in holders:
         for value in vars(holder).values():

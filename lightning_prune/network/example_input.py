@@ -164,7 +164,7 @@ def run_on_copy(
     Raises:
         Exception: What the real copy raised, if it fails as well.
     """
-    with quiet_pass(), whole_recurrence(model):
+    with isolated_forward(), whole_recurrence(model):
         if on_meta is not False:
             try:
                 return use(meta_copy(model), example.to("meta"))
@@ -176,13 +176,13 @@ def run_on_copy(
 
 
 @contextmanager
-def quiet_pass() -> Iterator[None]:
+def isolated_forward() -> Iterator[None]:
     """No gradients, fused attention, compiled code or warnings, and the random state as it was."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with (
-            collecting_later(),
+            without_garbage_collection(),
             torch.inference_mode(False),
             torch.no_grad(),
             torch.random.fork_rng(),
@@ -197,7 +197,7 @@ def quiet_pass() -> Iterator[None]:
 
 
 @contextmanager
-def collecting_later() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """Garbage is collected afterwards.
 
     The many small objects of an analysis would set that off again and again, and it walks through the whole program

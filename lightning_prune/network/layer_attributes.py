@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from lightning_prune.network.tensors import named_modules
 
 
-def sync_changed(module: nn.Module, changed: AbstractSet[int]) -> None:
+def sync_changed_layers(module: nn.Module, changed: AbstractSet[int]) -> None:
     """Synchronise the layers that own, or compute a weight from, a tensor with its id in ``changed``."""
     for _, owner in named_modules(module):
         if isinstance(owner, torch.jit.ScriptModule):  # its shapes cannot change

@@ -21,7 +21,7 @@ def is_recurrent(layer: nn.Module) -> bool:
     return own and not getattr(layer, "proj_size", 0)
 
 
-def projects_in_one(layer: nn.Module) -> bool:
+def has_packed_projection(layer: nn.Module) -> bool:
     """Whether ``layer`` is PyTorch's attention with one weight for queries, keys and values."""
     return (
         isinstance(layer, nn.MultiheadAttention)

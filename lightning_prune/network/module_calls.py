@@ -26,7 +26,7 @@ class ModuleCall:
     macs: int
 
 
-def watch(
+def record_module_calls(
     copy: nn.Module, inputs: Example, names: Collection[str]
 ) -> tuple[dict[str, list[ModuleCall]], int, list[Any]]:
     """The calls of every module in ``names``, the multiply-accumulates in all, and the shapes of the outputs."""

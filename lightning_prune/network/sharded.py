@@ -22,18 +22,18 @@ def is_sharded(module: nn.Module) -> bool:
     return any(_is_dtensor(parameter) for parameter in module.parameters())
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor; of a sharded one every rank has to ask for it."""
     return tensor.full_tensor() if _is_dtensor(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
 
 
 @torch.no_grad()
-def own_part(tensor: Tensor) -> Tensor:
+def local_tensor(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor, in the same memory."""
     return tensor.to_local() if _is_dtensor(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
 
 
-def part_like(values: Tensor, tensor: Tensor) -> Tensor:
+def shard_like(values: Tensor, tensor: Tensor) -> Tensor:
     """The part of ``values`` that belongs to what this rank holds of ``tensor``, on its device."""
     if not _is_dtensor(tensor):
         return values.to(tensor.device)
@@ -43,7 +43,7 @@ def part_like(values: Tensor, tensor: Tensor) -> Tensor:
     return distribute_tensor(values.to(mesh.device_type), mesh, placements).to_local()
 
 
-class Whole(Mapping[str, Tensor]):
+class FullTensors(Mapping[str, Tensor]):
     """Tensors by name, each put together when it is asked for."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -51,7 +51,7 @@ class Whole(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._tensors[name]
-        full = whole(tensor)
+        full = full_tensor(tensor)
         return nn.Parameter(full, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else full
 
     def __iter__(self) -> Iterator[str]:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_prune.network.argument_checks import check_integer
 from lightning_prune.network.example_input import Example, run_on_copy
-from lightning_prune.network.sharded import whole
+from lightning_prune.network.sharded import full_tensor
 from lightning_prune.network.timing import Clock, device_of
 
 
@@ -47,7 +48,7 @@ def measure(model: nn.Module, example: Example | None) -> Size:
     """
     return Size(
         params=sum(p.numel() for p in model.parameters()),
-        nonzero=sum(int(torch.count_nonzero(whole(p.detach()))) for p in model.parameters()),
+        nonzero=sum(int(torch.count_nonzero(full_tensor(p.detach()))) for p in model.parameters()),
         macs=None if example is None else count_macs(model, example),
     )
 
@@ -96,19 +97,19 @@ def latency(module: nn.Module, example_inputs: Any, repeats: int = 100, warmup: 
         >>> 0 < timing.median_ms <= timing.p99_ms
         True
     """
-    if repeats < 1 or warmup < 0:
-        raise ValueError(f"repeats={repeats!r} must be at least 1 and warmup={warmup!r} at least 0")
+    check_integer("latency", "repeats", repeats, minimum=1)
+    check_integer("latency", "warmup", warmup, minimum=0)
     keyword = example_inputs if isinstance(example_inputs, dict) else {}
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     clock = Clock(device_of(module))
     example = Example(() if isinstance(example_inputs, dict) else args, keyword, 1).to(clock.device)
-    with evaluating(module), torch.inference_mode():
+    with eval_mode(module), torch.inference_mode():
         passes = [clock.pass_ms(lambda: example.run(module)) for _ in range(warmup + repeats)][warmup:]
     return Timing(statistics.median(passes), float(np.percentile(passes, 99)))
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """Eval mode; afterwards every part has its own mode again."""
     modes = [(below, below.training) for below in module.modules()]
     module.eval()

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.budgets.budget import Budget, BudgetError
-from lightning_prune.budgets.cost import MACs, Params
-from lightning_prune.budgets.count import Count
-from lightning_prune.budgets.shares import Ratio, Sparsity
-from lightning_prune.budgets.spaces.block_space import Origin, how_many
-from lightning_prune.criteria.criterion import Criterion, Scoring
+from lightning_prune.budgets.budget import BLOCK_BUDGETS, Budget
+from lightning_prune.budgets.spaces.block_space import BlockSpace
+from lightning_prune.budgets.spaces.dense_reference import DenseReference
+from lightning_prune.criteria.criterion import Criterion
 from lightning_prune.criteria.statistics.block_changes import BlockChanges
-from lightning_prune.network.example_input import Example, collecting_later
+from lightning_prune.network.example_input import Example, without_garbage_collection
 from lightning_prune.network.names import is_inside
 from lightning_prune.network.size import Size, nonzero_in
 from lightning_prune.network.tensors import named_tensors
@@ -47,91 +44,93 @@ class BlockPruner(Pruner):
             raise ValueError(
                 f"criterion {criterion} does not score blocks; with Blocks() use Sensitivity, BlockInfluence or Random"
             )
-        if not isinstance(budget, (Count, Ratio, Sparsity, Params, MACs)):
-            raise ValueError(
-                f"budget {budget} does not choose between blocks; with Blocks() use Count, Ratio, Sparsity, Params or "
-                "MACs"
-            )
-        if budget.per_layer and not isinstance(budget, Ratio):
+        if not budget.blocks:
+            raise ValueError(f"budget {budget} does not choose between blocks; with Blocks() use {BLOCK_BUDGETS}")
+        if budget.per_layer and not type(budget).per_layer:  # the default of Ratio is True, and is ignored
             raise ValueError(f"budget {budget} looks into every layer, but blocks go as a whole; leave per_layer=False")
-        self.origin: Origin | None = None
+        self.dense: DenseReference | None = None
         self.names: frozenset[str] = frozenset()  # what is ranked, known from `prepare` on
         self.removed: list[str] = []
         self.blocked: dict[str, str] = {}
-        self.losses: dict[str, Tensor] = {}  # without each block, and "" -> with all; where the criterion compares them
         self._removable: tuple[Mapping[str, torch.Size], Removable] | None = None
 
     def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
         """Find out what can go, and hook what has to be observed."""
-        if self.origin is None:
+        if self.dense is None:
             self.scope.check_patterns(model)
         removable = self._find(model, example)
         names, reasons = self.candidates(model, example)
-        if self.origin is None and not names:
+        if self.dense is None and not names:
             raise ValueError(
                 f"{self.scope} leaves no block in {type(model).__name__} that can go: "
                 f"{dict(list(reasons.items())[:5]) or 'no module returns a tensor shaped like its input'}"
             )
         self.names = frozenset(names)
-        if self.origin is None:
-            if isinstance(self.budget, Ratio) and self.budget.share > 0 and not round(self.budget.share * len(names)):
-                raise BudgetError(
-                    f"{self.budget} removes nothing here: of {len(names)} blocks that rounds to none. Ask for "
-                    f"share={1 / len(names):.4f} or more, or use Count(1)."
-                )
-            self.origin = Origin(removable.whole.params, removable.whole.macs, tuple(names))
-        left = None if events is None else events - self.event
-        if isinstance(self.budget, Count) and left is not None and self.budget.count * left > len(names):
-            raise BudgetError(
-                f"{self.budget} in {left} events wants {self.budget.count * left} blocks, but only {len(names)} can go"
-            )
-        self._how_many(removable, names, 1.0)
+        if self.dense is None:
+            self.dense = DenseReference(removable.whole.params, removable.whole.macs, dict.fromkeys(names, 1))
+        self.budget.check_blocks(self._space(removable, names), None if events is None else events - self.event)
         if isinstance(self.statistics, BlockChanges):
             self.statistics.attach(model, blocks=names)
 
-    @collecting_later()
+    @without_garbage_collection()
     def candidates(self, model: nn.Module, example: Example | None) -> tuple[list[str], dict[str, str]]:
         """Names of the blocks that can go, and why others stay."""
         removable = self._find(model, example)
-        if self.origin is None:
+        if self.dense is None:
             return removable.within(self.scope, model)
-        present = [name for name in self.origin.blocks if name not in self.blocked and name in removable.fits]
-        changed = {name: why for name, why in removable.misfits.items() if name in self.origin.blocks}
-        outside = {name: why for name, why in removable.frozen.items() if not is_inside(name, self.origin.blocks)}
+        present = [name for name in self.dense.units if name not in self.blocked and name in removable.fits]
+        changed = {name: why for name, why in removable.misfits.items() if name in self.dense.units}
+        outside = {name: why for name, why in removable.frozen.items() if not is_inside(name, self.dense.units)}
         return present, {**outside, **changed, **self.blocked}
 
-    def is_due(self, model: nn.Module, example: Example | None, fraction: float) -> bool:
-        """Whether some block would go now, whichever it is."""
-        return self._how_many(self._find(model, example), self.candidates(model, example)[0], fraction) > 0
+    def is_due(self, model: nn.Module, example: Example | None, fraction: float, budget: Budget | None = None) -> bool:
+        """Whether an event at this ``fraction`` of the schedule would remove any block."""
+        names, _ = self.candidates(model, example)
+        return (budget or self.budget).remove_blocks(self._space(self._find(model, example), names), fraction) > 0
 
-    def compare(self, model: nn.Module, example: Example | None, loss: Callable[[], Tensor]) -> None:
-        """Let the criterion know the ``loss`` of ``model``, and what it is with each of the blocks skipped.
+    def ablation_losses(
+        self, model: nn.Module, example: Example | None, loss: Callable[[], Tensor]
+    ) -> dict[str, Tensor]:
+        """Losses without each block, for criteria that compare them: what ``plan`` takes as ``statistics``.
 
         Args:
             model: The network, or a copy of it.
             example: What its forward receives.
-            loss: Evaluates ``model`` as it is; a scalar.
+            loss: Evaluates ``model`` as it is; returns a scalar.
+
+        Returns:
+            Block name -> loss with the block replaced by an identity, and ``""`` -> loss with all blocks.
         """
-        self.losses = {"": loss().detach().double().cpu()}
+        losses = {"": loss().detach().double().cpu()}
         for name in self.candidates(model, example)[0]:
             with skipping(model, name):
-                self.losses[name] = loss().detach().double().cpu()
+                losses[name] = loss().detach().double().cpu()
+        return losses
 
-    @collecting_later()
-    def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
+    @without_garbage_collection()
+    def plan(
+        self,
+        model: nn.Module,
+        example: Example | None,
+        fraction: float,
+        *,
+        budget: Budget | None = None,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> Report:
         """Score, choose, try on a copy, and measure."""
-        assert self.origin is not None, "prepare comes first"
+        assert self.dense is not None, "prepare comes first"
         assert example is not None
-        removable, scoring = self._find(model, example), self.scoring(model, example)
+        removable, scoring = self._find(model, example), self.scoring(model, example, statistics)
+        target = budget or self.budget
         names, _ = self.candidates(model, example)
-        due = self._how_many(removable, names, fraction) > 0  # else nobody may have looked
+        due = target.remove_blocks(self._space(removable, names), fraction) > 0  # else there may be no statistics
         values = self.criterion.score_blocks(names, scoring) if due else torch.zeros(len(names))
         scores = {name: value.reshape(1) for name, value in zip(names, values, strict=True)}
         check_finite(self.criterion, scores)
         ranked = sorted(names, key=lambda name: float(scores[name]))  # stable: the first of equals goes
         while True:
             ranked = [name for name in ranked if name not in self.blocked]
-            chosen = ranked[: self._how_many(removable, ranked, fraction)]
+            chosen = ranked[: target.remove_blocks(self._space(removable, ranked), fraction)]
             failing = why_it_fails(model, example, chosen) if chosen else {}
             if not failing:
                 break
@@ -142,22 +141,17 @@ class BlockPruner(Pruner):
             plan=plan,
             before=before,
             after=after,
-            sparsity=1 - after.params / self.origin.params,
+            sparsity=1 - after.params / self.dense.params,
             fraction=fraction,
             widths={name: (1, int(name not in chosen)) for name in names},
             scores=scores if due else {},
             frozen=self.candidates(model, example)[1],
         )
 
-    def scoring(self, model: nn.Module, example: Example | None) -> Scoring:
-        """Also what was lost with each block skipped."""
-        scoring = super().scoring(model, example)
-        return replace(scoring, statistics={**scoring.statistics, **self.losses})
-
     def resized(self, size: Size) -> None:
         """The sparsity is that of the whole network, whoever pruned it."""
-        if self.origin is not None:
-            self.sparsity = 1 - size.params / self.origin.params
+        if self.dense is not None:
+            self.sparsity = 1 - size.params / self.dense.params
 
     def _find(self, model: nn.Module, example: Example | None) -> Removable:
         """What can be removed, looked for again only when the tensors of ``model`` have changed."""
@@ -168,15 +162,22 @@ class BlockPruner(Pruner):
             self._removable = shapes, find_removable(model, example)
         return self._removable[1]
 
-    def _how_many(self, removable: Removable, ranked: Sequence[str], fraction: float) -> int:
-        """How many go, the first of ``ranked`` first."""
-        assert self.origin is not None
-        return how_many(self.budget, fraction, self.origin, removable, ranked, len(self.removed))
+    def _space(self, removable: Removable, ranked: Sequence[str]) -> BlockSpace:
+        """The blocks that can be removed, in this order."""
+        assert self.dense is not None
+        costs = [removable.fits[name] for name in ranked]
+        return BlockSpace(
+            dense=self.dense,
+            params_now=removable.whole.params,
+            macs_now=removable.whole.macs,
+            params=[cost.params for cost in costs],
+            macs=[cost.macs for cost in costs],
+            removed=len(self.removed),
+        )
 
-    def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
+    def _modify(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
         apply_plan(model, report.plan, optimizers)
         self.removed += [name for name, (_, left) in report.widths.items() if not left]
-        self.losses = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what can be found out again."""
@@ -184,10 +185,12 @@ class BlockPruner(Pruner):
 
     def state_dict(self) -> dict[str, Any]:
         """The common state, the size of the original, what was removed, and what was found not to be removable."""
-        origin = self.origin
+        dense = self.dense
         return {
             **super().state_dict(),
-            "origin": None if origin is None else {**vars(origin), "blocks": list(origin.blocks)},
+            "origin": None
+            if dense is None
+            else {"params": dense.params, "macs": dense.macs, "blocks": list(dense.units)},
             "removed": list(self.removed),
             "blocked": dict(self.blocked),
         }
@@ -195,8 +198,10 @@ class BlockPruner(Pruner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what ``state_dict`` returned."""
         super().load_state_dict(state)
-        origin = state["origin"]
-        self.origin = None if origin is None else Origin(origin["params"], origin["macs"], tuple(origin["blocks"]))
+        dense = state["origin"]
+        if dense is not None:
+            dense = DenseReference(dense["params"], dense["macs"], dict.fromkeys(dense["blocks"], 1))
+        self.dense = dense
         self.removed, self.blocked = list(state["removed"]), dict(state["blocked"])
 
 

@@ -18,7 +18,7 @@ from lightning_prune.criteria.criterion import CannotScoreError, Criterion, Scor
 from lightning_prune.masks.enforcer import MaskEnforcer
 from lightning_prune.masks.select import lowest_masks, pack, unpack
 from lightning_prune.network.example_input import Example
-from lightning_prune.network.sharded import reshard, whole
+from lightning_prune.network.sharded import full_tensor, reshard
 from lightning_prune.network.size import measure, nonzero_in
 from lightning_prune.pruners.pruner import Pruner, check_finite
 from lightning_prune.scope import Scope
@@ -69,14 +69,22 @@ class MaskPruner(Pruner):
         if self.statistics is not None:
             self.statistics.attach(model, parameters=self._covered(model)[0].keys())
 
-    def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
+    def plan(
+        self,
+        model: nn.Module,
+        example: Example | None,
+        fraction: float,
+        *,
+        budget: Budget | None = None,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> Report:
         """Score, choose, and measure."""
         parameters, frozen = self._covered(model)
         self._warn_of_new(model, frozen)  # where channels have gone
-        scoring = self.scoring(model, example)
+        scoring = self.scoring(model, example, statistics)
         space = self._space(model, parameters, ScoresOnDemand(self.criterion, scoring, list(parameters)))
         left_out = {name: self.masks[name] for name in frozen if name in self.masks}  # their shapes were others once
-        masks = {**left_out, **self._choose(model, space, scoring, fraction)}
+        masks = {**left_out, **self._choose(space, scoring, budget or self.budget, fraction)}
         masked = {name: _hidden(mask) for name, mask in masks.items()}
         plan, before = with_averages(Plan(masks=masks), model), measure(model, example)
         return Report(
@@ -108,7 +116,7 @@ class MaskPruner(Pruner):
         """Raise ``BudgetError`` if the end of the schedule, ``events`` events from here, cannot be met."""
 
     @abstractmethod
-    def _choose(self, model: nn.Module, space: WeightSpace, scoring: Scoring, fraction: float) -> Mapping[str, Tensor]:
+    def _choose(self, space: WeightSpace, scoring: Scoring, budget: Budget, fraction: float) -> Mapping[str, Tensor]:
         """The masks of everything in ``space``; what is masked stays masked."""
 
     def _space(
@@ -124,7 +132,7 @@ class MaskPruner(Pruner):
             choose=self._chooser,
         )
 
-    def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
+    def _modify(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
         self.masks = {name: mask.cpu() for name, mask in report.plan.masks.items()}
         self.keeper(model).apply(optimizers)
 
@@ -190,5 +198,5 @@ def _hidden(mask: Tensor) -> int:
 
 def _nonzero_under(masks: Mapping[str, Tensor], model: nn.Module) -> int:
     """How many parameters are not zero once the masks are applied; one tensor at a time, and in bools."""
-    parameters = ((name, whole(parameter.detach())) for name, parameter in model.named_parameters())
+    parameters = ((name, full_tensor(parameter.detach())) for name, parameter in model.named_parameters())
     return nonzero_in(p.logical_and(masks[name].to(p.device)) if name in masks else p for name, p in parameters)

@@ -11,7 +11,7 @@ from lightning_prune.budgets.budget import Budget, BudgetError
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
 from lightning_prune.criteria.criterion import Criterion, Scoring
 from lightning_prune.granularity import NM
-from lightning_prune.masks.n_of_m import block_mask, fullest_block, kept_in_block, layouts
+from lightning_prune.masks.n_of_m import fullest_block, kept_in_block, nm_mask, weight_layouts
 from lightning_prune.pruners.mask_pruner import MaskPruner
 from lightning_prune.scope import Scope
 from lightning_prune.surgery.plan import Plan
@@ -33,7 +33,7 @@ class NMPruner(MaskPruner):
         self._dims: dict[str, int] = {}
 
     def _covered(self, model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
-        found = layouts(model)
+        found = weight_layouts(model)
         self._dims = {name: layout.dim for name, layout in found.items()}
         covered: dict[str, nn.Parameter] = {}
         frozen: dict[str, str] = {}
@@ -54,10 +54,10 @@ class NMPruner(MaskPruner):
     def _check(self, space: WeightSpace, events: int | None) -> None:
         """Every block can lose what it has to."""
 
-    def _choose(self, model: nn.Module, space: WeightSpace, scoring: Scoring, fraction: float) -> Mapping[str, Tensor]:
+    def _choose(self, space: WeightSpace, scoring: Scoring, budget: Budget, fraction: float) -> Mapping[str, Tensor]:
         keep = kept_in_block(self._n, self._m, fraction)
         return {
-            name: block_mask(space.scores[name], self.masks.get(name), self._m, keep, self._dims[name])
+            name: nm_mask(space.scores[name], self.masks.get(name), self._m, keep, self._dims[name])
             for name in space.sizes
         }
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from lightning_prune.budgets.budget import Budget
 from lightning_prune.criteria.criterion import Criterion, Scoring
 from lightning_prune.network.example_input import Example
-from lightning_prune.network.sharded import Whole, is_sharded
+from lightning_prune.network.sharded import FullTensors, is_sharded
 from lightning_prune.network.size import Size
 from lightning_prune.network.tensors import named_tensors
 from lightning_prune.scope import Scope
@@ -54,12 +54,33 @@ class Pruner(ABC):
         """Gather statistics of what the scope has now that other parameters train than before."""
 
     @abstractmethod
-    def plan(self, model: nn.Module, example: Example | None, fraction: float) -> Report:
-        """Decide on the next event without touching ``model``."""
+    def plan(
+        self,
+        model: nn.Module,
+        example: Example | None,
+        fraction: float,
+        *,
+        budget: Budget | None = None,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> Report:
+        """Plan the next pruning event; ``model`` is not changed.
+
+        Args:
+            model: The network.
+            example: What its forward receives.
+            fraction: Fraction of the schedule that is reached by this event, in [0, 1].
+            budget: Budget of this event, such as a part of an event's count; that of the pruner by default.
+            statistics: What the criterion reads instead of the totals that this process has gathered, such as those
+                of all ranks, or the losses without each block.
+
+        Raises:
+            BudgetError: If the budget cannot be met any more.
+            ValueError: If the network cannot be scored now.
+        """
 
     def apply(self, model: nn.Module, report: Report, optimizers: Iterable[Optimizer]) -> None:
         """Carry out ``report``, and begin to gather statistics anew."""
-        self._carry_out(model, report, list(optimizers))
+        self._modify(model, report, list(optimizers))
         self.event += 1
         self.fraction = report.fraction
         self.sparsity = report.sparsity
@@ -73,16 +94,19 @@ class Pruner(ABC):
             self.statistics.forget(plan.removed_modules)
 
     @abstractmethod
-    def _carry_out(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None: ...
+    def _modify(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None: ...
 
     def resized(self, size: Size) -> None:  # noqa: B027  (masks are counted in their own scope)
         """The network has this size now, after an event of this pruner or another."""
 
-    def scoring(self, model: nn.Module, example: Example | None) -> Scoring:
-        """What the criterion may look at now."""
-        totals: Mapping[str, Tensor] = self.statistics.totals if self.statistics is not None else {}
+    def scoring(
+        self, model: nn.Module, example: Example | None, statistics: Mapping[str, Tensor] | None = None
+    ) -> Scoring:
+        """The input of the criterion: the network and ``statistics``, by default those gathered by this process."""
+        if statistics is None:
+            statistics = {} if self.statistics is None else self.statistics.totals
         tensors = dict(named_tensors(model))
-        return Scoring(model, Whole(tensors) if is_sharded(model) else tensors, totals, self.event, example)
+        return Scoring(model, FullTensors(tensors) if is_sharded(model) else tensors, statistics, self.event, example)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, dicts and tensors."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_prune.network.averages import averages_in
 from lightning_prune.network.example_input import Example, run_on_copy
-from lightning_prune.network.module_calls import ModuleCall, shapes_of, watch
+from lightning_prune.network.module_calls import ModuleCall, record_module_calls, shapes_of
 from lightning_prune.network.names import is_inside
 from lightning_prune.network.tensors import named_modules
 from lightning_prune.scope import NORMS, Scope, any_match
@@ -85,7 +85,7 @@ def find_removable(model: nn.Module, example: Example) -> Removable:
     weights = {name: _weight_layers(below) for name, below in named_modules(model)}
     averages = averages_in(model)
     held = {name: below for name, below in named_modules(model) if name and weights[name] and not _in(name, averages)}
-    calls, macs, shapes = run_on_copy(model, example, lambda copy, inputs: watch(copy, inputs, held))
+    calls, macs, shapes = run_on_copy(model, example, lambda copy, inputs: record_module_calls(copy, inputs, held))
     reasons = {name: _why_not(model, name, calls.get(name, [])) for name in held}
     fitting = [name for name in held if reasons[name] is None]
     if _failure(model, example, outermost(fitting), shapes) or _failure(model, example, _inner(fitting), shapes):

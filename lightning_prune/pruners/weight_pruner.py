@@ -10,15 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.budgets.budget import Budget, BudgetError
-from lightning_prune.budgets.combined import All
-from lightning_prune.budgets.compressed_size import FileSize
-from lightning_prune.budgets.count import Count
 from lightning_prune.budgets.spaces.weight_space import Chooser, Counts, WeightSpace
-from lightning_prune.budgets.threshold import Threshold
 from lightning_prune.criteria.criterion import Criterion, Scoring
-from lightning_prune.masks.n_of_m import layouts
+from lightning_prune.masks.n_of_m import weight_layouts
 from lightning_prune.masks.select import lowest_masks
-from lightning_prune.masks.weight_blocks import WeightBlock, expanded, lowest_weight_blocks, means, misfit, weights_in
+from lightning_prune.masks.weight_blocks import (
+    WeightBlock,
+    block_means,
+    expand_blocks,
+    lowest_weight_blocks,
+    weights_per_block,
+    why_indivisible,
+)
 from lightning_prune.pruners.mask_pruner import MaskPruner, ScoresOnDemand
 from lightning_prune.scope import Scope
 
@@ -43,8 +46,8 @@ class WeightPruner(MaskPruner):
     def _covered(self, model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
         covered, frozen = super()._covered(model)
         if self._block is not None:
-            found = layouts(model)
-            reasons = {name: misfit(found.get(name), self._block) for name in covered}
+            found = weight_layouts(model)
+            reasons = {name: why_indivisible(found.get(name), self._block) for name in covered}
             frozen = {name: reason for name, reason in reasons.items() if reason is not None}
             covered = {name: p for name, p in covered.items() if name not in frozen}
             if not covered:
@@ -58,9 +61,9 @@ class WeightPruner(MaskPruner):
 
     def _check(self, space: WeightSpace, events: int | None) -> None:
         self.budget.check_weights(space, events)
-        if self._block is None or isinstance(self.budget, (All, FileSize, Threshold)):
+        if self._block is None or self.budget.needs_scores:
             return
-        blocks = {name: weights_in(shape, self._sides[name]) for name, shape in space.shapes.items()}
+        blocks = {name: weights_per_block(shape, self._sides[name]) for name, shape in space.shapes.items()}
         most = {name: size - blocks[name] for name, size in space.sizes.items()}
         counts = self.budget.mask_weights(space, 1.0)
         total = {"": counts} if isinstance(counts, int) else counts
@@ -73,14 +76,11 @@ class WeightPruner(MaskPruner):
                 f"{self.budget} cannot be met in blocks of {self._block}: one stays in every layer, so that at most "
                 f"{limits[short] / size:.4f}{where} can go. Use smaller blocks or ask for less"
             )
-        if isinstance(self.budget, Count) and self.budget.count < max(blocks.values()):
-            raise BudgetError(
-                f"{self.budget} masks nothing: a block has up to {max(blocks.values())} weights. Use a larger count"
-            )
+        self.budget.check_block_size(max(blocks.values()))
 
-    def _choose(self, model: nn.Module, space: WeightSpace, scoring: Scoring, fraction: float) -> Mapping[str, Tensor]:
+    def _choose(self, space: WeightSpace, scoring: Scoring, budget: Budget, fraction: float) -> Mapping[str, Tensor]:
         masks: Mapping[str, Tensor] = self.masks
-        for counts in _parts(space, self.budget.mask_weights(space, fraction), self.criterion.rounds):
+        for counts in _parts(space, budget.mask_weights(space, fraction), self.criterion.rounds):
             seen = scoring if masks is self.masks else _masked(scoring, masks)
             masks = space.choose(ScoresOnDemand(self.criterion, seen, list(space.sizes)), masks, counts)
         return masks
@@ -96,12 +96,12 @@ class WeightPruner(MaskPruner):
         alive: dict[str, Tensor] = {}
         for name in scores:
             values = scores[name]
-            pooled[name] = means(values, self._sides[name]).cpu()
+            pooled[name] = block_means(values, self._sides[name]).cpu()
             before[name] = masks[name].cpu() if name in masks else torch.ones(values.shape, dtype=torch.bool)
-            alive[name] = means(before[name].float(), self._sides[name]) > 0
+            alive[name] = block_means(before[name].float(), self._sides[name]) > 0
         weights = {name: before[name].numel() // pooled[name].numel() for name in pooled}
         kept = lowest_weight_blocks(pooled, alive, weights, counts)
-        return {name: expanded(kept[name], mask.shape, self._sides[name]) & mask for name, mask in before.items()}
+        return {name: expand_blocks(kept[name], mask.shape, self._sides[name]) & mask for name, mask in before.items()}
 
 
 def _parts(space: WeightSpace, counts: Mapping[str, int] | int, rounds: int) -> Iterator[Mapping[str, int] | int]:

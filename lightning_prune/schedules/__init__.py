@@ -1,7 +1,7 @@
-"""Schedules: how far pruning has gone at a given time.
+"""Schedules: the fraction of the budget that is reached at a given time of the training.
 
-A schedule answers with a fraction in [0, 1]: 0 is the dense network, 1 is the budget. It has no state, never
-decreases, and stays at 1 from its end on.
+A schedule maps a time to a fraction in [0, 1]: 0 is the dense network, 1 is the budget. It has no state, never
+decreases, and is 1 from its end on.
 """
 
 from lightning_prune.schedules.constant import Constant

@@ -1,4 +1,4 @@
-"""One event."""
+"""Schedule with a single event."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from lightning_prune.schedules.schedule import Schedule, Unit
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """Everything at once.
+    """One-shot schedule: a single event that reaches the whole budget.
 
     Args:
-        start: Time of the one event.
-        unit: ``"epoch"``, ``"step"`` (optimizer steps) or ``"share"`` (of the whole training).
+        start: Time of the event, at least 0.
+        unit: Unit of times: ``"epoch"``, ``"step"`` (optimizer steps) or ``"share"`` (of the training, in [0, 1]).
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     Example:
         >>> [Constant(start=2).fraction(t) for t in range(4)]
@@ -28,15 +31,15 @@ class Constant(Schedule):
         self._check()
 
     def fraction(self, time: float) -> float:
-        """0 before ``start``, then 1."""
+        """The fraction at ``time``: 0 before ``start``, then 1."""
         return float(time >= self.start)
 
     @property
     def last(self) -> float:
-        """``start``."""
+        """Time of the last event: ``start``."""
         return self.start
 
     @property
     def events(self) -> int | None:
-        """One."""
+        """Number of events: 1."""
         return 1

@@ -1,4 +1,4 @@
-"""From 0 at one time to 1 at another, along a curve."""
+"""Gradual schedules: a fraction that rises from 0 to 1 along a curve."""
 
 from __future__ import annotations
 
@@ -6,12 +6,23 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from math import ceil, cos, exp, floor, pi, pow
 
+from lightning_prune.network.argument_checks import check_number
 from lightning_prune.schedules.schedule import ROUNDING, Schedule, Unit
 
 
 @dataclass(frozen=True)
 class Ramp(Schedule):
-    """From 0 at ``start`` to 1 at ``end``, in events ``every`` so much time."""
+    """Base of gradual schedules: from 0 at ``start`` to 1 at ``end``, with an event every ``every``.
+
+    Args:
+        start: Time at which the ramp starts, at least 0; the first event is at ``start + every``.
+        end: Time at which the budget is reached, after ``start``.
+        every: Time between events, above 0.
+        unit: Unit of times: ``"epoch"``, ``"step"`` (optimizer steps) or ``"share"`` (of the training, in [0, 1]).
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
 
     start: float
     end: float
@@ -19,14 +30,14 @@ class Ramp(Schedule):
     unit: Unit = "epoch"
 
     def __post_init__(self) -> None:
-        self._check_numbers("start", "end", "every")
+        self._check_numbers("start", "end")
         if self.end <= self.start:
             raise ValueError(f"{type(self).__name__} end={self.end} must lie after start={self.start}")
         self._check_positive("every")
         self._check()
 
     def fraction(self, time: float) -> float:
-        """The curve at the last event up to ``time``."""
+        """The fraction at ``time``: the curve at the latest event."""
         if time >= self.end:
             return 1.0
         passed = floor((time - self.start) / self.every + ROUNDING)
@@ -37,32 +48,35 @@ class Ramp(Schedule):
 
     @abstractmethod
     def _shape(self, progress: float) -> float:
-        """The fraction at ``progress`` of the ramp, which is between 0 and 1."""
+        """The curve: the fraction at ``progress``, both between 0 and 1."""
 
     @property
     def last(self) -> float:
-        """``end``."""
+        """Time of the last event: ``end``."""
         return self.end
 
     @property
     def events(self) -> int | None:
-        """How many fractions whole epochs or steps see; None for shares, which depend on the steps of the training."""
+        """Number of events at whole epochs or steps; None for shares: it depends on the length of the training."""
         if self.unit == "share":
             return None
         final = ceil(self.end)
-        looks = [*range(ceil(self.start), final, max(floor(self.every), 1)), final - 1, final]  # misses no event
-        return len({self.fraction(time) for time in looks} - {0.0})
+        times = [*range(ceil(self.start), final, max(floor(self.every), 1)), final - 1, final]  # includes every event
+        return len({self.fraction(time) for time in times} - {0.0})
 
 
 @dataclass(frozen=True)
 class Linear(Ramp):
-    """The same amount in every event.
+    """Linear schedule: every event removes the same amount.
 
     Args:
-        start: Time at which the ramp leaves 0; the first removal is one ``every`` later.
-        end: Time at which the budget is reached.
-        every: Time between events.
-        unit: ``"epoch"``, ``"step"`` (optimizer steps) or ``"share"`` (of the whole training).
+        start: Time at which the ramp starts, at least 0; the first event is at ``start + every``.
+        end: Time at which the budget is reached, after ``start``.
+        every: Time between events, above 0.
+        unit: Unit of times: ``"epoch"``, ``"step"`` (optimizer steps) or ``"share"`` (of the training, in [0, 1]).
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     Example:
         >>> [Linear(start=1, end=5, every=2).fraction(t) for t in range(7)]
@@ -75,16 +89,20 @@ class Linear(Ramp):
 
 @dataclass(frozen=True)
 class Cubic(Ramp):
-    """Much early, little late: 1 − (1 − progress)³, or another power.
+    """Cubic schedule: 1 − (1 − progress)³, with large steps early and small steps late.
 
-    Zhu & Gupta, 'To prune, or not to prune' (2017), eq. 1, with an initial sparsity of 0.
+    Zhu & Gupta 2017, 'To prune, or not to prune: exploring the efficacy of pruning for model compression', eq. 1, with
+    an initial sparsity of 0.
 
     Args:
-        start: Time at which the ramp leaves 0; the first removal is one ``every`` later.
-        end: Time at which the budget is reached.
-        every: Time between events.
-        unit: ``"epoch"``, ``"step"`` (optimizer steps) or ``"share"`` (of the whole training).
-        power: The exponent, positive; 1 is ``Linear``, more is earlier.
+        start: Time at which the ramp starts, at least 0; the first event is at ``start + every``.
+        end: Time at which the budget is reached, after ``start``.
+        every: Time between events, above 0.
+        unit: Unit of times: ``"epoch"``, ``"step"`` (optimizer steps) or ``"share"`` (of the training, in [0, 1]).
+        power: The exponent, above 0; 1 is ``Linear``, larger values remove more at early events.
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     Example:
         >>> [Cubic(start=0, end=4).fraction(t) for t in range(5)]
@@ -105,20 +123,24 @@ class Cubic(Ramp):
 
 @dataclass(frozen=True)
 class Exponential(Ramp):
-    """The same share of what is left in every event: (1 − left^progress) / (1 − left).
+    """Exponential schedule: (1 − left^progress) / (1 − left), the same share of the remaining weights per event.
 
-    'Remove p % of the remaining weights each round', as iterative magnitude pruning does (Frankle & Carbin, 'The
-    Lottery Ticket Hypothesis', 2019), and the exponential schedule of SynFlow (Tanaka et al. 2020, algorithm 1).
+    As iterative magnitude pruning in Frankle & Carbin 2019, 'The lottery ticket hypothesis: finding sparse, trainable
+    neural networks', and the exponential schedule of SynFlow (Tanaka et al. 2020, 'Pruning neural networks without any
+    data by iteratively conserving synaptic flow', algorithm 1).
 
     Args:
-        start: Time at which the ramp leaves 0; the first removal is one ``every`` later.
-        end: Time at which the budget is reached.
-        every: Time between events.
-        unit: ``"epoch"``, ``"step"`` (optimizer steps) or ``"share"`` (of the whole training).
-        left: What the budget leaves of the original, in (0, 1): 0.1 for ``Sparsity(0.9)`` or ``MACs(keep=0.1)``.
+        start: Time at which the ramp starts, at least 0; the first event is at ``start + every``.
+        end: Time at which the budget is reached, after ``start``.
+        every: Time between events, above 0.
+        unit: Unit of times: ``"epoch"``, ``"step"`` (optimizer steps) or ``"share"`` (of the training, in [0, 1]).
+        left: Share of the original that the budget keeps, in (0, 1): 0.1 for ``Sparsity(0.9)`` or ``MACs(keep=0.1)``.
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     Example:
-        A fifth of the remaining weights in each of three rounds, with ``Sparsity(0.488)``:
+        Three rounds that remove a fifth of the remaining weights each, with ``Sparsity(0.488)``:
 
         >>> schedule = Exponential(start=0, end=3, left=0.512)
         >>> [round(1 - 0.488 * schedule.fraction(t), 3) for t in range(5)]
@@ -129,12 +151,7 @@ class Exponential(Ramp):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_numbers("left")
-        if not 0 < self.left < 1:
-            raise ValueError(
-                f"Exponential left={self.left} must lie between 0 and 1; it is what the budget leaves, 0.1 for "
-                "Sparsity(0.9)"
-            )
+        check_number(self, "left", self.left, above=0, below=1, hint="such as 0.1 for Sparsity(0.9)")
 
     def _shape(self, progress: float) -> float:
         return (1 - pow(self.left, progress)) / (1 - self.left)
@@ -142,13 +159,16 @@ class Exponential(Ramp):
 
 @dataclass(frozen=True)
 class Cosine(Ramp):
-    """Slow, fast, slow: (1 − cos(π progress)) / 2.
+    """Cosine schedule: (1 − cos(π progress)) / 2, with small steps at both ends.
 
     Args:
-        start: Time at which the ramp leaves 0; the first removal is one ``every`` later.
-        end: Time at which the budget is reached.
-        every: Time between events.
-        unit: ``"epoch"``, ``"step"`` (optimizer steps) or ``"share"`` (of the whole training).
+        start: Time at which the ramp starts, at least 0; the first event is at ``start + every``.
+        end: Time at which the budget is reached, after ``start``.
+        every: Time between events, above 0.
+        unit: Unit of times: ``"epoch"``, ``"step"`` (optimizer steps) or ``"share"`` (of the training, in [0, 1]).
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     Example:
         >>> [round(Cosine(start=0, end=4).fraction(t), 4) for t in range(5)]
@@ -161,18 +181,21 @@ class Cosine(Ramp):
 
 @dataclass(frozen=True)
 class OneCycle(Ramp):
-    """Little, then much in the first half, then little: (1 + e^(−alpha + beta)) / (1 + e^(−alpha progress + beta)).
+    """One-cycle schedule: (1 + e^(−alpha + beta)) / (1 + e^(−alpha progress + beta)), a sigmoid.
 
-    Hubens et al., 'One-Cycle Pruning: Pruning ConvNets Under a Tight Training Budget' (2022), where it lasts as long as
-    the training. The formula is at 0.7 % when it starts; here, as in all ramps, nothing goes before the first event.
+    Hubens et al. 2022, 'One-cycle pruning: pruning ConvNets under a tight training budget', where the schedule lasts as
+    long as the training. The formula starts at 0.7 %; here, as in all ramps, nothing is removed before the first event.
 
     Args:
-        start: Time at which the ramp leaves 0; the first removal is one ``every`` later.
-        end: Time at which the budget is reached.
-        every: Time between events.
-        unit: ``"epoch"``, ``"step"`` (optimizer steps) or ``"share"`` (of the whole training).
-        alpha: How steep, positive.
-        beta: Where: the middle is at beta / alpha of the ramp, so it lies in [0, alpha].
+        start: Time at which the ramp starts, at least 0; the first event is at ``start + every``.
+        end: Time at which the budget is reached, after ``start``.
+        every: Time between events, above 0.
+        unit: Unit of times: ``"epoch"``, ``"step"`` (optimizer steps) or ``"share"`` (of the training, in [0, 1]).
+        alpha: Steepness of the sigmoid, above 0.
+        beta: Position, in [0, alpha]: the sigmoid is steepest at the progress beta / alpha.
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     Example:
         >>> [round(OneCycle(start=0, end=4).fraction(t), 4) for t in range(5)]
@@ -192,5 +215,5 @@ class OneCycle(Ramp):
             )
 
     def _shape(self, progress: float) -> float:
-        exponent = min(self.beta - self.alpha * progress, 700)  # more would overflow
+        exponent = min(self.beta - self.alpha * progress, 700)  # larger values overflow
         return (1 + exp(self.beta - self.alpha)) / (1 + exp(exponent))

@@ -1,22 +1,26 @@
-"""Equal rounds with fine-tuning between them."""
+"""Schedule of equal rounds with fine-tuning between them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import floor
 
+from lightning_prune.network.argument_checks import check_integer
 from lightning_prune.schedules.schedule import ROUNDING, Schedule, Unit
 
 
 @dataclass(frozen=True)
 class Rounds(Schedule):
-    """``count`` equal rounds, the first at ``start``, with ``every`` so much time of fine-tuning between them.
+    """Iterative schedule: ``count`` rounds that remove the same amount, with fine-tuning between them.
 
     Args:
-        start: Time of the first round.
-        every: Time between rounds.
-        count: Number of rounds.
-        unit: ``"epoch"``, ``"step"`` (optimizer steps) or ``"share"`` (of the whole training).
+        start: Time of the first round, at least 0.
+        every: Time between rounds, above 0.
+        count: Number of rounds, at least 1.
+        unit: Unit of times: ``"epoch"``, ``"step"`` (optimizer steps) or ``"share"`` (of the training, in [0, 1]).
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     Example:
         >>> [Rounds(start=2, every=2, count=4).fraction(t) for t in range(10)]
@@ -31,12 +35,11 @@ class Rounds(Schedule):
     def __post_init__(self) -> None:
         self._check_numbers("start")
         self._check_positive("every")
-        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:
-            raise ValueError(f"Rounds count={self.count!r} must be a whole number of at least 1")
+        check_integer(self, "count", self.count, minimum=1)
         self._check()
 
     def fraction(self, time: float) -> float:
-        """Rounds passed at ``time``, over ``count``."""
+        """The fraction at ``time``: number of rounds until then over ``count``."""
         if time >= self.last:
             return 1.0
         passed = floor((time - self.start) / self.every + ROUNDING) + 1
@@ -49,5 +52,5 @@ class Rounds(Schedule):
 
     @property
     def events(self) -> int | None:
-        """``count``."""
+        """Number of events: ``count``."""
         return self.count

@@ -1,23 +1,24 @@
-"""What all schedules share: a unit of time, and the checks of their arguments."""
+"""Base class of schedules: the unit of time, and checks of arguments."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from math import isfinite
-from numbers import Real
-from typing import Any, Literal
+from typing import Literal, get_args
+
+from lightning_prune.network.argument_checks import check_choice, check_number
 
 Unit = Literal["epoch", "step", "share"]
 
-ROUNDING = 1e-9  # what sums of shares such as 0.1 may be off
+ROUNDING = 1e-9  # tolerance for rounding errors of sums of shares such as 0.1
 
 
 class Schedule(ABC):
-    """Base of all schedules.
+    """Fraction of the budget that is reached at a given time; base of all schedules.
 
     Attributes:
-        start: When it begins: epochs or optimizer steps done, or the share of the training in [0, 1]. The first event
-            is then; for ramps, which leave 0 there, the first removal is one ``every`` later.
+        start: Time at which it starts: number of completed epochs or optimizer steps, or share of the training in
+            [0, 1]. The first event is at ``start``; for ramps, which are 0 there, it is at ``start + every``.
+        unit: Unit of times: ``"epoch"``, ``"step"`` (optimizer steps) or ``"share"`` (share of the training).
     """
 
     start: float
@@ -25,7 +26,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def fraction(self, time: float) -> float:
-        """How far to be at ``time``: 0 before ``start``, 1 from the end on; never decreasing."""
+        """The fraction of the budget at ``time``: 0 before ``start``, 1 from ``last`` on, never decreasing."""
 
     @property
     @abstractmethod
@@ -34,29 +35,21 @@ class Schedule(ABC):
 
     @property
     def events(self) -> int | None:
-        """Number of events, None where it depends on the training."""
+        """Number of events; None where it depends on the length of the training."""
         return None
-
-    def _check_number(self, argument: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
-            raise ValueError(f"{type(self).__name__} {argument}={value!r} must be a finite number, such as 5 or 0.5")
 
     def _check_numbers(self, *arguments: str) -> None:
         for argument in arguments:
-            self._check_number(argument, getattr(self, argument))
+            check_number(self, argument, getattr(self, argument), hint="such as 5 or 0.5")
 
-    def _check_positive(self, *arguments: str) -> None:
-        self._check_numbers(*arguments)
-        for argument in arguments:
-            if getattr(self, argument) <= 0:
-                raise ValueError(f"{type(self).__name__} {argument}={getattr(self, argument)} must be positive")
+    def _check_positive(self, argument: str) -> None:
+        check_number(self, argument, getattr(self, argument), above=0)
 
     def _check(self) -> None:
         name = type(self).__name__
-        if self.unit not in ("epoch", "step", "share"):
-            raise ValueError(f"{name} unit={self.unit!r} is not known; use 'epoch', 'step' or 'share'")
+        check_choice(self, "unit", self.unit, get_args(Unit))
         if self.start < 0:
-            raise ValueError(f"{name} start={self.start} is negative; 0 is the beginning of the training")
+            raise ValueError(f"{name} start={self.start} is negative; 0 is the start of the training")
         if self.unit == "share" and self.last > 1 + ROUNDING:
             raise ValueError(f"{name} ends at share {self.last:g} of the training; shares lie in [0, 1]")
         if self.unit != "share" and 0 < self.last < 1:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
-from lightning_prune.network.layer_attributes import sync_changed
+from lightning_prune.network.layer_attributes import sync_changed_layers
 from lightning_prune.network.tensors import named_tensors, tensors_in
 from lightning_prune.surgery.passthrough import identity_for, is_identity
 from lightning_prune.surgery.plan import Plan, select
-from lightning_prune.surgery.weight_norms import keep_length, lengths
+from lightning_prune.surgery.weight_norms import update_magnitude, weight_norm_magnitudes
 
 
 def apply_plan(module: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) -> None:
@@ -45,7 +45,7 @@ def apply_plan(module: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = 
             tensors[name].data.mul_(factors.to(tensors[name]).view(shape))
     set_attributes(module, plan.attributes)
     changed = {id(tensors[name]) for name in plan.keep}
-    sync_changed(module, changed)
+    sync_changed_layers(module, changed)
     if plan.removed_modules:
         before = list(module.parameters())
         remove_modules(module, plan.removed_modules)
@@ -186,7 +186,7 @@ def zero_removed(module: nn.Module, plan: Plan) -> None:
     ``weight_norm`` are divided by the norms that they had.
     """
     with torch.no_grad():
-        tensors, directions = dict(named_tensors(module)), lengths(module)
+        tensors, directions = dict(named_tensors(module)), weight_norm_magnitudes(module)
         before = {name: tensors[name].clone() for name in directions if name in plan.keep}
         for name, tensor in tensors.items():
             for dim, index in plan.keep.get(name, {}).items():
@@ -194,4 +194,4 @@ def zero_removed(module: nn.Module, plan: Plan) -> None:
                 gone[index] = False
                 tensor.index_fill_(dim, gone.nonzero().flatten(), 1.0 if name.endswith("running_var") else 0.0)
         for name, direction in before.items():
-            keep_length(tensors[name], tensors[directions[name]], direction)
+            update_magnitude(tensors[name], tensors[directions[name]], direction)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_prune.coupling.groups import Coupling
-from lightning_prune.network.averages import averages_in, copies_held_by, held_by, source_of
+from lightning_prune.network.averages import attribute_values, averages_in, copies_held_by, source_of
 from lightning_prune.network.names import is_inside
 from lightning_prune.network.tensors import named_modules, named_tensors
 from lightning_prune.surgery.apply import apply_plan
@@ -88,7 +88,7 @@ def apply_to_copies(
     """
     inside = set(module.modules())
     holders = list(holders)
-    averaged = [average.module for average in held_by(holders) if isinstance(average, AveragedModel)]
+    averaged = [average.module for average in attribute_values(holders) if isinstance(average, AveragedModel)]
     for copy in dict.fromkeys([*copies_held_by(holders, module), *averaged]):
         if copy not in inside:
             own = _plan_for_copy(plan, module, copy, "outside the network")

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.coupling.groups import Coupling, Site
+from lightning_prune.coupling.groups import Coupling, PredictedShape
 from lightning_prune.coupling.operation_log import OperationLog
 from lightning_prune.coupling.symbols.constants import same_settings
 from lightning_prune.coupling.tracing.python_calls import WithoutDropout
-from lightning_prune.coupling.train_mode import as_training
+from lightning_prune.coupling.train_mode import run_as_training
 from lightning_prune.network.copies import copy_of
 from lightning_prune.network.example_input import Example, run_on_copy
 from lightning_prune.network.tensors import tensors_in
@@ -21,12 +21,12 @@ from lightning_prune.surgery.apply import apply_plan, zero_removed
 from lightning_prune.surgery.plan import Plan
 from lightning_prune.surgery.removal import plan_removal
 
-ANOTHER_WAY = "with fewer channels the forward pass takes another way"
+OTHER_CODE_PATH = "with fewer channels the forward pass takes another way"
 _OTHER_SETTINGS = "forward calls an operation with numbers that follow the width, such as its padding or epsilon"
 
 
 @dataclass(frozen=True)
-class Trial:
+class DryRunResult:
     """What became of an attempt.
 
     Attributes:
@@ -43,7 +43,7 @@ class Trial:
     apart: bool = False
 
 
-def try_widths(model: nn.Module, example: Example, coupling: Coupling, removed: Mapping[str, Tensor]) -> Trial:
+def try_widths(model: nn.Module, example: Example, coupling: Coupling, removed: Mapping[str, Tensor]) -> DryRunResult:
     """Run the network as it would be on a copy, in eval and in train mode, and find the groups that break it.
 
     Where train mode runs the same operations on the same shapes, eval mode speaks for it.
@@ -73,7 +73,7 @@ def try_widths(model: nn.Module, example: Example, coupling: Coupling, removed: 
         if not culprits:  # each half works and the whole does not
             blamed.update(dict.fromkeys(active, last.error))
             active = []
-    return Trial(blamed, last.scalars, last.constants, last.apart)
+    return DryRunResult(blamed, last.scalars, last.constants, last.apart)
 
 
 def _bisected(names: list[str], bundle_of: Mapping[str, tuple[str, ...]], attempt: Any) -> dict[str, str]:
@@ -126,8 +126,8 @@ def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Ma
                 outputs = [inputs.run(copy.eval())]
                 scalars, constants, eval_shapes = tuple(watch.scalars), tuple(watch.constants), list(watch.shapes)
                 operations = watch.seen()
-                if coupling.passes.apart:
-                    outputs.append(as_training(train)[0])
+                if coupling.passes.train_differs:
+                    outputs.append(run_as_training(train)[0])
         except Exception as error:
             return _unforeseen(coupling, gone, watch.shapes) or _failure(coupling, gone, error, watch)
         if not _same_shapes(coupling, [tensor.shape for tensor in tensors_in(outputs)]):
@@ -156,20 +156,24 @@ def _masked_run(model: nn.Module, plan: Plan, inputs: Example) -> tuple[Any, ...
 def _apart(before: tuple[Any, ...], now: tuple[Any, ...]) -> str | None:
     """In what a pass of a smaller network differs from one of the network: operations, then what they are set to."""
     if before[:-1] != now[:-1]:
-        return ANOTHER_WAY
+        return OTHER_CODE_PATH
     return None if same_settings(before[-1], now[-1]) else _OTHER_SETTINGS
 
 
 def _failure(coupling: Coupling, gone: Mapping[str, int], error: Exception, watch: OperationLog) -> _Attempt:
     said = str(error).splitlines()[0] if str(error) else repr(error)
     number = len(watch.shapes)
-    site = coupling.sizes[number] if watch.failed_in_reshape and number < len(coupling.sizes) else None
+    site = (
+        coupling.predicted_shapes[number]
+        if watch.failed_in_reshape and number < len(coupling.predicted_shapes)
+        else None
+    )
     if site is None or not site.dims:
         return _Attempt(f"with fewer channels the forward pass fails: {said}")
     return _Attempt(_written(site, "asks for", site.shape, site.after(gone)), _groups_of(site))
 
 
-def _written(site: Site, does: str, shape: tuple[int, ...], due: tuple[int, ...]) -> str:
+def _written(site: PredictedShape, does: str, shape: tuple[int, ...], due: tuple[int, ...]) -> str:
     where = f"{site.where!r}: " if site.where else ""
     wrong = f"{does} the shape {shape} instead of {due} with fewer channels"
     return f"{where}forward {wrong}: a number is written in the code"
@@ -189,7 +193,9 @@ def _detour(
     coupling: Coupling, gone: Mapping[str, int], found: list[tuple[bool, tuple[int, ...]]], scalars: tuple[float, ...]
 ) -> _Attempt | None:
     """What the pass did otherwise than foreseen; values may change a detector's way, which is then not compared."""
-    sizes = coupling.sizes[: coupling.passes.sized]  # train mode may go its own ways, as with layers left out at random
+    sizes = coupling.predicted_shapes[
+        : coupling.passes.eval_shapes
+    ]  # train mode may go its own ways, as with layers left out at random
     if len(found) == len(sizes):
         return _unforeseen(coupling, gone, found)
     if not coupling.on_meta:
@@ -199,19 +205,19 @@ def _detour(
         due = iter(site.after(gone) for site in sizes if not site.cut)
         if all(shape in due for cut, shape in found if not cut):  # a reshape that changes nothing may be left out
             return None
-    return _Attempt(ANOTHER_WAY)
+    return _Attempt(OTHER_CODE_PATH)
 
 
 def _unforeseen(
     coupling: Coupling, gone: Mapping[str, int], found: list[tuple[bool, tuple[int, ...]]]
 ) -> _Attempt | None:
     """The first shape that is not what the analysis foresees, and the groups that it has to do with."""
-    for site, (_, shape) in zip(coupling.sizes, found, strict=False):
+    for site, (_, shape) in zip(coupling.predicted_shapes, found, strict=False):
         due = site.after(gone)
         if site.dims and due != shape:
             return _Attempt(_written(site, "gives", shape, due), _groups_of(site))
     return None
 
 
-def _groups_of(site: Site) -> tuple[str, ...]:
+def _groups_of(site: PredictedShape) -> tuple[str, ...]:
     return tuple(name for dim in site.dims for name in dim.per_unit)

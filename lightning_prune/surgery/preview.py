@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_prune.masks.enforcer import MaskEnforcer
-from lightning_prune.network.sharded import whole
+from lightning_prune.network.sharded import full_tensor
 from lightning_prune.surgery.averaged_copies import with_averages
 from lightning_prune.surgery.plan import Plan, select
 
@@ -23,13 +23,13 @@ def state_after(module: nn.Module, plan: Plan) -> dict[str, Any]:
             continue
         place = (value.data_ptr(), value.shape, value.stride()) if value.numel() else (name,)
         if place not in done:  # shared tensors are saved once, and planned for by their first names
-            after = select(whole(value), plan.keep.get(name, {}))
-            done[place] = hidden(after, plan.masks[name]) if name in plan.masks else after
+            after = select(full_tensor(value), plan.keep.get(name, {}))
+            done[place] = masked_copy(after, plan.masks[name]) if name in plan.masks else after
         state[name] = done[place]
     return state
 
 
-def hidden(values: Tensor, mask: Tensor) -> Tensor:
+def masked_copy(values: Tensor, mask: Tensor) -> Tensor:
     """A copy of ``values`` under ``mask``, with the very zeros that masks make of weights in training."""
     copy = nn.Parameter(values.detach().clone(), requires_grad=False)
     MaskEnforcer({"": copy}, {"": mask}).apply()

@@ -45,7 +45,7 @@ def plan_removal(removed: Mapping[str, Tensor], coupling: Coupling) -> Plan:
     return Plan(keep, attributes=_following(coupling, {name: int(units.sum()) for name, units in removed.items()}))
 
 
-def rescaled(
+def compensate_scalars(
     plan: Plan,
     pruned: Collection[str],
     coupling: Coupling,

@@ -25,7 +25,7 @@ from lightning_prune.surgery.plan import Plan, select
 SPECTRAL = "spectral_norm divides its weight by the largest singular value, which is another one with fewer channels"
 
 
-def lengths(module: nn.Module) -> dict[str, str]:
+def weight_norm_magnitudes(module: nn.Module) -> dict[str, str]:
     """Name of each direction ``v`` of ``weight_norm`` -> name of its length ``g``."""
     found = {}
     for path, owner in module.named_modules():
@@ -36,7 +36,7 @@ def lengths(module: nn.Module) -> dict[str, str]:
     return found
 
 
-def spectral(module: nn.Module) -> dict[str, tuple[str, str]]:
+def spectral_norm_vectors(module: nn.Module) -> dict[str, tuple[str, str]]:
     """Name of each weight under ``spectral_norm`` -> names of the vectors that estimate its singular value."""
     found = {}
     for path, owner in module.named_modules():
@@ -49,18 +49,18 @@ def spectral(module: nn.Module) -> dict[str, tuple[str, str]]:
     return found
 
 
-def with_lengths(plan: Plan, module: nn.Module) -> Plan:
+def rescale_weight_norms(plan: Plan, module: nn.Module) -> Plan:
     """``plan`` with factors for all lengths and estimates whose weights it cuts."""
     tensors = dict(named_tensors(module))
     factors = {name: dict(dims) for name, dims in plan.scales.items()}
-    for direction, length in lengths(module).items():
+    for direction, length in weight_norm_magnitudes(module).items():
         cut = plan.keep.get(direction, {})
         if cut:
             ratio = _ratio(tensors[direction], tensors[length], cut)
             dim = next((dim for dim, size in enumerate(ratio.shape) if size > 1), 0)
             own = factors.setdefault(length, {})
             own[dim] = ratio.flatten() * own[dim].to(ratio) if dim in own else ratio.flatten()
-    for vectors in spectral(module).values():
+    for vectors in spectral_norm_vectors(module).values():
         for name in vectors:
             if name in plan.keep and name in tensors:
                 left = select(tensors[name].detach(), plan.keep[name])
@@ -68,7 +68,7 @@ def with_lengths(plan: Plan, module: nn.Module) -> Plan:
     return replace(plan, scales=factors)
 
 
-def keep_length(direction: Tensor, length: Tensor, before: Tensor) -> None:
+def update_magnitude(direction: Tensor, length: Tensor, before: Tensor) -> None:
     """Change ``length`` as the norms of ``direction`` have changed since ``before``; rows without any get no length."""
     over = _over(direction, length)
     old, new = (torch.linalg.vector_norm(t, dim=over, keepdim=True) for t in (before, direction))
@@ -76,9 +76,9 @@ def keep_length(direction: Tensor, length: Tensor, before: Tensor) -> None:
     direction.copy_(torch.where(new > 0, direction, before))  # 0 / 0 is no number
 
 
-def not_made_up_for(module: nn.Module, pruned: list[str], coupling: Coupling) -> dict[str, str]:
+def spectral_norm_groups(module: nn.Module, pruned: list[str], coupling: Coupling) -> dict[str, str]:
     """Of the groups ``pruned`` those that have a part in a weight under ``spectral_norm``, and why that matters."""
-    weights = spectral(module)
+    weights = spectral_norm_vectors(module)
     return {name: SPECTRAL for name in pruned if any(m.tensor in weights for m in coupling.groups[name].members)}
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torchvision import models
 
+from lightning_prune.network.argument_checks import check_integer
 from lightning_prune.tasks.cifar_resnet import CifarResNet
 from lightning_prune.tasks.networks import SmallResNet
 from lightning_prune.tasks.small_vit import SmallViT
@@ -26,7 +27,7 @@ def build_network(
 
     The networks of torchvision are made for RGB images. For another `in_channels` the first convolution is
     replaced: each of its input channels gets the mean filter of R, G and B times `3 / in_channels`, which
-    keeps the size of the activations and for grey images equals feeding the image three times. With
+    keeps the size of the activations and for gray images equals feeding the image three times. With
     `arguments={"weights": "DEFAULT"}` (or another name of torchvision's weights) the network starts
     pretrained; its classifier is drawn anew where the weights were made for another number of classes.
 
@@ -46,11 +47,8 @@ def build_network(
         >>> build_network("resnet18", num_classes=5, in_channels=1).conv1
         Conv2d(1, 64, kernel_size=(7, 7), stride=(2, 2), padding=(3, 3), bias=False)
     """
-    if num_classes < 1 or in_channels < 1:
-        raise ValueError(
-            f"num_classes and in_channels must be at least 1, got num_classes={num_classes} and "
-            f"in_channels={in_channels}."
-        )
+    check_integer("build_network", "num_classes", num_classes, minimum=1)
+    check_integer("build_network", "in_channels", in_channels, minimum=1)
     known = [*_OWN, *models.list_models(module=models)]
     if name not in known:
         closest = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
@@ -125,5 +123,5 @@ def _replace_stem(network: nn.Module, in_channels: int) -> None:
             stem.bias.copy_(old.bias)
     network.set_submodule(path, stem)
     if getattr(network, "transform_input", False):
-        # The pretrained GoogLeNet and Inception renormalise R, G and B by index.
+        # The pretrained GoogLeNet and Inception renormalize R, G and B by index.
         network.transform_input = False  # type: ignore[assignment]

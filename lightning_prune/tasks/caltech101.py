@@ -1,12 +1,13 @@
 """Caltech-101 through torchvision."""
 
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from PIL import Image
 from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 
+from lightning_prune.network.argument_checks import check_integer
 from lightning_prune.tasks.split_data import SplitData
 from lightning_prune.tasks.splits import three_way_split
 
@@ -17,8 +18,8 @@ class Caltech101Data(SplitData):
     """Photographs of 101 kinds of objects, 8,677 in all, as RGB images `(3, image_size, image_size)`.
 
     There is no official split: test and validation images are drawn class by class with a fixed seed; the remaining
-    ones train. They are normalised with ImageNet's mean and deviation, as torchvision's pretrained weights expect; grey
-    photographs become RGB. The shorter side is resized and the centre cropped; of training images another part is cut
+    ones train. They are normalized with ImageNet's mean and deviation, as torchvision's pretrained weights expect; gray
+    photographs become RGB. The shorter side is resized and its center cropped; of training images another part is cut
     out every time, at random in size and place, and half of them are flipped.
 
     torchvision reads these images only where SciPy is installed.
@@ -49,8 +50,7 @@ class Caltech101Data(SplitData):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        if image_size < 1:
-            raise ValueError(f"Caltech101Data needs image_size of at least 1, got {image_size}.")
+        check_integer(self, "image_size", image_size, minimum=1)
         self.check_fractions(val_fraction, test_fraction)
         self.root = root
         self.download = download
@@ -80,13 +80,10 @@ class Caltech101Data(SplitData):
         return {name: Subset(augmented if name == "train" else plain, indices) for name, indices in parts.items()}
 
     def _load(self, steps: list[Any]) -> datasets.Caltech101:
-        try:
-            return datasets.Caltech101(self.root, transform=transforms.Compose([_in_colour, *steps]), download=False)
-        except RuntimeError as error:
-            raise FileNotFoundError(
-                f"root={self.root!r} ({Path(self.root).resolve()}) holds no Caltech-101 in "
-                "caltech101/101_ObjectCategories. Set download=True, or point root to the folder that has it."
-            ) from error
+        images = partial(
+            datasets.Caltech101, self.root, transform=transforms.Compose([_in_color, *steps]), download=False
+        )
+        return self.open_download(images, self.root, "Caltech-101", "caltech101/101_ObjectCategories")
 
 
 def _check_scipy() -> None:
@@ -100,5 +97,5 @@ def _check_scipy() -> None:
         ) from error
 
 
-def _in_colour(image: Image.Image) -> Image.Image:
+def _in_color(image: Image.Image) -> Image.Image:
     return image.convert("RGB")

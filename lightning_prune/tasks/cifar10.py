@@ -1,6 +1,6 @@
 """CIFAR-10 through torchvision."""
 
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from torch.utils.data import Dataset, Subset
@@ -13,7 +13,7 @@ _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the train
 
 
 class CIFAR10Data(SplitData):
-    """Colour images `(3, 32, 32)` of ten classes, normalised to mean 0 and deviation 1.
+    """Color images `(3, 32, 32)` of ten classes, normalized to mean 0 and deviation 1.
 
     Training images are augmented as usual: a random crop after padding by 4 pixels, and a random flip.
     The validation images are carved from the training images class by class and are not augmented.
@@ -40,8 +40,7 @@ class CIFAR10Data(SplitData):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"CIFAR10Data needs val_fraction between 0 and 1, got {val_fraction}.")
+        self.check_fraction(val_fraction)
         self.root = root
         self.download = download
         self.val_fraction = val_fraction
@@ -69,10 +68,5 @@ class CIFAR10Data(SplitData):
         }
 
     def _load(self, train: bool, steps: list[Any]) -> datasets.CIFAR10:
-        try:
-            return datasets.CIFAR10(self.root, train=train, transform=transforms.Compose(steps), download=False)
-        except RuntimeError as error:
-            raise FileNotFoundError(
-                f"root={self.root!r} ({Path(self.root).resolve()}) holds no CIFAR-10 in cifar-10-batches-py. "
-                "Set download=True, or point root to the folder that has it."
-            ) from error
+        images = partial(datasets.CIFAR10, self.root, train=train, transform=transforms.Compose(steps), download=False)
+        return self.open_download(images, self.root, "CIFAR-10", "cifar-10-batches-py")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_prune.network.argument_checks import check_integer
 from lightning_prune.tasks.networks import stage
 
 
@@ -48,8 +49,7 @@ class CifarResNet(nn.Module):
         if depth < 8 or depth % 6 != 2:
             raise ValueError(f"CifarResNet depth={depth} must be 6n + 2: 8, 14, 20, 32, 44, 56, 110")
         for name, value in {"num_classes": num_classes, "in_channels": in_channels, "width": width}.items():
-            if value < 1:
-                raise ValueError(f"CifarResNet {name}={value} must be at least 1")
+            check_integer(self, name, value, minimum=1)
         blocks = depth // 6
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

@@ -8,7 +8,7 @@ from lightning_prune.tasks.splits import three_way_split
 
 
 class DigitsData(SplitData):
-    """1797 grey images `(1, 8, 8)` of the ten digits, in [-1, 1], embedded in scikit-learn.
+    """1797 gray images `(1, 8, 8)` of the ten digits, in [-1, 1], embedded in scikit-learn.
 
     Test and validation images are drawn class by class with fixed seeds; the remaining ones train.
 

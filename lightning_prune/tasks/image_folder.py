@@ -6,6 +6,7 @@ from typing import Any
 from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 
+from lightning_prune.network.argument_checks import check_integer
 from lightning_prune.tasks.split_data import SplitData
 from lightning_prune.tasks.splits import stratified_split
 
@@ -17,7 +18,7 @@ class ImageFolderData(SplitData):
 
     Without `val/` the validation images are carved from the training images class by class; without `test/`
     the validation images are also the test images. Images become RGB, `(3, image_size, image_size)`: the
-    shorter side is resized and the centre cropped. They are normalised with ImageNet's mean and deviation,
+    shorter side is resized and its center cropped. They are normalized with ImageNet's mean and deviation,
     as torchvision's pretrained weights expect.
 
     Args:
@@ -45,10 +46,8 @@ class ImageFolderData(SplitData):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        if image_size < 1:
-            raise ValueError(f"ImageFolderData needs image_size of at least 1, got {image_size}.")
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"ImageFolderData needs val_fraction between 0 and 1, got {val_fraction}.")
+        check_integer(self, "image_size", image_size, minimum=1)
+        self.check_fraction(val_fraction)
         self.root = root
         self.image_size = image_size
         self.augment = augment

@@ -1,6 +1,6 @@
 """MNIST through torchvision."""
 
-from pathlib import Path
+from functools import partial
 
 from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision import datasets
@@ -12,7 +12,7 @@ _MEAN, _STD = 0.1307, 0.3081  # of the training pixels, in [0, 1]
 
 
 class MNISTData(SplitData):
-    """Grey images `(1, 28, 28)` of the ten digits, normalised to mean 0 and deviation 1.
+    """Grey images `(1, 28, 28)` of the ten digits, normalized to mean 0 and deviation 1.
 
     The validation images are carved from the training images class by class.
 
@@ -38,8 +38,7 @@ class MNISTData(SplitData):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"MNISTData needs val_fraction between 0 and 1, got {val_fraction}.")
+        self.check_fraction(val_fraction)
         self.root = root
         self.download = download
         self.val_fraction = val_fraction
@@ -65,13 +64,9 @@ class MNISTData(SplitData):
         }
 
     def _load(self, train: bool) -> TensorDataset:
-        try:
-            dataset = datasets.MNIST(self.root, train=train, download=False)
-        except RuntimeError as error:
-            raise FileNotFoundError(
-                f"root={self.root!r} ({Path(self.root).resolve()}) holds no MNIST in MNIST/raw. "
-                "Set download=True, or point root to the folder that has it."
-            ) from error
-        # Normalised at once: image by image, through PIL, loading would take longer than training.
+        dataset = self.open_download(
+            partial(datasets.MNIST, self.root, train=train, download=False), self.root, "MNIST", "MNIST/raw"
+        )
+        # Normalized at once: image by image, through PIL, loading would take longer than training.
         images = (dataset.data.unsqueeze(1).float() / 255 - _MEAN) / _STD
         return TensorDataset(images, dataset.targets)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.network.argument_checks import check_integer
+
 
 class SmallResNet(nn.Module):
     """The CIFAR-style residual network of He et al. (2016), section 4.2, with projection shortcuts.
@@ -16,7 +18,7 @@ class SmallResNet(nn.Module):
 
     Args:
         num_classes: Number of outputs, at least 1.
-        in_channels: Channels of the images: 1 for grey, 3 for colour.
+        in_channels: Channels of the images: 1 for gray, 3 for color.
         width: Channels of the stem and of the first stage, at least 1.
         blocks: Residual blocks per stage, at least 1.
 
@@ -37,8 +39,7 @@ class SmallResNet(nn.Module):
         super().__init__()
         arguments = {"num_classes": num_classes, "in_channels": in_channels, "width": width, "blocks": blocks}
         for name, value in arguments.items():
-            if value < 1:
-                raise ValueError(f"SmallResNet needs {name} of at least 1, got {value}.")
+            check_integer(self, name, value, minimum=1)
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()

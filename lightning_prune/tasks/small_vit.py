@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_prune.network.argument_checks import check_integer
+
 
 class SmallViT(nn.Module):
     """Pre-norm encoder blocks on patches of an image; the mean over patches is classified.
@@ -47,8 +49,7 @@ class SmallViT(nn.Module):
             "width": width, "heads": heads, "depth": depth,
         }  # fmt: skip
         for name, number in numbers.items():
-            if number < 1:
-                raise ValueError(f"SmallViT needs {name} of at least 1, got {name}={number}.")
+            check_integer(self, name, number, minimum=1)
         if image_size % patch_size or width % heads:
             raise ValueError(
                 "SmallViT needs an image_size that is a multiple of patch_size, and a width that is one of heads, got "

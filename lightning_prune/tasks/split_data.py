@@ -1,12 +1,17 @@
-"""What the data modules share: images that are split once, and loaders of the splits."""
+"""Base class of the data modules: images that are split once, and loaders of the splits."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_prune.network.argument_checks import check_number
 from lightning_prune.tasks.splits import evaluation_loader, train_loader
+
+_Images = TypeVar("_Images", bound=Dataset)
 
 
 class SplitData(LightningDataModule, ABC):
@@ -23,13 +28,31 @@ class SplitData(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.splits: dict[str, Dataset] = {}
 
+    def check_fraction(self, val_fraction: float) -> None:
+        """Raise an error if the training images cannot be split by this fraction."""
+        check_number(self, "val_fraction", val_fraction, above=0, below=1)
+
     def check_fractions(self, val_fraction: float, test_fraction: float) -> None:
-        """Refuse fractions of which a three-way split is impossible."""
+        """Raise an error if a three-way split by these fractions is impossible."""
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
             raise ValueError(
                 f"{type(self).__name__} needs val_fraction and test_fraction above 0 and below 1 together, got "
                 f"val_fraction={val_fraction} and test_fraction={test_fraction}."
             )
+
+    def open_download(self, open_images: Callable[[], _Images], root: str, name: str, folder: str) -> _Images:
+        """Open images that torchvision has downloaded to ``root``.
+
+        Raises:
+            FileNotFoundError: If ``root`` does not contain them.
+        """
+        try:
+            return open_images()
+        except RuntimeError as error:
+            raise FileNotFoundError(
+                f"root={root!r} ({Path(root).resolve()}) holds no {name} in {folder}. "
+                "Set download=True, or point root to the folder that has it."
+            ) from error
 
     @abstractmethod
     def split(self) -> dict[str, Dataset]:

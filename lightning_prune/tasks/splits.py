@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_prune.network.argument_checks import check_number
+
 
 def stratified_split(labels: Tensor | Sequence[int], fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Split indices so that each class keeps its share in both parts.
@@ -30,8 +32,7 @@ def stratified_split(labels: Tensor | Sequence[int], fraction: float, seed: int)
         >>> len(rest), len(part)
         (3, 3)
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"A split needs a fraction between 0 and 1, got {fraction}.")
+    check_number("stratified_split", "fraction", fraction, above=0, below=1)
     labels = torch.as_tensor(labels)
     size = round(fraction * len(labels))
     if size in (0, len(labels)):

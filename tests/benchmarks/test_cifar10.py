@@ -386,6 +386,6 @@ def test_movement_at_chance_level_is_explained() -> None:
     rows += [figures("weights", "movement", goal, 0, share) for goal, share in ((0.9, 0.14), (0.95, 0.16))]
     (remark,) = remarks(rows, "weights")
     assert remark.startswith("Movement is at chance level with 90% of the weights zero: ")
-    target = remark.split("](../../docs/methods.md#")[1].split(")")[0]
-    headings = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8").splitlines()
+    target = remark.split("](../../docs/pages/reference/methods.md#")[1].split(")")[0]
+    headings = (Path(__file__).parents[2] / "docs/pages/reference/methods.md").read_text(encoding="utf-8").splitlines()
     assert target in [line[4:].lower().replace(" ", "-") for line in headings if line.startswith("### ")]

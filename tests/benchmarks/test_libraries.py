@@ -121,13 +121,13 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     builders = {"small": convolutions, "unlike": convolutions, "small, broken": lambda: (nn.Linear(3, 2), 1)}
     monkeypatch.setattr(libraries, "networks", lambda: {"ours": builders})
     libraries.main(["--only", "ours/small*", "--json", str(tmp_path / "found.json")])
-    assert capsys.readouterr().out == "1 of 2 networks are as they should be\n"
+    assert capsys.readouterr().out == "1 of 2 networks pass all checks\n"
     content = json.loads((tmp_path / "found.json").read_text())
     assert [(row["library"], row["name"]) for row in content["rows"]] == [("ours", "small"), ("ours", "small, broken")]
     libraries.main(["--only", "ours/unlike", "--json", str(tmp_path / "found.json")])
-    assert capsys.readouterr().out == "2 of 3 networks are as they should be\n"
+    assert capsys.readouterr().out == "2 of 3 networks pass all checks\n"
     page = (tmp_path / "found.md").read_text()
-    assert "\n## ours\n\n2 of 3 are as they should be.\n\n| network | parameters |" in page
+    assert "\n## ours\n\n2 of 3 pass all checks.\n\n| network | parameters |" in page
     assert "output of the network: 1" in page
 
 
@@ -140,4 +140,4 @@ def test_the_table_by_hand() -> None:
     assert cells_of({**row, "error": None, "problems": ["x", "y"]})[4::3] == ["", "x; y"]
     failed = {"library": "timm", "name": "b", "problems": ["ValueError: it fails"]}
     assert cells_of(failed) == ["b", *[""] * 6, "ValueError: it fails"]
-    assert "\n1 of 2 are as they should be.\n" in text({**ABOUT, "rows": [row, failed]})
+    assert "\n1 of 2 pass all checks.\n" in text({**ABOUT, "rows": [row, failed]})

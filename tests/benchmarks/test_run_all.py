@@ -133,7 +133,7 @@ def test_a_medium_run_stands_between_the_others(tmp_path: Path) -> None:
 def test_a_page_becomes_a_section(tmp_path: Path) -> None:
     content = {**ABOUT, "device": "cpu", "seconds": 30, "rows": []}
     (tmp_path / "scale.json").write_text(json.dumps(content))
-    with pytest.raises(FileNotFoundError, match=r"scale.md is missing beside its JSON file: run scale.py again"):
+    with pytest.raises(FileNotFoundError, match=r"scale.md does not exist, but its JSON file does: run scale.py again"):
         results(tmp_path)
     (tmp_path / "scale.md").write_text("# Title\n\n## Part\n\n![Cost](scale.png)\n\nfooter\n")
     text = results(tmp_path)
@@ -191,9 +191,9 @@ def test_criteria_by_hand() -> None:
         {"method": "Taylor", "granularity": "channels", "share": 0.5, "accuracy": 0.6},
     ]
     text = criteria_page({**ABOUT, "rows": [row | {"seed": 0} for row in rows]})
-    assert text.startswith("dense 90.0\n\n| validation accuracy, % | weights, 50 % gone |\n")
+    assert text.startswith("dense 90.0\n\n| validation accuracy, % | weights, 50 % removed |\n")
     assert "\n| Magnitude | 80.0 |\n| Random | 70.0 |\n\n" in text
-    assert "| channels, 50 % gone |\n|---|---|\n| Taylor | 60.0 |\n\n1 seed(s). 2026-01-02" in text
+    assert "| channels, 50 % removed |\n|---|---|\n| Taylor | 60.0 |\n\n1 seed(s). 2026-01-02" in text
 
 
 # ---- who is ahead
@@ -222,20 +222,20 @@ def test_the_best_of_several_was_picked() -> None:
     assert text.startswith(
         "**movement** is best with 60.0 %, the best of 2 of this package; ModelPruning by an expert, "
     )
-    assert text.endswith("is 2.0 points; the best of several is picked on these images).")
+    assert text.endswith("is 2.0 points; the best of several methods is selected on these images).")
 
 
-@pytest.mark.parametrize(("theirs", "words"), [(58.1, "is level at"), (57.9, "is 2.1 points behind at")])
+@pytest.mark.parametrize(("theirs", "words"), [(58.1, "is on a par at"), (57.9, "is 2.1 points behind at")])
 def test_below_the_standard_error_is_level(theirs: float, words: str) -> None:
     text = verdict({"movement": {0: 60.0}, "ModelPruning by an expert": {0: theirs}}, 600)
-    assert text.startswith(f"**movement** is {'highest' if 'level' in words else 'best'} with 60.0 %; ")
+    assert text.startswith(f"**movement** is {'highest' if 'par' in words else 'best'} with 60.0 %; ")
     assert f", the only one of the peers, {words} {theirs} % (" in text
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_equal_accuracies_are_level(seeds: int) -> None:
     points = {m: dict.fromkeys(range(seeds), 100.0) for m in ("lightning_prune", "Torch-Pruning")}
-    assert "Torch-Pruning, the only one of the peers, is level at 100.0 %" in verdict(points, 1000)
+    assert "Torch-Pruning, the only one of the peers, is on a par at 100.0 %" in verdict(points, 1000)
 
 
 def test_a_control_is_ahead() -> None:
@@ -266,18 +266,18 @@ CIFAR: dict[str, Any] = {
 def test_what_is_lost_against_the_dense_network() -> None:
     points = {"lightning_prune": {0: 70.0, 1: 80.0}, "Torch-Pruning": {0: 75.0, 1: 71.0, 2: 9.0}, "plain L2": {}}
     text = " The dense network has {}."
-    trained_on = "81.0 % trained on as long (6.0 points more)"
+    trained_on = "81.0 % when trained for as long (6.0 points more)"
     assert lost(points, {TRAINED_ON: {0: 80.0, 1: 82.0, 2: 1.0}}) == text.format(trained_on)
-    assert lost(points, {DENSE: {0: 60.0}}) == text.format("60.0 % where all begin (no more)")
+    assert lost(points, {DENSE: {0: 60.0}}) == text.format("60.0 % before pruning (no more)")
     both = {DENSE: {0: 60.0}, TRAINED_ON: {0: 80.0, 1: 82.0}}
-    assert lost(points, both) == text.format(f"60.0 % where all begin (no more) and {trained_on}")
+    assert lost(points, both) == text.format(f"60.0 % before pruning (no more) and {trained_on}")
     assert lost(points, {DENSE: {2: 60.0}}) == lost(points, {}) == ""
 
 
 def test_a_sentence_for_each_goal() -> None:
     assert verdicts(CIFAR)[0].endswith(
-        "). The dense network has 79.0 % where all begin (9.0 points more) and 80.0 % trained on as long (10.0 points "
-        "more)."
+        "). The dense network has 79.0 % before pruning (9.0 points more) and 80.0 % when trained for as long (10.0 "
+        "points more)."
     )
     assert [sentence[:58] for sentence in verdicts(CIFAR)] == [
         "ResNet-20, 2.5 times fewer MACs: **lightning_prune** is be",
@@ -323,11 +323,11 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     _, _, accuracy, speed_up, size = figures(tmp_path).splitlines()
     assert accuracy == (
         "| ResNet-20 on CIFAR-10, 2.5 times fewer MACs, 3 epochs on 1,000 images: accuracy on 1,000 test images, "
-        "1 seed (small run) | 70.0 % | Torch-Pruning 60.0 %, with our distillation 65.0 %; dense 79.0 %, "
-        "trained on as long 80.0 % |"
+        "1 seed (small run) | 70.0 % | Torch-Pruning 60.0 %, with distillation by lightning_prune 65.0 %; dense "
+        "79.0 %, trained for as many epochs 80.0 % |"
     )
-    assert "batch 1, a machine, 1 thread: speed-up (small run) | 2.0 times; 40% of the ideal 3.5 arrives | " in speed_up
-    assert speed_up.endswith(" by masks 1.0 times |")
+    assert "batch 1, a machine, 1 thread: speed-up (small run) | 2.0 times, 40% of the theoretical 3.5 | " in speed_up
+    assert speed_up.endswith("| 1.0 times with the same channels masked |")
     assert size.endswith(
         "on 2,000 test images, 2 seeds (small run) | 4.0 times smaller, 92.0 ± 1.4 % accuracy | dense 8 KiB, 94.0 % |"
     )
@@ -338,7 +338,9 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     compiled = [{**row, "mode": "compiled", "speed_up": 1 + row.get("speed_up", 0)} for row in gpu["rows"]]
     gpu["rows"] = [*gpu["rows"], *compiled]
     (tmp_path / "speed.json").write_text(json.dumps(gpu))
-    text = "batch 1, a GPU: speed-up | 2.0 times; 40% of the ideal 3.5 arrives; with both compiled 3.0 times | the "
+    text = (
+        "batch 1, a GPU: speed-up | 2.0 times, 40% of the theoretical 3.5; 3.0 times with both networks compiled | 1.0 "
+    )
     assert text in figures(tmp_path)
 
 

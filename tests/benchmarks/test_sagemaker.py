@@ -223,11 +223,11 @@ def test_the_conclusion_is_of_the_last_network_within_the_limit() -> None:
         "that of round 1, has 2.0 times fewer parameters and 4.0 times fewer MACs than the dense one, and +1.0 points"
     )
     stopped, ran_out = conclusion(CONTENT), conclusion({**CONTENT, "rows": ROWS[:2]})
-    assert stopped.startswith("Round 2 lost more than 10 points, where the guard stops.")
+    assert stopped.startswith("Round 2 lost more than 10 points, and the guard stopped the training.")
     assert ran_out.startswith("No round lost more than 10 points.")
     assert stopped.endswith(
-        "points on the test images. The dense network is not trained to its end: it began with random weights and has "
-        "seen 1,500 images 7 times, so that what a round costs and what more training gives are not told apart."
+        "points on the test images. The dense network is not fully trained: it started from random weights and has "
+        "seen 1,500 images 7 times, so the cost of a round and the gain of further training cannot be separated."
     )
     full = {**CONTENT, "setting": {**CONTENT["setting"], "images": [None, None, None]}}
     assert conclusion(full).endswith("points on the test images.")
@@ -240,7 +240,7 @@ def test_the_page_and_the_figure(tmp_path: Path, saved: list[Figure]) -> None:
     assert page.startswith("# 200 units a round, in one fit\n\nRound 2 lost")
     assert "| 2 | 400 | 4,100 | 1.000 M | 9.00 M | 37.5 | 36.0 | -12.5 | stops |\n" in page
     assert "![Parameters and accuracy](curve.png)" in page
-    assert "1,500 images train, 600 others are what the guard sees, 1,000 test" in page
+    assert "1,500 training images, 600 validation images for the guard, 1,000 test images" in page
     assert " 1.5 minutes in all.\n" in page
     assert page.endswith("2026-01-02, commit abc; a machine, 1 thread; torch 9.\n")
     draw(CONTENT, tmp_path / "curve.png")

@@ -128,8 +128,8 @@ def test_a_bundle_that_cannot_shrink_is_in_no_count_s_way() -> None:
 
 
 def test_a_bundle_at_its_last_step_counts_as_removed() -> None:
-    origin = bundled().origin
-    later = space_of(by_hand({"stream": 2, "free": 4}, (TIED,)), {"free": BUNDLED["free"]}, origin)
+    reference = bundled().dense
+    later = space_of(by_hand({"stream": 2, "free": 4}, (TIED,)), {"free": BUNDLED["free"]}, reference)
     # 9 of 16 are gone: 6 of the stream, 3 heads
     assert Ratio(0.7, per_layer=False).keep_units(later, 1.0) == {"free": 2}
     assert Ratio(0.5, per_layer=False).keep_units(later, 1.0) == {"free": 4}
@@ -146,7 +146,7 @@ def test_what_is_kept_fits(space: ChannelSpace, budget: Budget, fraction: float)
     for name, units in kept.items():
         group = space.coupling.groups[name]
         width, now = units * group.channels_per_unit, space.now[name] * group.channels_per_unit
-        assert min(space.now[name], group.least) <= space.floor[name] <= units <= space.now[name]
+        assert min(space.now[name], group.min_units) <= space.floor[name] <= units <= space.now[name]
         assert units == space.now[name] or (width % space.round_to == 0 and width >= space.min_width)
         assert width >= min(now, space.min_width)
     for bundle in space.coupling.bundles:
@@ -154,7 +154,7 @@ def test_what_is_kept_fits(space: ChannelSpace, budget: Budget, fraction: float)
         assert all(kept[name] % quantum == 0 for name, quantum in bundle.quantum.items())
     for name, mask in space.lowest(kept).items():
         assert int((~mask).sum()) == kept[name]
-    assert set(space.settled) == {name for name, now in space.now.items() if space.floor[name] == now}
+    assert set(space.at_minimum) == {name for name, now in space.now.items() if space.floor[name] == now}
     if isinstance(budget, Count):
         tied = {name for candidate in space.candidates if candidate.bundled for name in candidate.quantum}
         gone = {name: space.now[name] - kept[name] for name in kept}
@@ -162,9 +162,7 @@ def test_what_is_kept_fits(space: ChannelSpace, budget: Budget, fraction: float)
             assert budget.per_layer or sum(gone.values()) <= budget.count
         assert not budget.per_layer or all(gone[n] <= budget.count for n in kept if n in tied or space.round_to == 1)
     if isinstance(budget, (Params, MACs, Sparsity)):
-        cost, dense = (
-            (space.macs, space.original_macs) if isinstance(budget, MACs) else (space.params, space.original_params)
-        )
+        cost, dense = (space.macs, space.dense.macs) if isinstance(budget, MACs) else (space.params, space.dense.params)
         share = budget.sparsity if isinstance(budget, Sparsity) else 1 - budget.keep
         assert cost(kept) <= dense * (1 - share * fraction) * (1 + 1e-8)
 
@@ -172,7 +170,7 @@ def test_what_is_kept_fits(space: ChannelSpace, budget: Budget, fraction: float)
 @given(spaces(), st.one_of(st.builds(Ratio, shares, st.booleans()), st.builds(Params, shares)), shares)
 @settings(max_examples=300, deadline=None)
 def test_two_events_arrive_where_one_does_with_bundles(space: ChannelSpace, budget: Budget, halfway: float) -> None:
-    space = ChannelSpace(space.coupling, space.scores, space.origin, 1, 1, space.ranking)
+    space = ChannelSpace(space.coupling, space.scores, space.dense, 1, 1, space.ranking)
     try:
         once = budget.keep_units(space, 1.0)
     except BudgetError:
@@ -182,16 +180,16 @@ def test_two_events_arrive_where_one_does_with_bundles(space: ChannelSpace, budg
     coupling = by_hand(
         first, tuple(bundle.quantum for bundle in space.coupling.bundles),
         {name: group.channels_per_unit for name, group in space.coupling.groups.items()},
-        {name: group.least for name, group in space.coupling.groups.items()},
+        {name: group.min_units for name, group in space.coupling.groups.items()},
     )  # fmt: skip
     left = {name: space.scores[name][~gone[name]] for name in first}
-    assert budget.keep_units(ChannelSpace(coupling, left, space.origin, 1, 1, space.ranking), 1.0) == once
+    assert budget.keep_units(ChannelSpace(coupling, left, space.dense, 1, 1, space.ranking), 1.0) == once
 
 
 @given(spaces(), st.integers(1, 6))
 @settings(deadline=None)
 def test_a_count_takes_something_or_says_why_not(space: ChannelSpace, count: int) -> None:
-    space = ChannelSpace(space.coupling, space.scores, space.origin, ranking=space.ranking)
+    space = ChannelSpace(space.coupling, space.scores, space.dense, ranking=space.ranking)
     try:
         kept = Count(count).keep_units(space, 1.0)
     except BudgetError:

@@ -163,20 +163,20 @@ def test_two_events_arrive_where_one_does(scores, budget: Budget, halfway: float
     left = {name: scores[name][~gone[name]] for name in (A, B) if name in coupling.groups}
     if not left:
         return
-    second = budget.keep_units(ChannelSpace(coupling, left, space.origin), 1.0)
+    second = budget.keep_units(ChannelSpace(coupling, left, space.dense), 1.0)
     assert {**first, **second} == once
 
 
 def test_shares_never_compound() -> None:
-    origin = DenseReference.of(chain(4, 6))
-    later = ChannelSpace(chain(2, 3), {A: torch.zeros(2), B: torch.zeros(3)}, origin)
+    reference = DenseReference.of(chain(4, 6))
+    later = ChannelSpace(chain(2, 3), {A: torch.zeros(2), B: torch.zeros(3)}, reference)
     for budget in (Ratio(0.5), Ratio(0.5, per_layer=False), Sparsity(0.5), Params(0.5), MACs(0.5)):
         assert budget.keep_units(later, 1.0) == {A: 2, B: 3}, budget
 
 
 def test_a_group_with_one_unit_left_still_counts_as_removed() -> None:
-    origin = DenseReference.of(chain(4, 6))
-    later = ChannelSpace(chain(1, 6), {B: torch.zeros(6)}, origin)
+    reference = DenseReference.of(chain(4, 6))
+    later = ChannelSpace(chain(1, 6), {B: torch.zeros(6)}, reference)
     assert Ratio(0.5, per_layer=False).keep_units(later, 1.0) == {B: 4}  # 3 of 10 are gone, 2 more go
     assert Ratio(0.8, per_layer=False).keep_units(later, 1.0) == {B: 1}
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_prune import Blocks, Channels, IterativePruning, Scope, Weights, prune_once
-from lightning_prune.budgets import All, BudgetError, Count, Latency, MACs, Params, Ratio, latency_table
+from lightning_prune.budgets import All, BudgetError, Count, Latency, MACs, Params, Ratio, latency_measurement
 from lightning_prune.criteria import Magnitude, Random
 from lightning_prune.network.example_input import Example
 from lightning_prune.pruners.channel_pruner import ChannelPruner
@@ -30,16 +30,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTime]:
 
 
 @pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch) -> list[latency_table.LatencyTable]:
+def tables(monkeypatch: pytest.MonkeyPatch) -> list[latency_measurement.LatencyTable]:
     """Every table that is measured."""
-    found: list[latency_table.LatencyTable] = []
-    measure = latency_table.measure_table
+    found: list[latency_measurement.LatencyTable] = []
+    measure = latency_measurement.measure_table
 
-    def measure_table(*args) -> latency_table.LatencyTable:
+    def measure_table(*args) -> latency_measurement.LatencyTable:
         found.append(measure(*args))
         return found[-1]
 
-    monkeypatch.setattr(latency_table, "measure_table", measure_table)
+    monkeypatch.setattr(latency_measurement, "measure_table", measure_table)
     return found
 
 
@@ -82,7 +82,7 @@ def test_the_table_is_wrong_there(monkeypatch) -> None:
         net = mlp()
         example = Example.of(INPUT)
         pruner.prepare(net, example)
-        table = pruner.stopwatch.tables[latency_table.Conditions()]
+        table = pruner.search.stopwatch.tables[latency_measurement.Conditions()]
         coupling = pruner.coupling(net, example, dict(net.named_parameters()))
     for gone in ({}, {"0.weight": 100, "2.weight": 150}):
         cut = nn.Sequential(*(nn.Linear(*shape) for shape in edges(gone)))

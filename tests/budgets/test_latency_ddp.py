@@ -20,7 +20,7 @@ from helpers.training import Events, Lit, fit
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_prune import IterativePruning
-from lightning_prune.budgets import latency_table
+from lightning_prune.budgets import latency_measurement
 from lightning_prune.budgets import All, Latency, MACs
 from lightning_prune.schedules import Rounds
 
@@ -34,8 +34,8 @@ BUDGETS = {
 
 def main():
     measured = []
-    measure = latency_table.measure_table
-    latency_table.measure_table = lambda *args: measured.append(1) or measure(*args)
+    measure = latency_measurement.measure_table
+    latency_measurement.measure_table = lambda *args: measured.append(1) or measure(*args)
     for name, budget in BUDGETS.items():
         torch.manual_seed(0)
         lit, events, said = Lit(width=32), Events(), ""

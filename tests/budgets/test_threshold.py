@@ -58,7 +58,7 @@ def test_a_score_equal_to_the_value_stays_whatever_the_precision() -> None:
 @given(spaces(), st.integers(-1, 6))
 @settings(deadline=None)
 def test_exactly_the_lower_units_go(space: ChannelSpace, value: int) -> None:
-    space = ChannelSpace(space.coupling, space.scores, space.origin)
+    space = ChannelSpace(space.coupling, space.scores, space.dense)
     result = Threshold(value).keep_units(space, 1.0)
     tied = {name for bundle in space.coupling.bundles for name in bundle.quantum}
     for name in result.keys() - tied:
@@ -169,7 +169,7 @@ def test_nothing_that_can_go_is_said_at_once() -> None:
 
 
 def test_classes_do_not_compete_for_a_threshold() -> None:
-    with pytest.raises(ValueError, match=r"but budget Threshold\(value=0.1\) decides on each by itself; leave ranking"):
+    with pytest.raises(ValueError, match=r"but budget Threshold\(value=0.1\) prunes each group by itself; use ranking"):
         prune_once(
             torch.nn.Linear(2, 2), torch.zeros(1, 2), granularity=Channels(ranking="isomorphic"), budget=Threshold(0.1)
         )
@@ -180,7 +180,7 @@ def test_steps_of_a_bundle_that_has_lost_some() -> None:
     first = Threshold(0.5).keep_units(bundled(), 1.0)
     gone = bundled().lowest(first)
     left = {name: [v for v, g in zip(values, gone[name], strict=True) if not g] for name, values in BUNDLED.items()}
-    later = space_of(by_hand(first, (TIED,)), left, bundled().origin)
+    later = space_of(by_hand(first, (TIED,)), left, bundled().dense)
     assert Threshold(0.5).keep_units(later, 1.0) == first
 
 

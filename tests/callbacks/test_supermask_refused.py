@@ -96,5 +96,5 @@ def test_shards_are_refused(tmp_path: Path) -> None:
     class ModelParallelStrategy(SingleDeviceStrategy):
         """A stand-in: only its name is looked at."""
 
-    with pytest.raises(MisconfigurationException, match="Supermask looks at whole parameters"):
+    with pytest.raises(MisconfigurationException, match="Supermask needs whole parameters"):
         fit(tmp_path, model(), Supermask(), strategy=ModelParallelStrategy())

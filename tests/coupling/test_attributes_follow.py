@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lightning_prune import prune_once
 from lightning_prune.budgets import Ratio
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.network.example_input import Example
 from lightning_prune.surgery.apply import zero_removed
 
@@ -237,7 +237,7 @@ def test_dry_runs_change_no_attribute() -> None:
 
 def test_analysis_and_pruning_leave_plain_numbers_behind() -> None:
     net = randomised(Net(CASES["heads and head_dim"].run, num_heads=3, head_dim=4, other=12, pair=(1, 2)))
-    analyse(net, Example.of(data()))
+    find_coupling(net, Example.of(data()))
     assert all(type(getattr(net, name)) is int for name in ("num_heads", "head_dim", "other"))
     prune_once(net, data())
     assert all(type(getattr(net, name)) is int for name in ("num_heads", "head_dim", "other"))
@@ -277,7 +277,7 @@ def test_one_attribute_for_two_layers_makes_them_shrink_together() -> None:
     net = Net(run, dim=12)
     net.other, net.third = nn.Linear(5, 12), nn.Linear(12, 3)
     randomised(net)
-    coupling = analyse(net, Example.of(data()))
+    coupling = find_coupling(net, Example.of(data()))
     assert [dict(bundle.quantum) for bundle in coupling.bundles] == [{"first.weight": 1, "other.weight": 1}]
     report, error = halve(net, data())
     assert report.widths == {"first.weight": (12, 6), "other.weight": (12, 6)}

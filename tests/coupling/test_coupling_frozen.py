@@ -10,7 +10,7 @@ from helpers.coupling_nets import Net, conv, image, pooled, randomise, removal_e
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.functional import prune_once
 from lightning_prune.network.example_input import Example
 
@@ -73,7 +73,7 @@ FROZEN = {
 @pytest.mark.parametrize("name", FROZEN)
 def test_what_must_stay_is_frozen_with_its_reason(name: str) -> None:
     net, reason = FROZEN[name]
-    coupling = analyse(net, Example.of(image()))
+    coupling = find_coupling(net, Example.of(image()))
     assert re.search(reason, coupling.frozen["a.weight"])
     assert not any(m.tensor == "a.weight" for group in coupling.groups.values() for m in group.members)
 
@@ -127,11 +127,11 @@ SENTENCES = {
 
 @pytest.mark.parametrize(("name", "reason"), [(name, reason) for name, own in SENTENCES.items() for reason in own])
 def test_reasons_name_the_module_and_what_its_forward_does(name: str, reason: str) -> None:
-    assert analyse(SENTENCES[name][reason], Example.of(image())).frozen[name] == reason
+    assert find_coupling(SENTENCES[name][reason], Example.of(image())).frozen[name] == reason
 
 
 def test_inexact_channels_have_the_name_of_the_operation_that_users_know() -> None:
-    (group,) = analyse(inside(lambda net, x: x.softmax(1)), Example.of(image())).groups.values()
+    (group,) = find_coupling(inside(lambda net, x: x.softmax(1)), Example.of(image())).groups.values()
     assert group.inexact == "'block': forward calls softmax over the channels: masked ones take part in it"
 
 
@@ -145,14 +145,14 @@ def test_a_tensor_is_not_frozen_because_of_a_dimension_that_is_no_channel() -> N
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.embed(x) + self.positions)
 
-    assert analyse(Positions(), Example.of(image(2, 7, 5))).frozen == {"head.weight": "output of the network"}
+    assert find_coupling(Positions(), Example.of(image(2, 7, 5))).frozen == {"head.weight": "output of the network"}
     net = nn.Sequential(conv(3, 8), nn.LayerNorm([8, 8, 8]), conv(8, 2))
-    assert analyse(net, Example.of(image())).frozen == {"2.weight": "output of the network"}
+    assert find_coupling(net, Example.of(image())).frozen == {"2.weight": "output of the network"}
 
 
 def test_what_makes_the_channels_is_named_although_what_reads_them_comes_first() -> None:
     net = Net(lambda net, x: net.head(pooled(net.a(x).roll(1, 1))), head=nn.Linear(8, 3), a=conv(3, 8))
-    assert analyse(net, Example.of(image())).frozen["a.weight"] == "forward calls roll over the channels"
+    assert find_coupling(net, Example.of(image())).frozen["a.weight"] == "forward calls roll over the channels"
 
 
 def test_a_part_of_the_channels_may_stay() -> None:
@@ -162,7 +162,7 @@ def test_a_part_of_the_channels_may_stay() -> None:
 
     net = Net(run, a=conv(8, 2), both=conv(3, 12, bias=False), b=conv(4, 2))
     net.sizes = [8, 4]
-    coupling = analyse(net, Example.of(image()))
+    coupling = find_coupling(net, Example.of(image()))
     assert coupling.frozen["both.weight"] == "a part of its channels: forward calls roll over the channels"
     assert {name: group.size for name, group in coupling.groups.items()} == {"a.weight": 8}
 
@@ -179,21 +179,21 @@ def test_what_meets_a_torchscript_module_stays() -> None:
 
 def test_a_triangular_weight_stays_because_positions_matter() -> None:
     net = head_net(lambda net, x: F.linear(pooled(x), net.t.weight.tril()), t=nn.Linear(8, 8, bias=False))
-    assert analyse(net, Example.of(image())).frozen["t.weight"] == "forward calls tril over the channels"
+    assert find_coupling(net, Example.of(image())).frozen["t.weight"] == "forward calls tril over the channels"
     weight, rows, columns = torch.ones(4, 4), torch.tensor([0, 1]), torch.tensor([2, 3])
     assert not torch.equal(weight[rows][:, columns].tril(), weight.tril()[rows][:, columns])
 
 
 def test_the_only_channel_of_a_group_stays() -> None:
     net = nn.Sequential(conv(3, 8), conv(8, 4, groups=4, bias=False), conv(4, 2))
-    coupling = analyse(net, Example.of(image()))
+    coupling = find_coupling(net, Example.of(image()))
     assert coupling.frozen["1.weight"] == "'1': forward needs its 4 groups, which have one channel each"
     assert coupling.groups["0.weight"].size == 2  # one channel of every group at a time
     assert removal_error(net, image()) <= 1e-5
 
 
 def test_input_and_output_are_frozen_without_being_named() -> None:
-    coupling = analyse(nn.Sequential(conv(3, 6), conv(6, 5)), Example.of(image()))
+    coupling = find_coupling(nn.Sequential(conv(3, 6), conv(6, 5)), Example.of(image()))
     assert list(coupling.groups) == ["0.weight"]
     assert coupling.frozen == {"1.weight": "output of the network"}
 
@@ -210,7 +210,7 @@ def test_layers_beside_an_unknown_operation_stay_removable_and_exact() -> None:
 
 def test_parameters_that_no_pass_uses_are_frozen() -> None:
     net = Net(lambda net, x: net.b(net.a(x)), a=conv(3, 6), b=conv(6, 2), spare=conv(6, 4))
-    coupling = analyse(net, Example.of(image()))
+    coupling = find_coupling(net, Example.of(image()))
     assert list(coupling.groups) == ["a.weight"]
     assert coupling.frozen["spare.weight"] == "the forward pass never uses it"
     prune_once(net, image())
@@ -219,12 +219,12 @@ def test_parameters_that_no_pass_uses_are_frozen() -> None:
 
 def test_a_tensor_whose_channels_go_with_another_group_is_not_called_frozen() -> None:
     net = Net(lambda net, x: net.head(pooled(net.a(x) + net.b(x))), a=conv(3, 6), b=conv(3, 6), head=nn.Linear(6, 2))
-    assert analyse(net, Example.of(image())).frozen == {"head.weight": "output of the network"}
+    assert find_coupling(net, Example.of(image())).frozen == {"head.weight": "output of the network"}
 
 
 def test_a_group_norm_with_a_group_for_each_channel_is_exact() -> None:
     net = randomise(nn.Sequential(conv(3, 8), nn.GroupNorm(8, 8), nn.ReLU(), conv(8, 2))).double()
-    assert analyse(net, Example.of(image().double())).groups["0.weight"].inexact is None
+    assert find_coupling(net, Example.of(image().double())).groups["0.weight"].inexact is None
     assert removal_error(net, image().double()) <= 1e-10
     assert net[1].num_groups == net[1].num_channels == net[0].out_channels < 8
 
@@ -241,7 +241,7 @@ def test_norms_over_channels_are_removable_but_reported_as_inexact(
     norm: nn.Module, groups: int, kept: int, reason: str
 ) -> None:
     net = nn.Sequential(conv(3, 8), norm, nn.ReLU(), conv(8, 6), nn.ReLU(), conv(6, 2))
-    coupling = analyse(net, Example.of(image()))
+    coupling = find_coupling(net, Example.of(image()))
     assert coupling.groups["0.weight"].size == groups
     assert coupling.groups["3.weight"].inexact is None
     report = prune_once(net, image())
@@ -275,11 +275,11 @@ def test_control_flow_that_reads_values_falls_back_to_a_real_pass() -> None:
         return net.b(y) if x.abs().sum() > 0 else y
 
     net = randomise(Net(run, a=nn.Conv1d(3, 6, 3), b=nn.Conv1d(6, 2, 3)))
-    coupling = analyse(net, Example.of(image(2, 3, 16)))
+    coupling = find_coupling(net, Example.of(image(2, 3, 16)))
     assert not coupling.on_meta
     assert list(coupling.groups) == ["a.weight"]
     assert removal_error(net, image(2, 3, 16)) <= 1e-5
-    assert analyse(nn.Sequential(conv(3, 6), conv(6, 2)), Example.of(image())).on_meta
+    assert find_coupling(nn.Sequential(conv(3, 6), conv(6, 2)), Example.of(image())).on_meta
 
 
 def test_a_network_that_wants_targets_in_train_mode_is_analysed_in_eval_mode() -> None:
@@ -289,7 +289,7 @@ def test_a_network_that_wants_targets_in_train_mode_is_analysed_in_eval_mode() -
         return net.b(net.a(x))
 
     net = Net(run, a=conv(3, 6), b=conv(6, 2))
-    assert not analyse(net, Example.of(image())).passes.apart
+    assert not find_coupling(net, Example.of(image())).passes.train_differs
     assert prune_once(net, image()).widths == {"a.weight": (6, 3)}
 
 
@@ -297,7 +297,7 @@ def test_analysis_leaves_the_network_and_the_random_state_alone() -> None:
     net = nn.Sequential(conv(3, 6), nn.BatchNorm2d(6), nn.Dropout(0.5), conv(6, 2)).train()
     before, random = {name: value.clone() for name, value in net.state_dict().items()}, torch.get_rng_state()
     for inputs in (image(), image(1, 3, 8, 8), image(5, 3, 8, 8)):
-        analyse(net, Example.of(inputs))
+        find_coupling(net, Example.of(inputs))
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert net.training
@@ -306,19 +306,19 @@ def test_analysis_leaves_the_network_and_the_random_state_alone() -> None:
 
 def test_lazy_modules_are_refused_by_name() -> None:
     net = nn.Sequential(conv(3, 6), nn.Flatten(), nn.LazyLinear(2))
-    for call in (lambda: analyse(net, Example.of(image())), lambda: prune_once(net, image())):
+    for call in (lambda: find_coupling(net, Example.of(image())), lambda: prune_once(net, image())):
         with pytest.raises(ValueError, match=r"^'2.weight' is lazy and has no shape yet; run one batch through"):
             call()
 
 
 def test_a_wrong_example_says_what_to_pass() -> None:
     with pytest.raises(ValueError, match=r"forward pass of Conv2d failed on the example input: .*example_input_array"):
-        analyse(conv(3, 6), Example.of(image(2, 5, 8, 8)))
+        find_coupling(conv(3, 6), Example.of(image(2, 5, 8, 8)))
 
 
 def test_reshaping_an_empty_tensor_is_harmless() -> None:
     net = Net(lambda net, x: net.b(net.a(x)) + x.new_zeros(2, 0).view(-1).sum(), a=conv(3, 6), b=conv(6, 2))
-    assert list(analyse(net, Example.of(image())).groups) == ["a.weight"]
+    assert list(find_coupling(net, Example.of(image())).groups) == ["a.weight"]
 
 
 def attention(net: Any, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from lightning_prune import load_pruned, prune_once
 from lightning_prune.budgets import Ratio
 from lightning_prune.checkpoint.loading import reshape_to
 from lightning_prune.checkpoint.manifest import track_shapes
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.network.example_input import Example
 
 
@@ -29,12 +29,12 @@ def shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def test_two_channels_a_group_stay_where_a_grouped_convolution_reads() -> None:
-    groups = analyse(grouped_net(), Example.of(image())).groups
-    assert {name: (group.size, group.least) for name, group in groups.items()} == {
+    groups = find_coupling(grouped_net(), Example.of(image())).groups
+    assert {name: (group.size, group.min_units) for name, group in groups.items()} == {
         "0.weight": (32, 1), "2.weight": (2, 2), "4.weight": (2, 1), "6.weight": (32, 1),
     }  # fmt: skip
-    depthwise = analyse(grouped_net(groups=8), Example.of(image())).groups
-    assert {group.least for group in depthwise.values()} == {1}
+    depthwise = find_coupling(grouped_net(groups=8), Example.of(image())).groups
+    assert {group.min_units for group in depthwise.values()} == {1}
 
 
 @pytest.mark.parametrize("per_layer", [True, False])

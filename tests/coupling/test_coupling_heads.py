@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from lightning_prune import Channels, Scope, prune_once
 from lightning_prune.budgets import Ratio
-from lightning_prune.coupling import Coupling, analyse
+from lightning_prune.coupling import Coupling, find_coupling
 from lightning_prune.network.example_input import Example
 from lightning_prune.surgery.apply import zero_removed
 from lightning_prune.surgery.report import Report
@@ -77,7 +77,7 @@ def pruned(net: nn.Module, mode: str, share: float = 0.5, inputs: Any = None) ->
     """Prune ``net`` in place: its analysis before, the report, and the relative error against masking."""
     inputs = data() if inputs is None else inputs
     example, masked = Example.of(inputs), copy.deepcopy(net)
-    coupling = analyse(net, example, mode)
+    coupling = find_coupling(net, example, mode)
     report = prune_once(net, inputs, granularity=Channels(attention=mode), budget=Ratio(share))
     zero_removed(masked, report.plan)
     with torch.no_grad():
@@ -342,7 +342,7 @@ def test_two_events_in_a_row(name: str, mode: str) -> None:
         net = randomised(Net(Attention(spelling.run, 16, heads=4, head_dim=4)))
     masked, example = copy.deepcopy(net), Example.of(data())
     plans = [prune_once(net, data(), granularity=Channels(attention=mode), budget=Ratio(s)).plan for s in (0.25, 0.4)]
-    again = analyse(net, example, mode)
+    again = find_coupling(net, example, mode)
     for bundle in again.bundles:
         steps = {again.groups[name].size / units for name, units in bundle.quantum.items()}
         assert len(steps) == 1
@@ -358,16 +358,16 @@ def test_an_only_head_stays_whole(name: str) -> None:
     net = randomised(Net(Attention(spelling.run, 4 if spelling.kind is TIED else 10, heads=1)))
     example = Example.of(data())
     attention = {f"layers.0.{layer}.weight" for layer in ("q", "k", "v", "qkv")}
-    assert {name for name, dim in prunable(analyse(net, example, "head_dims")) if dim == 0} & attention
-    assert not {name for name, dim in prunable(analyse(net, example, "heads")) if dim == 0} & attention
+    assert {name for name, dim in prunable(find_coupling(net, example, "head_dims")) if dim == 0} & attention
+    assert not {name for name, dim in prunable(find_coupling(net, example, "heads")) if dim == 0} & attention
 
 
 def test_an_only_head_of_pytorchs_attention_stays_whole() -> None:
     layer = nn.TransformerEncoderLayer(8, 1, 6, batch_first=True)
     net = nn.Sequential(nn.Linear(5, 8), layer, nn.Linear(8, 3)).double().eval()
     example = Example.of(data())
-    assert ("1.self_attn.in_proj_weight", 0) in prunable(analyse(net, example, "head_dims"))
-    left = prunable(analyse(net, example, "heads"))
+    assert ("1.self_attn.in_proj_weight", 0) in prunable(find_coupling(net, example, "head_dims"))
+    left = prunable(find_coupling(net, example, "heads"))
     assert ("1.linear1.weight", 0) in left
     assert not {name for name, _ in left} & {"1.self_attn.in_proj_weight", "1.self_attn.out_proj.weight", "0.weight"}
 

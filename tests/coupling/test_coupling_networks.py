@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_prune import prune_once
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.network.example_input import Example
 
 Groups = dict[str, tuple[int, dict[tuple[str, int], int]]]
@@ -254,7 +254,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_groups_are_those_written_down_by_hand(name: str) -> None:
     case = CASES[name]
-    assert groups_of(analyse(case.make(), Example.of(case.inputs()))) == case.groups
+    assert groups_of(find_coupling(case.make(), Example.of(case.inputs()))) == case.groups
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -267,7 +267,7 @@ def test_removing_equals_masking(name: str, seed: int) -> None:
 
 def test_members_say_which_unit_owns_which_index() -> None:
     # 8 channels shuffled in 2 groups: channel c of 0..3 goes with channel c + 4, and they sit side by side behind.
-    group = analyse(CASES["channel shuffle"].make(), Example.of(image())).groups["a.weight"]
+    group = find_coupling(CASES["channel shuffle"].make(), Example.of(image())).groups["a.weight"]
     index = {(m.tensor, m.dim): m.index.tolist() for m in group.members}
     assert index["a.weight", 0] == [[0, 4], [1, 5], [2, 6], [3, 7]]
     assert index["head.weight", 1] == [[0, 1], [2, 3], [4, 5], [6, 7]]
@@ -275,7 +275,7 @@ def test_members_say_which_unit_owns_which_index() -> None:
 
 
 def test_padded_channels_are_frozen_beside_removable_ones() -> None:
-    coupling = analyse(CASES["shortcut padded with zero channels"].make(), Example.of(image()))
+    coupling = find_coupling(CASES["shortcut padded with zero channels"].make(), Example.of(image()))
     index = {(m.tensor, m.dim): m.index.flatten().tolist() for m in coupling.groups["a.weight"].members}
     assert index["a.weight", 0] == [0, 1, 2, 3]
     assert index["b.weight", 0] == index["head.weight", 1] == [2, 3, 4, 5]
@@ -284,7 +284,9 @@ def test_padded_channels_are_frozen_beside_removable_ones() -> None:
 def test_tied_weights_are_one_tensor() -> None:
     net = Net(lambda net, x: net.b(net.a(x).mean(1)), a=nn.Embedding(9, 6), b=nn.Linear(6, 9))
     net.b.weight = net.a.weight
-    assert groups_of(analyse(net, Example.of(torch.arange(8).reshape(2, 4)))) == {"a.weight": (6, {("a.weight", 1): 1})}
+    assert groups_of(find_coupling(net, Example.of(torch.arange(8).reshape(2, 4)))) == {
+        "a.weight": (6, {("a.weight", 1): 1})
+    }
     assert removal_error(net, torch.arange(8).reshape(2, 4)) <= 1e-5
     assert net.b.weight is net.a.weight
     assert net.b.in_features == net.a.embedding_dim < 6
@@ -295,7 +297,7 @@ def test_groups_that_begin_in_one_tensor_are_named_by_what_is_their_own() -> Non
         lambda net, x: (lambda y: net.head(pooled(y + torch.cat([net.b(x), net.c(x)], 1))))(net.a(x)),
         a=conv(3, 6), b=conv(3, 2), c=conv(3, 4), head=nn.Linear(6, 3),
     )  # fmt: skip
-    assert groups_of(analyse(net, Example.of(image()))) == {
+    assert groups_of(find_coupling(net, Example.of(image()))) == {
         "b.weight": (2, {**made("a"), **made("b"), **read("head")}),
         "c.weight": (4, {**made("a"), **made("c"), **read("head")}),
     }
@@ -309,7 +311,7 @@ def test_a_group_with_one_unit_left_keeps_its_name() -> None:
         return net.head(pooled(net.a(x) + torch.cat([b, net.c(x)], 1))), left * right
 
     net = Net(run, a=conv(3, 6), b=conv(3, 2), c=conv(3, 4), head=nn.Linear(6, 3))
-    coupling = analyse(net, Example.of(image()))
+    coupling = find_coupling(net, Example.of(image()))
     assert list(coupling.groups) == ["c.weight"]
     assert coupling.frozen["b.weight"] == "all of its channels can only go together"
 
@@ -320,7 +322,7 @@ def test_auxiliary_head_of_the_train_mode_is_followed() -> None:
         return (net.head(pooled(y)), net.aux(pooled(y))) if net.training else net.head(pooled(y))
 
     net = Net(run, a=conv(3, 6), head=nn.Linear(6, 3), aux=nn.Linear(6, 3))
-    assert groups_of(analyse(net, Example.of(image())))["a.weight"] == (
+    assert groups_of(find_coupling(net, Example.of(image())))["a.weight"] == (
         6,
         {**made("a"), **read("head"), **read("aux")},
     )
@@ -336,7 +338,7 @@ def test_auxiliary_head_of_the_train_mode_is_followed() -> None:
 )
 def test_example_inputs_single_tuple_and_dict(inputs: Any, run: Callable[..., Any]) -> None:
     net = Net(run, a=conv(3, 6), b=conv(6, 2))
-    assert groups_of(analyse(net, Example.of(inputs))) == {"a.weight": (6, {**made("a"), **read("b")})}
+    assert groups_of(find_coupling(net, Example.of(inputs))) == {"a.weight": (6, {**made("a"), **read("b")})}
 
 
 def test_outputs_in_dicts_and_dataclasses_freeze_what_they_carry() -> None:
@@ -346,7 +348,7 @@ def test_outputs_in_dicts_and_dataclasses_freeze_what_they_carry() -> None:
 
     for wrap in (lambda y: {"scores": [y]}, Output):
         net = Net(lambda net, x, wrap=wrap: wrap(net.b(net.a(x))), a=conv(3, 6), b=conv(6, 2))
-        coupling = analyse(net, Example.of(image()))
+        coupling = find_coupling(net, Example.of(image()))
         assert list(coupling.groups) == ["a.weight"]
         assert coupling.frozen["b.weight"] == "output of the network"
 
@@ -366,7 +368,7 @@ def test_a_shuffle_written_with_the_number_of_channels_in_a_group_shrinks_in_the
         return net.head(pooled((y * net.b(x)).relu()))
 
     net = Net(run, a=conv(3, 8), b=conv(3, 8), head=nn.Linear(8, 3))
-    (group,) = analyse(net, Example.of(image())).groups.values()
+    (group,) = find_coupling(net, Example.of(image())).groups.values()
     assert group.size == 4
     assert [m.index[1].tolist() for m in group.members if m.tensor == "a.weight"] == [[2, 3]]
     assert [m.index[1].tolist() for m in group.members if m.tensor == "b.weight"] == [[1, 5]]
@@ -403,4 +405,4 @@ def test_layers_of_the_same_shapes_that_only_train_mode_uses_are_followed() -> N
 
 def test_what_only_train_mode_returns_keeps_its_shape() -> None:
     net = Net(features_in_training, a=conv(3, 8), b=conv(3, 8), head=nn.Linear(8, 3))
-    assert "a.weight" not in analyse(net, Example.of(image())).groups
+    assert "a.weight" not in find_coupling(net, Example.of(image())).groups

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lightning_prune import Report, prune_once
-from lightning_prune.coupling import analyse
-from lightning_prune.coupling.symbols.constants import constants_of, setting_places, settings_at
-from lightning_prune.coupling.train_mode import GradWatch, ModeWatch
+from lightning_prune.coupling import find_coupling
+from lightning_prune.coupling.symbols.constants import constants_of, setting_positions, settings_at
+from lightning_prune.coupling.train_mode import GradModeWatch, TrainingFlagWatch
 from lightning_prune.network.example_input import Example
 from lightning_prune.surgery.apply import zero_removed
 
@@ -111,7 +111,7 @@ MODES = {
 def test_a_mode_that_decides_which_channels_are_read(name: str) -> None:
     net = made(MODES[name], without="narrow" if "layer with" in name else "other wide")
     masked = copy.deepcopy(net)
-    assert analyse(net, Example.of(data())).passes.apart
+    assert find_coupling(net, Example.of(data())).passes.train_differs
     report = prune_once(net, data())
     assert max(errors(net, report, masked, data())) <= 1e-10
     assert report.inexact == {}
@@ -164,8 +164,8 @@ def literal(net: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("run", [depth, hooked, checkpointed, literal])
 def test_what_changes_no_channels_is_no_other_way(run: Callable[..., Tensor]) -> None:
     net = made(run)
-    passes = analyse(net, Example.of(data())).passes
-    assert (passes.apart, passes.fails) == (False, False)
+    passes = find_coupling(net, Example.of(data())).passes
+    assert (passes.train_differs, passes.train_fails) == (False, False)
     assert prune_once(net, data()).widths["first.weight"] in ((32, 16), (16, 8))
 
 
@@ -174,7 +174,7 @@ def test_noise_for_every_channel_is_another_way() -> None:
         h = net.first(x)
         return net.wide(h * h.new_empty(len(x), 32).bernoulli_(1.0) if net.training else h)
 
-    assert analyse(made(run), Example.of(data())).passes.apart
+    assert find_coupling(made(run), Example.of(data())).passes.train_differs
 
 
 class Statistics(nn.Module):
@@ -194,12 +194,12 @@ class Statistics(nn.Module):
 
 
 def test_a_buffer_that_is_replaced_in_every_pass_is_no_other_way() -> None:
-    assert not analyse(Statistics(), Example.of(data().float())).passes.apart
+    assert not find_coupling(Statistics(), Example.of(data().float())).passes.train_differs
 
 
 def test_a_mode_is_as_before_in_the_dict_of_a_module() -> None:
     net = nn.Linear(2, 2)
-    with ModeWatch() as mode:
+    with TrainingFlagWatch() as mode:
         net.eval()
         assert vars(copy.deepcopy(net))["training"] is False
         assert not mode.asked
@@ -210,7 +210,7 @@ def test_a_mode_is_as_before_in_the_dict_of_a_module() -> None:
 
 def test_what_tells_of_gradients_is_as_before() -> None:
     asks, leaf = torch.is_grad_enabled, torch.ones(2)
-    with GradWatch() as grads:
+    with GradModeWatch() as grads:
         leaf.requires_grad = True
         with torch.no_grad():  # PyTorch's own code asks too
             assert not grads.asked
@@ -282,7 +282,7 @@ def test_settings_on_a_real_pass_are_inexact() -> None:
 
 def test_places_that_values_lead_to_are_not_compared() -> None:
     net = made(lambda net, x: net.wide(net.first(x)) + x[: int((x.sum(1) > 0).sum())].mean())
-    coupling = analyse(net, Example.of(data()))
+    coupling = find_coupling(net, Example.of(data()))
     assert not coupling.on_meta
     assert coupling.passes.operations[-1] == (None,)
 
@@ -312,9 +312,9 @@ def test_which_arguments_are_settings() -> None:
         aten.slice.Tensor: ((one, 1, 0, 4), (1, 0, 4)),
     }
     for func, (args, settings) in calls.items():
-        assert settings_at(setting_places(func), args) == settings
+        assert settings_at(setting_positions(func), args) == settings
     for func in (aten.view.default, aten.as_strided.default, aten.mul.Tensor, aten.mm.default, aten.expand.default):
-        assert setting_places(func) == ()
+        assert setting_positions(func) == ()
 
 
 WHETHER: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {

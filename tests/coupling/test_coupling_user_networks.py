@@ -12,7 +12,7 @@ from helpers.coupling_nets import error_between, image, randomise
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.functional import prune_once
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.tensors import tensors_in
@@ -163,7 +163,7 @@ def test_recurrent_layers_on_a_real_pass(kind: Any) -> None:
     net = Reading()
     net.rnn = kind(10, 5, num_layers=2, bidirectional=True, batch_first=True)
     inputs = tokens(), tokens() % 3
-    coupling = analyse(net, Example.of(inputs))
+    coupling = find_coupling(net, Example.of(inputs))
     assert not coupling.on_meta
     gates = 4 if kind is nn.LSTM else 3
     index = {(m.tensor, m.dim): m.index.tolist() for m in coupling.groups["rnn.weight_ih_l0"].members}
@@ -179,7 +179,7 @@ def test_a_hidden_state_given_from_outside_keeps_its_size() -> None:
             return self.fc(self.rnn(x, state)[0])
 
     net = Continued(nn.GRU)
-    coupling = analyse(net, Example.of((image(2, 4, 3), image(1, 2, 6))))
+    coupling = find_coupling(net, Example.of((image(2, 4, 3), image(1, 2, 6))))
     assert coupling.groups == {}
     assert "rnn.weight_ih_l0" in coupling.frozen
 

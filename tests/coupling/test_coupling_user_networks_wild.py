@@ -11,7 +11,7 @@ from helpers.coupling_nets import Net, error_between, groups_of, image, removal_
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.functional import prune_once
 from lightning_prune.network.example_input import Example, run_on_copy
 from lightning_prune.surgery.apply import zero_removed
@@ -28,7 +28,7 @@ FOUND = {
 def test_groups_are_found_and_removing_equals_masking(name: str) -> None:
     make, shape, units = FOUND[name]
     net, inputs = make().double(), image(*shape).double()
-    coupling = analyse(net, Example.of(inputs))
+    coupling = find_coupling(net, Example.of(inputs))
     assert {group: found.size for group, found in coupling.groups.items()} == units
     assert all(group.inexact is None for group in coupling.groups.values())
     assert removal_error(net, inputs) <= 1e-10
@@ -43,7 +43,7 @@ def test_standardised_weights() -> None:
 
 
 def test_experts_in_one_weight() -> None:
-    coupling = analyse(nets.Experts(), Example.of(image(8, 3)))
+    coupling = find_coupling(nets.Experts(), Example.of(image(8, 3)))
     assert groups_of(coupling) == {
         "up": (16, {("a.weight", 0): 1, ("a.bias", 0): 1, ("up", 1): 1}),
         "up#2": (16, {("up", 2): 1, ("down", 1): 1}),
@@ -59,14 +59,14 @@ def test_experts_in_one_weight() -> None:
 
 
 def test_a_channel_written_into_a_part_of_the_channels_of_a_constant_stays() -> None:
-    coupling = analyse(nets.FirstChannels(), Example.of(image()))
+    coupling = find_coupling(nets.FirstChannels(), Example.of(image()))
     assert coupling.groups == {}
     assert coupling.frozen["a.weight"] == "forward writes it into a part of a tensor whose size cannot shrink"
 
 
 def test_fused_attention_is_followed_on_a_real_pass() -> None:
     net, inputs = nets.ReadingAttention().double(), image(2, 4, 3).double()
-    coupling = analyse(net, Example.of(inputs))
+    coupling = find_coupling(net, Example.of(inputs))
     assert not coupling.on_meta
     assert {"a.weight", "qkv.weight"} <= set(coupling.groups)
     assert not any("no rule" in reason for reason in coupling.frozen.values())
@@ -82,7 +82,7 @@ def test_a_first_state_that_is_not_zero_makes_a_sum_over_the_units_inexact(ones:
         return net.fc(y[:, -1]) * y[:, -1].sum(1, keepdim=True)
 
     net = Net(run, rnn=nn.GRU(3, 8, batch_first=True), fc=nn.Linear(8, 2)).double()
-    group = analyse(net, Example.of(image(2, 4, 3).double())).groups["rnn.weight_ih_l0"]
+    group = find_coupling(net, Example.of(image(2, 4, 3).double())).groups["rnn.weight_ih_l0"]
     assert (group.inexact is not None) == ones
     if not ones:
         assert removal_error(net, image(2, 4, 3).double()) <= 1e-10
@@ -128,9 +128,9 @@ def test_a_recurrent_layer_of_wrong_sizes_still_fails_on_the_meta_device() -> No
 
 def test_a_long_sequence_takes_no_longer_than_a_short_one() -> None:
     net = Net(lambda net, x: net.fc(net.rnn(x)[0]), rnn=nn.LSTM(3, 4, 2, bidirectional=True), fc=nn.Linear(8, 2))
-    analyse(net, Example.of(image(2, 4, 3)))
+    find_coupling(net, Example.of(image(2, 4, 3)))
     start = time.perf_counter()
-    analyse(net, Example.of(image(3000, 2, 3)))
+    find_coupling(net, Example.of(image(3000, 2, 3)))
     assert time.perf_counter() - start < 5
 
 

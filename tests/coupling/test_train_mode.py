@@ -12,16 +12,16 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from lightning_prune import prune_once
-from lightning_prune.coupling import analyse
-from lightning_prune.coupling.train_mode import ModeWatch, switches
+from lightning_prune.coupling import find_coupling
+from lightning_prune.coupling.train_mode import TrainingFlagWatch, overrides_mode_switch
 from lightning_prune.network.example_input import Example, run_on_copy
 
 
 def asked(net: nn.Module, inputs: Any) -> bool:
     def use(copy: nn.Module, example: Example) -> bool:
-        with ModeWatch() as mode:
+        with TrainingFlagWatch() as mode:
             example.run(copy.eval())
-        return mode.asked or switches(copy)
+        return mode.asked or overrides_mode_switch(copy)
 
     found: bool = run_on_copy(net, Example.of(inputs), use)
     return found
@@ -184,15 +184,15 @@ class WantingTargets(Base):
 
 def test_train_mode_that_reads_values_is_followed_on_a_copy_with_values() -> None:
     net = Counting()
-    coupling = analyse(net, Example.of(torch.randn(2, 4)))
-    assert (coupling.on_meta, coupling.passes.apart) == (False, True)
+    coupling = find_coupling(net, Example.of(torch.randn(2, 4)))
+    assert (coupling.on_meta, coupling.passes.train_differs) == (False, True)
     prune_once(net, torch.randn(2, 4))
     assert [out.shape for out in net.train()(torch.randn(2, 4))] == [(2, 3), (2, 3)]
 
 
 def test_train_mode_that_wants_targets_leaves_the_rest_on_the_meta_device() -> None:
-    coupling = analyse(WantingTargets(), Example.of(torch.randn(2, 4)))
-    assert (coupling.on_meta, coupling.passes.apart, coupling.passes.fails) == (True, False, True)
+    coupling = find_coupling(WantingTargets(), Example.of(torch.randn(2, 4)))
+    assert (coupling.on_meta, coupling.passes.train_differs, coupling.passes.train_fails) == (True, False, True)
     said = "the forward pass never uses it; it may in train mode, which does not run on the example input alone"
     assert coupling.frozen["aux.weight"] == said
 
@@ -223,7 +223,7 @@ class OtherHalf(nn.Module):
 @pytest.mark.parametrize("make", [OtherBuffer, OtherHalf])
 def test_the_same_operations_on_other_tensors_are_no_noise(make: Any) -> None:
     net = make()
-    assert analyse(net, Example.of(torch.randn(2, 4))).passes.apart
+    assert find_coupling(net, Example.of(torch.randn(2, 4))).passes.train_differs
     prune_once(net, torch.randn(2, 4))
     net.train()(torch.randn(2, 4))
     net.eval()(torch.randn(2, 4))
@@ -235,7 +235,7 @@ def test_layers_of_train_mode_shrink_wherever_the_mode_is_asked_for() -> None:
         return net.b(net.aside(x) if torch.is_tensor(x) and net.training else x)
 
     net = Net(forward, a=conv(3, 8), aside=conv(8, 8), b=conv(8, 2)).train()
-    assert analyse(net, Example.of(image())).passes.apart
+    assert find_coupling(net, Example.of(image())).passes.train_differs
     report = prune_once(net, image())
     assert set(report.widths) == {"a.weight"}  # `aside` returns what `b` reads, so they share their channels
     assert net(image()).shape[1] == net.eval()(image()).shape[1] == 2
@@ -244,7 +244,7 @@ def test_layers_of_train_mode_shrink_wherever_the_mode_is_asked_for() -> None:
 def test_modules_are_as_before() -> None:
     scripted = torch.jit.script(nn.Linear(4, 4))
     net = nn.Sequential(nn.Linear(4, 4), scripted)
-    with ModeWatch():
+    with TrainingFlagWatch():
         assert net.train().training
         assert not net.eval().training
         assert scripted.training is False

@@ -95,7 +95,7 @@ def test_a_unit_of_several_channels_has_their_mean() -> None:
 @BOTH
 def test_channels_that_no_layer_shows_cannot_be_scored(criterion: Criterion) -> None:
     group = Group("w", (Member("w", 0, torch.arange(3).reshape(3, 1), False),), ())
-    message = f"^no layer output shows these channels, so {type(criterion).__name__} cannot see them$"
+    message = f"^no layer output contains these channels, so {type(criterion).__name__} cannot score them$"
     with pytest.raises(CannotScoreError, match=message):
         criterion.check(group, Scoring(nn.Identity(), {}))
 
@@ -103,12 +103,14 @@ def test_channels_that_no_layer_shows_cannot_be_scored(criterion: Criterion) -> 
 @BOTH
 def test_what_was_not_seen_is_named(criterion: Criterion) -> None:
     scoring, groups = gather(criterion, factors(1.0, 2.0), IMAGES)
-    message = rf"^{type(criterion).__name__} needs activations of '0'; none reached it since the last event. Is it"
+    message = (
+        rf"^{type(criterion).__name__} needs activations of '0', but none were gathered since the last event. Is it"
+    )
     with pytest.raises(ValueError, match=message):
         criterion.score_units(groups["0.weight"], replace(scoring, statistics={}))
 
 
 @BOTH
 def test_every_n_steps_is_checked(criterion: Criterion) -> None:
-    with pytest.raises(ValueError, match=r"every_n_steps=0 must be a whole number of at least 1$"):
+    with pytest.raises(ValueError, match=r"every_n_steps=0 must be an integer of at least 1$"):
         replace(criterion, every_n_steps=0)  # type: ignore[type-var]

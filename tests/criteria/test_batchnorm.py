@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.coupling import Group, analyse
+from lightning_prune.coupling import Group, find_coupling
 from lightning_prune.criteria import BatchNormScale, CannotScoreError, Scoring
 from lightning_prune.criteria.batchnorm import batch_norm_scales
 from lightning_prune.network.example_input import Example
@@ -26,7 +26,7 @@ class Residual(nn.Module):
 
 
 def first_group(net: nn.Module, example: Tensor) -> Group:
-    return next(iter(analyse(net, Example.of(example)).groups.values()))
+    return next(iter(find_coupling(net, Example.of(example)).groups.values()))
 
 
 def scoring_of(net: nn.Module) -> Scoring:
@@ -64,7 +64,7 @@ def test_channels_without_a_scale_cannot_be_scored(norm: nn.Module) -> None:
     group = first_group(net, torch.zeros(2, 1, 4, 4))
     with pytest.raises(CannotScoreError) as error:
         BatchNormScale().check(group, scoring_of(net))
-    assert str(error.value) == "no batch norm with a scale stands behind these channels"
+    assert str(error.value) == "no batch norm with a scale follows these channels"
 
 
 def test_every_batch_norm_with_a_scale_is_found() -> None:

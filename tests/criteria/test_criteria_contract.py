@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune import criteria
-from lightning_prune.coupling import Coupling, analyse
+from lightning_prune.coupling import Coupling, find_coupling
 from lightning_prune.criteria import (
     LAMP,
     SNIP,
@@ -83,7 +83,7 @@ def make(dtype: torch.dtype = torch.float32) -> tuple[Net, Coupling, Tensor]:
         nn.init.uniform_(norm.weight, -1, 1)
     batch = torch.randn(4, 2, 4, 4).to(dtype)
     net = net.to(dtype)
-    return net, analyse(net, Example.of(batch)), batch
+    return net, find_coupling(net, Example.of(batch)), batch
 
 
 def scoring_of(criterion: Criterion, net: nn.Module, coupling: Coupling, batch: Tensor, event: int = 0) -> Scoring:

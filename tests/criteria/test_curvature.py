@@ -127,7 +127,7 @@ def test_units_have_the_sums_of_their_weights(criterion: Hessian | GraSP, how: s
     expected = expected / expected.abs().mean() if isinstance(criterion, GraSP) else expected
     torch.testing.assert_close(criterion.score_units(groups["a.weight"], replace(scoring, aggregate=how)), expected)
     net.requires_grad_(False)
-    with pytest.raises(CannotScoreError, match=r"^all weights that go with these channels are frozen"):
+    with pytest.raises(CannotScoreError, match=r"^all weights of these channels are frozen"):
         criterion.check(groups["a.weight"], scoring)
 
 
@@ -141,5 +141,5 @@ def test_other_seeds_make_other_signs() -> None:
 
 
 def test_every_n_steps_is_checked() -> None:
-    with pytest.raises(ValueError, match=r"^Hessian every_n_steps=0 must be a whole number of at least 1$"):
+    with pytest.raises(ValueError, match=r"^Hessian every_n_steps=0 must be an integer of at least 1$"):
         Hessian(every_n_steps=0)

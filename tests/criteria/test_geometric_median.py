@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.coupling import Group, Member, analyse
+from lightning_prune.coupling import Group, Member, find_coupling
 from lightning_prune.criteria import CannotScoreError, GeometricMedian, Scoring
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.tensors import named_tensors
 
 
 def scored(net: nn.Module, example: Tensor, name: str, how: str = "sum") -> Tensor:
-    group = analyse(net, Example.of(example)).groups[name]
+    group = find_coupling(net, Example.of(example)).groups[name]
     scoring = Scoring(net, dict(named_tensors(net)), aggregate=how)  # type: ignore[arg-type]
     GeometricMedian().check(group, scoring)
     return GeometricMedian().score_units(group, scoring)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_prune.coupling import Coupling, Group, Member, analyse
+from lightning_prune.coupling import Coupling, Group, Member, find_coupling
 from lightning_prune.criteria import Magnitude, Scoring
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.tensors import named_tensors
@@ -33,7 +33,7 @@ def scores(criterion: Magnitude, net: nn.Module, coupling: Coupling, name: str) 
 )
 def test_channels_are_ranked_by_every_matrix_they_touch(p: int, norms: list[float]) -> None:
     net = network()
-    coupling = analyse(net, Example.of(torch.zeros(2, 1, 4, 4, dtype=torch.float64)))
+    coupling = find_coupling(net, Example.of(torch.zeros(2, 1, 4, 4, dtype=torch.float64)))
     found = scores(Magnitude(p), net, coupling, "0.weight")
     expected = torch.tensor(norms) / (sum(norms) / 3)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
@@ -53,7 +53,7 @@ def test_a_unit_owns_every_column_behind_a_flatten() -> None:
     with torch.no_grad():
         net[0].weight.copy_(torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1))
         net[2].weight.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0, 0.5, 0.5, 0.5, 0.5]]))
-    coupling = analyse(net, Example.of(torch.zeros(1, 1, 2, 2)))
+    coupling = find_coupling(net, Example.of(torch.zeros(1, 1, 2, 2)))
     torch.testing.assert_close(scores(Magnitude(1), net, coupling, "0.weight"), torch.tensor([11.0, 3.0]) / 7)
     expected = torch.tensor([1 + 30.0, 1 + 1.0]).sqrt()
     torch.testing.assert_close(scores(Magnitude(2), net, coupling, "0.weight"), expected / expected.mean())
@@ -62,7 +62,7 @@ def test_a_unit_owns_every_column_behind_a_flatten() -> None:
 @pytest.mark.parametrize("p", [1, 2])
 def test_the_scale_of_a_layer_does_not_matter(p: int) -> None:
     net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
-    coupling = analyse(net, Example.of(torch.zeros(2, 4)))
+    coupling = find_coupling(net, Example.of(torch.zeros(2, 4)))
     before = scores(Magnitude(p), net, coupling, "0.weight")
     with torch.no_grad():
         net[0].weight.mul_(1000)
@@ -75,7 +75,7 @@ def test_a_group_of_zeros_scores_zero() -> None:
     net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
     for parameter in net.parameters():
         nn.init.zeros_(parameter)
-    coupling = analyse(net, Example.of(torch.zeros(2, 4)))
+    coupling = find_coupling(net, Example.of(torch.zeros(2, 4)))
     assert torch.equal(scores(Magnitude(), net, coupling, "0.weight"), torch.zeros(5))
 
 
@@ -99,7 +99,7 @@ def test_p_is_checked(p: object) -> None:
 )
 def test_layers_are_taken_together_before_the_root(p: int, how: str, powers: list[float]) -> None:
     net = network()
-    coupling = analyse(net, Example.of(torch.zeros(2, 1, 4, 4, dtype=torch.float64)))
+    coupling = find_coupling(net, Example.of(torch.zeros(2, 1, 4, 4, dtype=torch.float64)))
     scoring = Scoring(net, dict(named_tensors(net)), aggregate=how)
     found = Magnitude(p).score_units(coupling.groups["0.weight"], scoring)
     expected = torch.tensor(powers) ** (1 / p)
@@ -120,7 +120,7 @@ def test_the_first_layer_is_the_one_that_makes_the_channels() -> None:
     with torch.no_grad():
         net.first.weight.copy_(torch.tensor([[1.0], [3.0]]))
         net.last.weight.copy_(torch.tensor([[5.0, 1.0]]))
-    (group,) = analyse(net, Example.of(torch.zeros(1, 1))).groups.values()
+    (group,) = find_coupling(net, Example.of(torch.zeros(1, 1))).groups.values()
     found = Magnitude().score_units(group, Scoring(net, dict(named_tensors(net)), aggregate="first"))
     torch.testing.assert_close(found, torch.tensor([0.5, 1.5]))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.criteria import Random, Scoring
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.tensors import named_tensors
@@ -21,7 +21,7 @@ def weights(seed: int = 0, event: int = 0, name: str = "0.weight", net: nn.Modul
 
 def units(seed: int = 0, event: int = 0, name: str = "0.weight") -> torch.Tensor:
     net = network()
-    coupling = analyse(net, Example.of(torch.zeros(2, 4)))
+    coupling = find_coupling(net, Example.of(torch.zeros(2, 4)))
     return Random(seed).score_units(coupling.groups[name], Scoring(net, dict(named_tensors(net)), event=event))
 
 
@@ -63,5 +63,5 @@ def test_draws_are_uniform() -> None:
 
 @pytest.mark.parametrize("seed", ["a", 1.5, True, None], ids=repr)
 def test_the_seed_is_a_whole_number(seed: object) -> None:
-    with pytest.raises(ValueError, match=f"^Random seed={seed!r} must be a whole number$"):
+    with pytest.raises(ValueError, match=f"^Random seed={seed!r} must be an integer$"):
         Random(seed=seed)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.coupling import Group, Member, analyse
+from lightning_prune.coupling import Group, Member, find_coupling
 from lightning_prune.criteria import CannotScoreError, Scoring, Taylor
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.tensors import named_tensors
@@ -29,7 +29,7 @@ class Linearly(nn.Module):
 def taylor(net: nn.Module, batches: list[Tensor], name: str, scale: float = 1.0) -> Tensor:
     """Scores after one backward pass for each batch, with the sum of the outputs as the loss."""
     criterion = Taylor()
-    coupling = analyse(net, Example.of(batches[0]))
+    coupling = find_coupling(net, Example.of(batches[0]))
     statistics = criterion.statistics()
     statistics.attach(net, coupling.groups.values())
     for step, batch in enumerate(batches):
@@ -115,7 +115,7 @@ class Residual(nn.Module):
 def test_two_layers_on_a_residual_stream_are_added() -> None:
     torch.manual_seed(0)
     net, batch = Residual(), torch.randn(6, 2, 4, 4)
-    group = analyse(net, Example.of(batch)).groups["stem.weight"]
+    group = find_coupling(net, Example.of(batch)).groups["stem.weight"]
     assert sorted(activation.module for activation in group.activations) == ["bn", "stem"]
 
     kept: dict[str, Tensor] = {}
@@ -137,10 +137,10 @@ def test_a_dead_channel_scores_zero_and_so_does_a_dead_group() -> None:
 
 def test_missing_gradients_are_named() -> None:
     net = Linearly([1.0, 2.0], [1.0, 1.0])
-    group = analyse(net, Example.of(IMAGE)).groups["conv.weight"]
+    group = find_coupling(net, Example.of(IMAGE)).groups["conv.weight"]
     with pytest.raises(
         ValueError,
-        match="^" + re.escape("Taylor needs gradients of 'conv'; none reached it since the last event. Is it "),
+        match="^" + re.escape("Taylor needs gradients of 'conv', but none were gathered since the last event. Is it "),
     ):
         Taylor().score_units(group, Scoring(net, dict(named_tensors(net))))
 
@@ -150,7 +150,7 @@ def test_channels_that_no_layer_shows_cannot_be_scored() -> None:
     with pytest.raises(CannotScoreError) as error:
         Taylor().check(group, Scoring(nn.Identity(), {}))
     assert str(error.value) == (
-        "no layer output shows these channels, so Taylor cannot see them; WeightTaylor() can rank them"
+        "no layer output contains these channels, so Taylor cannot score them; WeightTaylor() can"
     )
 
 
@@ -160,7 +160,7 @@ def test_every_n_steps_is_passed_on() -> None:
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, True, "2"], ids=repr)
 def test_every_n_steps_is_a_whole_number(value: object) -> None:
-    message = f"Taylor every_n_steps={value!r} must be a whole number of at least 1"
+    message = f"Taylor every_n_steps={value!r} must be an integer of at least 1"
     with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
         Taylor(every_n_steps=value)
 
@@ -169,7 +169,7 @@ def test_every_n_steps_is_a_whole_number(value: object) -> None:
     ("how", "expected"), [("sum", [5, 4, 3]), ("mean", [5, 4, 3]), ("max", [4, 2, 3]), ("first", [1, 2, 3])]
 )
 def test_several_activations_by_hand(how: str, expected: list[int]) -> None:
-    group = analyse(Residual(), Example.of(torch.zeros(2, 2, 4, 4))).groups["stem.weight"]
+    group = find_coupling(Residual(), Example.of(torch.zeros(2, 2, 4, 4))).groups["stem.weight"]
     first, second = (activation.module for activation in group.activations)
     index = torch.arange(3).reshape(3, 1)  # the first three channels are enough
     group = replace(group, activations=tuple(replace(a, index=index) for a in group.activations))

@@ -11,7 +11,7 @@ from torchvision.models.convnext import LayerNorm2d
 
 from lightning_prune import prune_once
 from lightning_prune.budgets import Ratio
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.criteria import Taylor
 from lightning_prune.network.example_input import Example
 
@@ -39,7 +39,7 @@ def test_a_norm_that_permutes_is_seen_along_its_channels() -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1), LayerNorm2d(6), nn.AvgPool2d(8), nn.Flatten(), nn.Linear(96, 5)
     )
-    coupling = analyse(network, Example.of(torch.zeros(2, 3, 32, 32)))
+    coupling = find_coupling(network, Example.of(torch.zeros(2, 3, 32, 32)))
     (activation,) = coupling.groups["0.weight"].activations
     assert (activation.module, activation.dim) == ("1", -3)
 
@@ -55,7 +55,7 @@ def test_a_module_that_only_lends_its_weight_shows_nothing() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return self.head(nn.functional.conv2d(images, self.lent.weight).mean((2, 3)))
 
-    with pytest.raises(ValueError, match="no layer output shows these channels, so Taylor cannot see them"):
+    with pytest.raises(ValueError, match="no layer output contains these channels, so Taylor cannot score them"):
         prune_once(Lender(), torch.zeros(1, 3, 8, 8), criterion=Taylor(), calibrate=calibrate)
 
 
@@ -83,7 +83,7 @@ def test_layers_whose_weight_is_computed_show_what_they_return(kind: str, norm: 
     network = nn.Sequential(
         COMPUTED[kind](), nn.BatchNorm2d(6) if norm else nn.Identity(), nn.AvgPool2d(8), nn.Flatten(), nn.Linear(96, 5)
     )
-    (group,) = analyse(network, Example.of(torch.zeros(2, 3, 32, 32))).groups.values()
+    (group,) = find_coupling(network, Example.of(torch.zeros(2, 3, 32, 32))).groups.values()
     (activation,) = group.activations
     assert (activation.module, activation.dim) == ("1" if norm else "0", -3)
 
@@ -92,7 +92,7 @@ def test_layers_whose_weight_is_computed_show_what_they_return(kind: str, norm: 
 
 def test_a_linear_weight_with_a_norm_is_seen_along_the_last_dimension() -> None:
     network = nn.Sequential(weight_norm(nn.Linear(4, 6)), nn.ReLU(), nn.Linear(6, 2))
-    (group,) = analyse(network, Example.of(torch.zeros(2, 3, 4))).groups.values()
+    (group,) = find_coupling(network, Example.of(torch.zeros(2, 3, 4))).groups.values()
     assert [(seen.module, seen.dim) for seen in group.activations] == [("0", -1)]
 
 

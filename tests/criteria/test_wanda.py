@@ -72,7 +72,9 @@ def test_only_weights_of_linear_layers_and_convolutions(name: str) -> None:
     net = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.ConvTranspose1d(3, 2, 1))
     scoring = Scoring(net, dict(net.named_parameters()))
     Wanda().check_weights("0.weight", scoring)
-    with pytest.raises(CannotScoreError, match=r"^it is no weight of a linear layer or convolution, so its inputs"):
+    with pytest.raises(
+        CannotScoreError, match=r"^it is not the weight of a linear layer or convolution, so its inputs"
+    ):
         Wanda().check_weights(name, scoring)
 
 
@@ -86,5 +88,7 @@ def test_layers_that_read_nothing_are_named() -> None:
             return self.used(x)
 
     scoring, _ = gather(Wanda(), Net(), [torch.ones(2, 3)])
-    with pytest.raises(ValueError, match="^" + re.escape("Wanda needs inputs of 'unused'; none reached it since the ")):
+    with pytest.raises(
+        ValueError, match="^" + re.escape("Wanda needs inputs of 'unused', but none were gathered since the ")
+    ):
         Wanda().score_weights("unused.weight", scoring)

@@ -23,7 +23,7 @@ def by_hand(
     for name, units in sizes.items():
         wide = (channels or {}).get(name, 1)
         index = torch.arange(units * wide).reshape(units, wide)
-        groups[name] = Group(name, (Member(name, 0, index, False),), (), least=(least or {}).get(name, 1))
+        groups[name] = Group(name, (Member(name, 0, index, False),), (), min_units=(least or {}).get(name, 1))
         dims[name] = (LinearDim(units * wide, {name: wide}), LinearDim(3, {}))
         total[name] = wide
     width = LinearDim(sum(group.size * total[name] for name, group in groups.items()), total)
@@ -39,6 +39,8 @@ def by_hand(
     )
 
 
-def space_of(coupling: Coupling, scores: Mapping[str, list[float]], origin: DenseReference | None = None, **settings):
+def space_of(
+    coupling: Coupling, scores: Mapping[str, list[float]], reference: DenseReference | None = None, **settings
+):
     values = {name: torch.tensor(given, dtype=torch.float) for name, given in scores.items()}
-    return ChannelSpace(coupling, values, DenseReference.of(coupling) if origin is None else origin, **settings)
+    return ChannelSpace(coupling, values, DenseReference.of(coupling) if reference is None else reference, **settings)

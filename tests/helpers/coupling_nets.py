@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from lightning_prune.coupling import Coupling, analyse
+from lightning_prune.coupling import Coupling, find_coupling
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.tensors import tensors_in
 from lightning_prune.surgery.apply import apply_plan, zero_removed
 from lightning_prune.surgery.dry_run import try_widths
-from lightning_prune.surgery.removal import plan_removal, rescaled
+from lightning_prune.surgery.removal import compensate_scalars, plan_removal
 
 
 class Net(nn.Module):
@@ -94,12 +94,14 @@ def removal_error(model: nn.Module, inputs: Any, seed: int = 0) -> float:
     """Remove random units of every group, in place; the relative error against zeroing them on a copy."""
     example = Example.of(inputs)
     model.eval()
-    coupling = analyse(model, example)
+    coupling = find_coupling(model, example)
     removed: Mapping[str, Tensor] = remove_some(coupling, seed)
     assert removed, coupling.frozen
-    trial = try_widths(model, example, coupling, removed)
-    assert trial.failing == {}
-    plan, inexact = rescaled(plan_removal(removed, coupling), removed, coupling, trial.scalars, trial.constants)
+    result = try_widths(model, example, coupling, removed)
+    assert result.failing == {}
+    plan, inexact = compensate_scalars(
+        plan_removal(removed, coupling), removed, coupling, result.scalars, result.constants
+    )
     assert inexact == {}
     masked = copy.deepcopy(model)
     zero_removed(masked, plan)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.coupling import Group, analyse
+from lightning_prune.coupling import Group, find_coupling
 from lightning_prune.criteria import Criterion, Scoring
 from lightning_prune.criteria.statistics import Statistics
 from lightning_prune.network.example_input import Example
@@ -41,7 +41,7 @@ def gather(criterion: Criterion, net: nn.Module, batches: Iterable[Tensor]) -> t
     """What ``criterion`` sees of everything in ``net`` when the sums of outputs are losses, and the groups."""
     batches = list(batches)
     statistics = criterion.statistics()
-    groups = dict(analyse(net, Example.of(batches[0])).groups)
+    groups = dict(find_coupling(net, Example.of(batches[0])).groups)
     if statistics is not None:
         statistics.attach(net, groups.values(), [name for name, _ in net.named_parameters()])
         for number, batch in enumerate(batches):

@@ -9,7 +9,7 @@ from lightning_prune.budgets import Budget, Count, MACs, Params, Ratio, Sparsity
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.dense_reference import DenseReference
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
-from lightning_prune.coupling import Coupling, analyse
+from lightning_prune.coupling import Coupling, find_coupling
 from lightning_prune.network.example_input import Example
 
 A, B = "0.weight", "2.weight"
@@ -21,7 +21,7 @@ def chain(a: int, b: int) -> Coupling:
     """3 inputs, a and b hidden units, 2 outputs: 4a + ab + 3b + 2 parameters, 3a + ab + 2b MACs."""
     if (a, b) not in _couplings:
         net = nn.Sequential(nn.Linear(3, a), nn.ReLU(), nn.Linear(a, b), nn.ReLU(), nn.Linear(b, 2))
-        _couplings[a, b] = analyse(net, Example.of(torch.zeros(2, 3)))
+        _couplings[a, b] = find_coupling(net, Example.of(torch.zeros(2, 3)))
     return _couplings[a, b]
 
 
@@ -100,12 +100,12 @@ def spaces(draw: st.DrawFn) -> ChannelSpace:
     channels = {name: draw(st.integers(1, 4)) for name in names}
     least = {name: draw(st.sampled_from([1, 1, 2])) for name in names}
     coupling = by_hand({name: sizes[name] for name in names}, tuple(bundles), channels, least)
-    origin = DenseReference.of(coupling, classes={name: draw(st.sampled_from("xy")) for name in names})
+    reference = DenseReference.of(coupling, classes={name: draw(st.sampled_from("xy")) for name in names})
     for bundle in bundles:
-        origin.classes.update(dict.fromkeys(bundle, origin.classes[next(iter(bundle))]))
+        reference.classes.update(dict.fromkeys(bundle, reference.classes[next(iter(bundle))]))
     scores = {name: draw(st.lists(st.integers(0, 4), min_size=sizes[name], max_size=sizes[name])) for name in names}
     return space_of(
-        coupling, scores, origin,
+        coupling, scores, reference,
         round_to=draw(st.integers(1, 9)),
         min_width=draw(st.integers(1, 6)),
         ranking=draw(st.sampled_from(["global", "isomorphic"])),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_prune import NM, Scope, prune_once
 from lightning_prune.budgets import Sparsity
 from lightning_prune.criteria import Magnitude, Random, Taylor, Wanda
-from lightning_prune.masks.n_of_m import block_mask, fullest_block, kept_in_block
+from lightning_prune.masks.n_of_m import fullest_block, kept_in_block, nm_mask
 from lightning_prune.pruners.factory import budget_for
 from lightning_prune.pruners.nm_pruner import NMPruner
 from lightning_prune.surgery.plan import Plan
@@ -40,11 +40,11 @@ def test_every_block_keeps_its_best(data) -> None:
     few = st.integers(-2, 2).map(float)  # ties are frequent
     scores = torch.tensor(data.draw(st.lists(few, min_size=rows * blocks * m, max_size=rows * blocks * m)))
     scores = scores.reshape(rows, blocks * m)
-    mask = block_mask(scores, None, m, keep)
+    mask = nm_mask(scores, None, m, keep)
     assert torch.equal(mask, by_hand(scores, m, keep))
     assert mask.view(rows, blocks, m).sum(-1).eq(keep).all()
     less = data.draw(st.integers(1, keep))
-    again = block_mask(torch.rand(scores.shape), mask, m, less)
+    again = nm_mask(torch.rand(scores.shape), mask, m, less)
     assert again.view(rows, blocks, m).sum(-1).eq(less).all()
     assert not (again & ~mask).any()
 
@@ -52,11 +52,11 @@ def test_every_block_keeps_its_best(data) -> None:
 def test_blocks_of_a_kernel_lie_along_its_inputs() -> None:
     torch.manual_seed(0)
     scores = torch.rand(3, 8, 2, 5)
-    mask = block_mask(scores, None, 4, 2)
+    mask = nm_mask(scores, None, 4, 2)
     for y in range(2):
         for x in range(5):
             assert torch.equal(mask[:, :, y, x], by_hand(scores[:, :, y, x], 4, 2))
-    assert torch.equal(block_mask(scores.transpose(0, 1), None, 4, 2, dim=0), mask.transpose(0, 1))
+    assert torch.equal(nm_mask(scores.transpose(0, 1), None, 4, 2, dim=0), mask.transpose(0, 1))
     assert mask.is_contiguous()
 
 

@@ -62,10 +62,10 @@ def test_the_share_falls_on_half_a_cosine() -> None:
     ("arguments", "message"),
     [
         ({"by": "momentum"}, "Regrowth by='momentum' is not known; use 'gradient' (RigL) or 'random' (SET)"),
-        ({"share": 1.0}, "Regrowth share=1.0 is outside (0, 1); half is 0.5"),
-        ({"share": 30}, "Regrowth share=30 is outside (0, 1); half is 0.5"),
-        ({"end": 0}, "Regrowth end=0 is outside (0, 1]; half is 0.5"),
-        ({"every": 0}, "Regrowth every=0 must be a whole number of optimizer steps, at least 1"),
+        ({"share": 1.0}, "Regrowth share=1.0 must be a number in (0, 1), such as 0.3"),
+        ({"share": 30}, "Regrowth share=30 must be a number in (0, 1), such as 0.3"),
+        ({"end": 0}, "Regrowth end=0 must be a number in (0, 1], such as 0.75"),
+        ({"every": 0}, "Regrowth every=0 must be an integer of at least 1"),
         ({"anneal": 1}, "Regrowth anneal=1 must be True or False"),
     ],
 )

@@ -11,9 +11,9 @@ from lightning_prune import Scope, Weights, prune_once
 from lightning_prune.budgets import ERK, BudgetError, Count, FileSize, Ratio, Sparsity
 from lightning_prune.criteria import Magnitude, Random, SynFlow
 from lightning_prune.file_size import compressed_size
-from lightning_prune.masks.n_of_m import Layout, layouts
+from lightning_prune.masks.n_of_m import WeightLayout, weight_layouts
 from lightning_prune.masks.regrowth import Regrowth
-from lightning_prune.masks.weight_blocks import expanded, lowest_weight_blocks, means, misfit
+from lightning_prune.masks.weight_blocks import block_means, expand_blocks, lowest_weight_blocks, why_indivisible
 from lightning_prune.pruners.weight_pruner import WeightPruner
 from lightning_prune.surgery.plan import Plan
 
@@ -30,19 +30,19 @@ def by_loops(values, rows, columns):
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2))
 def test_blocks_and_back(rows, columns, down, across, more) -> None:
     values = torch.randn(down * rows, across * columns, *[2] * more, generator=torch.Generator().manual_seed(0))
-    found = means(values, (rows, columns))
+    found = block_means(values, (rows, columns))
     assert torch.allclose(found, by_loops(values, rows, columns), atol=1e-6)
-    wide = expanded(found, values.shape, (rows, columns))
+    wide = expand_blocks(found, values.shape, (rows, columns))
     assert wide.shape == values.shape
-    assert torch.allclose(means(wide, (rows, columns)), found, atol=1e-6)
+    assert torch.allclose(block_means(wide, (rows, columns)), found, atol=1e-6)
     assert all(wide[i, j].flatten()[0] == found[i // rows, j // columns] for i in range(down * rows) for j in [0])
 
 
 def test_all_of_a_side() -> None:
     values = torch.arange(12.0).reshape(3, 4)
-    assert means(values, (None, 1)).tolist() == [[4, 5, 6, 7]]
-    assert means(values, (1, None)).flatten().tolist() == [1.5, 5.5, 9.5]
-    mask = expanded(torch.tensor([[True, False, True, False]]), values.shape, (None, 1))
+    assert block_means(values, (None, 1)).tolist() == [[4, 5, 6, 7]]
+    assert block_means(values, (1, None)).flatten().tolist() == [1.5, 5.5, 9.5]
+    mask = expand_blocks(torch.tensor([[True, False, True, False]]), values.shape, (None, 1))
     assert mask.tolist() == [[True, False, True, False]] * 3
 
 
@@ -97,7 +97,7 @@ def test_networks(budget, block) -> None:
     rows, columns = block
     largest = 0
     for name, mask in report.plan.masks.items():
-        parts = means(mask.float(), block)
+        parts = block_means(mask.float(), block)
         assert ((parts == 0) | (parts == 1)).all()
         assert torch.equal(dict(model.named_parameters())[name] != 0, mask)
         largest = max(largest, mask.numel() // parts.numel())
@@ -136,10 +136,10 @@ def test_criteria_in_rounds() -> None:
 
 
 def test_layers_without_whole_blocks_stay() -> None:
-    assert misfit(Layout(inputs=4, outputs=6), (4, 4)) == "its 6 outputs are no multiple of 4"
-    assert misfit(Layout(inputs=6, outputs=4), (4, 4)) == "its 6 inputs are no multiple of 4"
-    assert misfit(None, (1, 1)) == "a vector has no blocks"
-    assert misfit(Layout(inputs=6, outputs=4), (None, 3)) is None
+    assert why_indivisible(WeightLayout(inputs=4, outputs=6), (4, 4)) == "its 6 outputs are no multiple of 4"
+    assert why_indivisible(WeightLayout(inputs=6, outputs=4), (4, 4)) == "its 6 inputs are no multiple of 4"
+    assert why_indivisible(None, (1, 1)) == "a vector has no blocks"
+    assert why_indivisible(WeightLayout(inputs=6, outputs=4), (None, 3)) is None
     with pytest.warns(UserWarning, match=re.escape("stay dense, with ")) as said:
         report = prune_once(net(), EXAMPLE, granularity=Weights(block=(4, 4)), budget=Ratio(0.5))
     assert len(said) == 1
@@ -173,7 +173,7 @@ class Convolutions(nn.Module):
 
 
 def test_layouts_of_grouped_and_transposed_convolutions() -> None:
-    assert layouts(Convolutions()) == {"grouped.weight": Layout(2, 2), "up.weight": Layout(4, 3, 0)}
+    assert weight_layouts(Convolutions()) == {"grouped.weight": WeightLayout(2, 2), "up.weight": WeightLayout(4, 3, 0)}
     model = Convolutions()
     report = prune_once(model, torch.zeros(1, 8, 5, 5), granularity=Weights(block=(3, 4)), budget=Ratio(0.5))
     assert report.frozen == {"grouped.weight": "its 2 outputs are no multiple of 3"}

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.dense_reference import DenseReference
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.size import compare_latency, count_macs, latency, measure
 from lightning_prune.network.timing import Clock
@@ -76,7 +76,7 @@ def test_macs_are_those_computed_by_hand(name: str) -> None:
 @pytest.mark.parametrize("name", HAND)
 def test_the_analysis_predicts_the_macs_computed_by_hand(name: str) -> None:
     model, inputs, macs = HAND[name]
-    assert DenseReference.of(analyse(model, Example.of(inputs))).macs == macs
+    assert DenseReference.of(find_coupling(model, Example.of(inputs))).macs == macs
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
@@ -88,7 +88,7 @@ def test_the_batch_does_not_count(batch: int) -> None:
 @pytest.mark.parametrize("channels", [(1, 1), (3, 1), (5, 4), (8, 5)])
 def test_predicted_costs_of_attention_follow_the_kept_widths(channels: tuple[int, int]) -> None:
     model, example = Products(), Example.of(torch.zeros(1, 7, 6))
-    coupling = analyse(model, example)
+    coupling = find_coupling(model, example)
     kept = dict(zip(("query.weight", "value.weight"), channels, strict=True))
     assert {name: group.size for name, group in coupling.groups.items()} == {"query.weight": 8, "value.weight": 5}
     scores = {name: torch.arange(group.size) for name, group in coupling.groups.items()}
@@ -190,7 +190,14 @@ def test_modes_are_restored_where_a_pass_fails() -> None:
     assert [module.training for module in model.modules()] == [True, True, False]
 
 
-@pytest.mark.parametrize("asked", [{"repeats": 0}, {"warmup": -1}], ids=str)
-def test_there_is_something_to_time(asked: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"must be at least 1 and warmup=.* at least 0"):
-        latency(nn.Linear(4, 2), torch.zeros(7, 4), **asked)
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"repeats": 0}, "latency repeats=0 must be an integer of at least 1"),
+        ({"warmup": -1}, "latency warmup=-1 must be an integer of at least 0"),
+    ],
+    ids=["repeats", "warmup"],
+)
+def test_numbers_of_passes_out_of_range_raise(argument: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        latency(nn.Linear(4, 2), torch.zeros(7, 4), **argument)

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_prune import Blocks, Channels, Plan, Report, Scope, Weights, load_pruned, prune_once
 from lightning_prune.budgets import ERK, Budget, BudgetError, Count, MACs, Params, Ratio, Sparsity
-from lightning_prune.checkpoint.as_built import dense_of
+from lightning_prune.checkpoint.as_built import as_built_of
 from lightning_prune.checkpoint.inspection import inspect_file, show
 from lightning_prune.checkpoint.manifest import (
     is_pruned,
@@ -296,6 +296,18 @@ def test_blocks_that_break_the_network_together_stay() -> None:
     assert report.frozen.items() > pruner.blocked.items()
 
 
+def test_an_event_with_another_budget_and_given_losses() -> None:
+    pruner, model, example = BlockPruner(Sensitivity(), Count(4), Scope()), net(), Example.of(IMAGE)
+    pruner.prepare(model, example)
+    names, _ = pruner.candidates(model, example)
+    with pytest.raises(BudgetError, match="would have to go"):
+        pruner.is_due(model, example, 1.0, Count(len(names) + 1))
+    losses = {"": torch.tensor(1.0), **{name: torch.tensor(3.0) for name in names}, names[-1]: torch.tensor(2.0)}
+    report = pruner.plan(model, example, 1.0, budget=Count(1), statistics=losses)
+    assert report.plan.removed_modules == (names[-1],)
+    assert pruner.budget == Count(4)
+
+
 def steps(pruner: Pruner, model: nn.Module, fractions: list[float]) -> list[tuple[str, ...]]:
     example, gone = Example.of(IMAGE), []
     for fraction in fractions:
@@ -518,9 +530,9 @@ def test_what_was_removed_takes_no_memory() -> None:
     track_shapes(model)
     prune(model, Count(4))
     assert sum(p.numel() for p in model.parameters()) == 39
-    dense = dense_of(model)
-    assert dense is not None
-    held = [tensor for template in dense.modules.values() for tensor in template.state_dict().values()]
+    as_built = as_built_of(model)
+    assert as_built is not None
+    held = [tensor for template in as_built.modules.values() for tensor in template.state_dict().values()]
     assert len(held) == 4 * 9
     assert all(tensor.is_meta for tensor in held)
 

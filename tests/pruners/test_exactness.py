@@ -15,7 +15,7 @@ from torchvision import models
 from lightning_prune.budgets import Ratio
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.dense_reference import DenseReference
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.criteria import Magnitude
 from lightning_prune.functional import prune_once
 from lightning_prune.granularity import Channels
@@ -109,7 +109,7 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 def test_half_of_the_channels_removed_equals_masked(name: str) -> None:
     model, inputs = build(name).eval(), images()
     masked, dense = copy.deepcopy(model), outputs(model, inputs)
-    coupling = analyse(model, Example.of(inputs))
+    coupling = find_coupling(model, Example.of(inputs))
     before = {tensor: value.shape for tensor, value in tensors_of(model).items()}
 
     report = prune_once(model, inputs, granularity=Channels(), criterion=Magnitude(), budget=Ratio(0.5))
@@ -194,12 +194,12 @@ def test_several_events_in_a_row_stay_exact(share: float) -> None:
 @pytest.mark.parametrize("name", [name for name in ZOO if name != "vgg11_bn"])
 def test_predicted_params_and_macs_are_those_of_the_pruned_network(name: str) -> None:
     model, example = build(name), Example.of(images()[:1])
-    coupling = analyse(model, example)
+    coupling = find_coupling(model, example)
     draw = torch.Generator().manual_seed(3)
     scores = {group: torch.rand(g.size, generator=draw) for group, g in coupling.groups.items()}
     space = ChannelSpace(coupling, scores, DenseReference.of(coupling))
-    assert space.original_params == sum(parameter.numel() for parameter in model.parameters())
-    assert space.original_macs == count_macs(model, example)
+    assert space.dense.params == sum(parameter.numel() for parameter in model.parameters())
+    assert space.dense.macs == count_macs(model, example)
     kept = {group: int(torch.randint(1, g.size + 1, (), generator=draw)) for group, g in coupling.groups.items()}
     for bundle in coupling.bundles:
         kept.update({group: units * 2 for group, units in bundle.quantum.items()})

@@ -43,7 +43,7 @@ def prepared(criterion: Criterion, scope: Scope, event: int = 0) -> str:
 
 def test_groups_that_stay_are_named() -> None:
     assert prepared(BatchNormScale(), Scope()) == (
-        "BatchNormScale() cannot score 4 of the 5 groups of channels in the scope; these stay as they are "
+        "BatchNormScale() cannot score 4 of the 5 groups of channels in the scope; they are not pruned "
         "('hidden.0.weight', 'hidden.1.weight', 'hidden.2.weight' and 1 more: no batch norm with a scale stands behind "
         "these channels). Magnitude() scores every group."
     )
@@ -72,7 +72,7 @@ def test_weights_that_a_function_reads_show_taylor_nothing() -> None:
             return self.head(values)
 
     pruner = ChannelPruner(Channels(), Taylor(), Ratio(0.5), Scope())
-    with pytest.warns(UserWarning, match=r"score 4 of the 5 .*cannot see them; WeightTaylor\(\) can rank them\)\."):
+    with pytest.warns(UserWarning, match=r"score 4 of the 5 .*cannot score them; WeightTaylor\(\) can\)\."):
         pruner.prepare(Functional(), Example.of(torch.zeros(2, 1, 5, 5)))
 
 

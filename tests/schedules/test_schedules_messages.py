@@ -10,10 +10,11 @@ import lightning_prune.schedules
 from lightning_prune.schedules import Constant, Cosine, Cubic, Exponential, Linear, OneCycle, Rounds, Steps
 
 UNITS = "is not known; use 'epoch', 'step' or 'share'"
-NEGATIVE = "is negative; 0 is the beginning of the training"
+NEGATIVE = "is negative; 0 is the start of the training"
 NUMBER = "must be a finite number, such as 5 or 0.5"
 SHARES = "of the training; shares lie in [0, 1]"
-LEAVES = "must lie between 0 and 1; it is what the budget leaves, 0.1 for Sparsity(0.9)"
+LEAVES = "must be a number in (0, 1), such as 0.1 for Sparsity(0.9)"
+POSITIVE = "must be a finite number above 0"
 ASCENDING = "list them in ascending order"
 RAMPS = [Linear, Cubic, Exponential, Cosine, OneCycle]
 
@@ -30,25 +31,25 @@ RAMPS = [Linear, Cubic, Exponential, Cosine, OneCycle]
         (lambda: Constant(2, "share"), f"Constant ends at share 2 {SHARES}"),
         (lambda: Rounds(0.5, 0.5, 3, "share"), f"Rounds ends at share 1.5 {SHARES}"),
         (lambda: Steps([0.5, 1.5], [0.5, 1], "share"), f"Steps ends at share 1.5 {SHARES}"),
-        (lambda: Rounds(0, 0, 3), "Rounds every=0 must be positive"),
-        (lambda: Rounds(0, 1, 0), "Rounds count=0 must be a whole number of at least 1"),
-        (lambda: Rounds(0, 1, 2.5), "Rounds count=2.5 must be a whole number of at least 1"),
-        (lambda: Rounds(0, 1, True), "Rounds count=True must be a whole number of at least 1"),
+        (lambda: Rounds(0, 0, 3), f"Rounds every=0 {POSITIVE}"),
+        (lambda: Rounds(0, 1, 0), "Rounds count=0 must be an integer of at least 1"),
+        (lambda: Rounds(0, 1, 2.5), "Rounds count=2.5 must be an integer of at least 1"),
+        (lambda: Rounds(0, 1, True), "Rounds count=True must be an integer of at least 1"),
         (lambda: Constant(math.nan), f"Constant start=nan {NUMBER}"),
         (lambda: Constant("5"), f"Constant start='5' {NUMBER}"),
         (lambda: Constant(True), f"Constant start=True {NUMBER}"),
         (lambda: Rounds(None, 1, 2), f"Rounds start=None {NUMBER}"),
-        (lambda: Rounds(0, "1", 2), f"Rounds every='1' {NUMBER}"),
-        (lambda: Cubic(0, 4, power=0), "Cubic power=0 must be positive"),
-        (lambda: Cubic(0, 4, power=-3), "Cubic power=-3 must be positive"),
-        (lambda: Cubic(0, 4, power=math.inf), f"Cubic power=inf {NUMBER}"),
-        (lambda: Cubic(0, 4, power="3"), f"Cubic power='3' {NUMBER}"),
+        (lambda: Rounds(0, "1", 2), f"Rounds every='1' {POSITIVE}"),
+        (lambda: Cubic(0, 4, power=0), f"Cubic power=0 {POSITIVE}"),
+        (lambda: Cubic(0, 4, power=-3), f"Cubic power=-3 {POSITIVE}"),
+        (lambda: Cubic(0, 4, power=math.inf), f"Cubic power=inf {POSITIVE}"),
+        (lambda: Cubic(0, 4, power="3"), f"Cubic power='3' {POSITIVE}"),
         (lambda: Exponential(0, 4, left=0), f"Exponential left=0 {LEAVES}"),
         (lambda: Exponential(0, 4, left=1), f"Exponential left=1 {LEAVES}"),
         (lambda: Exponential(0, 4, left=10), f"Exponential left=10 {LEAVES}"),
-        (lambda: Exponential(0, 4, left=math.nan), f"Exponential left=nan {NUMBER}"),
-        (lambda: OneCycle(0, 4, alpha=0), "OneCycle alpha=0 must be positive"),
-        (lambda: OneCycle(0, 4, alpha=math.inf), f"OneCycle alpha=inf {NUMBER}"),
+        (lambda: Exponential(0, 4, left=math.nan), f"Exponential left=nan {LEAVES}"),
+        (lambda: OneCycle(0, 4, alpha=0), f"OneCycle alpha=0 {POSITIVE}"),
+        (lambda: OneCycle(0, 4, alpha=math.inf), f"OneCycle alpha=inf {POSITIVE}"),
         (lambda: OneCycle(0, 4, beta=None), f"OneCycle beta=None {NUMBER}"),
         (
             lambda: OneCycle(0, 4, beta=15),
@@ -113,11 +114,11 @@ def test_messages_name_the_argument_and_the_value(make, message: str) -> None:
         ((0, 1.5, 0.1, "share"), f"ends at share 1.5 {SHARES}"),
         ((5, 5), "end=5 must lie after start=5"),
         ((5, 2), "end=2 must lie after start=5"),
-        ((0, 4, 0), "every=0 must be positive"),
-        ((0, 4, -1), "every=-1 must be positive"),
+        ((0, 4, 0), f"every=0 {POSITIVE}"),
+        ((0, 4, -1), f"every=-1 {POSITIVE}"),
         (("a", 5), f"start='a' {NUMBER}"),
         ((0, math.inf), f"end=inf {NUMBER}"),
-        ((0, 5, math.nan), f"every=nan {NUMBER}"),
+        ((0, 5, math.nan), f"every=nan {POSITIVE}"),
         (
             (0.1, 0.75, 0.05),
             "ends at epoch 0.75, within the first epoch; did you mean unit='share' (of the whole training)?",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.tensors import named_tensors
 from lightning_prune.surgery.apply import apply_plan, set_attributes, zero_removed
@@ -48,7 +48,7 @@ def small_net(**widths: int) -> SmallNet:
 
 
 def make_plan(model: nn.Module) -> Plan:
-    coupling = analyse(model, Example.of(BATCHES[0]))
+    coupling = find_coupling(model, Example.of(BATCHES[0]))
     removed = {
         name: torch.zeros(coupling.groups[name].size, dtype=torch.bool).index_fill_(0, torch.tensor(gone), True)
         for name, gone in REMOVED.items()

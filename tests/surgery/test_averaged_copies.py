@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from lightning_prune import prune_once
 from lightning_prune.budgets import Params
 from lightning_prune.checkpoint.manifest import track_plan
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.network.averages import copies_held_by, source_of
 from lightning_prune.network.example_input import Example
 from lightning_prune.surgery.apply import apply_plan
@@ -219,7 +219,7 @@ def test_a_real_plan() -> None:
             return self.net(x)
 
     module = Both()
-    coupling = analyse(module, Example.of(torch.randn(2, 3, 4, 4)))
+    coupling = find_coupling(module, Example.of(torch.randn(2, 3, 4, 4)))
     removed = {name: torch.arange(group.size) < 3 for name, group in coupling.groups.items()}
     plan = with_averages(plan_removal(removed, coupling), module)
     apply_plan(module, plan)

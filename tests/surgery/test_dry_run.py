@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from lightning_prune import prune_once
 from lightning_prune.budgets import Ratio
-from lightning_prune.coupling import Coupling, analyse
+from lightning_prune.coupling import Coupling, find_coupling
 from lightning_prune.network.example_input import Example
-from lightning_prune.surgery.dry_run import Trial, try_widths
+from lightning_prune.surgery.dry_run import DryRunResult, try_widths
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -57,10 +57,10 @@ class Sized:
 
 def trial(
     check: Callable[[dict[str, int]], int], names: list[str] = NAMES, reads_values: bool = False
-) -> tuple[Trial, Coupling, Branches]:
+) -> tuple[DryRunResult, Coupling, Branches]:
     net = Branches(check, reads_values).eval()
     example = Example.of(torch.randn(2, 5))
-    coupling = analyse(net, example)
+    coupling = find_coupling(net, example)
     assert list(coupling.groups) == [f"ins.{name}.weight" for name in NAMES]
     gone = torch.zeros(8, dtype=torch.bool).index_fill_(0, torch.tensor([0, 1]), True)
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -69,7 +69,7 @@ def trial(
     return found, coupling, net
 
 
-def failing(found: Trial) -> set[str]:
+def failing(found: DryRunResult) -> set[str]:
     return {name.split(".")[1] for name in found.failing}
 
 
@@ -173,7 +173,7 @@ class Wrong(nn.Module):
 
 def test_suspects_are_named_by_what_was_foreseen() -> None:
     net, example = Wrong().eval(), Example.of(torch.randn(2, 5))
-    coupling = analyse(net, example)
+    coupling = find_coupling(net, example)
     if "first.weight" not in coupling.groups:
         pytest.skip("frozen before it is tried")
     group = coupling.groups["first.weight"]
@@ -266,7 +266,7 @@ def test_a_bundle_fails_as_a_whole() -> None:
             return self.second(a) + self.third(b) + self.fourth(self.free(x))
 
     net, x = Tied().eval(), torch.randn(2, 5)
-    coupling = analyse(net, Example.of(x))
+    coupling = find_coupling(net, Example.of(x))
     assert [dict(bundle.quantum) for bundle in coupling.bundles] == [{"first.weight": 1, "other.weight": 1}]
     gone = torch.arange(8) < 3
     found = try_widths(net, Example.of(x), coupling, {name: gone for name in coupling.groups})
@@ -287,7 +287,7 @@ def test_scalars_of_the_smaller_network_are_returned() -> None:
             return self.second(h * h.shape[-1] ** -0.5 * 0.25)
 
     net, example = Scaled().eval(), Example.of(torch.randn(2, 5))
-    coupling = analyse(net, example)
+    coupling = find_coupling(net, example)
     assert [s.value for s in coupling.scalars] == pytest.approx([8**-0.5, 0.25])
     found = try_widths(net, example, coupling, {"first.weight": torch.arange(8) < 4})
     assert found.scalars[:2] == pytest.approx((4**-0.5, 0.25))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.network.example_input import Example
 from lightning_prune.surgery.apply import apply_plan
 from lightning_prune.surgery.plan import Plan, select
@@ -22,7 +22,7 @@ def network() -> nn.Sequential:
 
 
 def removal(model: nn.Module, removed: dict[str, list[int]]) -> Plan:
-    coupling = analyse(model, Example.of(torch.zeros(2, 3, 6, 6)))
+    coupling = find_coupling(model, Example.of(torch.zeros(2, 3, 6, 6)))
     units = {
         name: torch.zeros(coupling.groups[name].size, dtype=torch.bool).index_fill_(0, torch.tensor(gone), True)
         for name, gone in removed.items()
@@ -49,7 +49,7 @@ def test_plan_of_a_removal_written_down_by_hand() -> None:
 
 
 def test_a_plan_that_removes_nothing_is_empty_and_false() -> None:
-    coupling = analyse(network(), Example.of(torch.zeros(2, 3, 6, 6)))
+    coupling = find_coupling(network(), Example.of(torch.zeros(2, 3, 6, 6)))
     nothing = {name: torch.zeros(group.size, dtype=torch.bool) for name, group in coupling.groups.items()}
     assert plan_removal(nothing, coupling) == Plan({}, {})
     assert not Plan()

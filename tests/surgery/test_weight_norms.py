@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_prune import prune_once
 from lightning_prune.surgery.apply import zero_removed
-from lightning_prune.surgery.weight_norms import SPECTRAL, lengths, spectral
+from lightning_prune.surgery.weight_norms import SPECTRAL, spectral_norm_vectors, weight_norm_magnitudes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm", "ignore:.*spectral_norm")
 
@@ -110,7 +110,7 @@ def test_another_singular_value_is_said_and_estimated_anew(norm: Callable[..., n
     net = nn.Sequential(norm(nn.Linear(5, 8)), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
     report = prune_once(net, torch.randn(3, 5))
     assert report.inexact == {"0.bias": SPECTRAL}
-    (weight, vectors), *others = spectral(net).items()
+    (weight, vectors), *others = spectral_norm_vectors(net).items()
     assert others == []
     tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     u, v = (tensors[name] for name in vectors)
@@ -151,4 +151,4 @@ def test_norms_of_activations_are_as_with_zeros() -> None:
 
 def test_other_weights_have_no_length() -> None:
     net = nn.Sequential(nn.Linear(2, 2), parametrizations.orthogonal(nn.Linear(2, 2)))
-    assert (lengths(net), spectral(net)) == ({}, {})
+    assert (weight_norm_magnitudes(net), spectral_norm_vectors(net)) == ({}, {})

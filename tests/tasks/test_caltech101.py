@@ -63,7 +63,7 @@ def test_every_image_is_rgb_of_the_given_size(root: str, size: int) -> None:
             assert images.dtype == torch.float32
 
 
-def test_images_that_do_not_train_are_the_centre_normalised(root: str) -> None:
+def test_images_that_do_not_train_are_the_center_normalized(root: str) -> None:
     # 40 high and 60 wide: at the size of its shorter side nothing is resized, and columns 10 to 49 stay.
     data = prepared(root, image_size=40)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -78,7 +78,7 @@ def test_images_that_do_not_train_are_the_centre_normalised(root: str) -> None:
             wanted = (torch.tensor(rgb[:, 10:50]).permute(2, 0, 1) / 255 - mean[:, None, None]) / std[:, None, None]
             torch.testing.assert_close(found[0], wanted)
             assert found[1] == at // 10
-    assert kinds == {2, 3}, "a grey photograph and one in colour"
+    assert kinds == {2, 3}, "a gray photograph and one in color"
 
 
 def test_only_training_images_are_augmented(root: str) -> None:
@@ -143,5 +143,5 @@ def test_fractions_that_leave_nothing_are_refused(fractions: tuple[float, float]
 
 
 def test_image_size_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="Caltech101Data needs image_size of at least 1, got 0"):
+    with pytest.raises(ValueError, match="Caltech101Data image_size=0 must be an integer of at least 1"):
         Caltech101Data(image_size=0)

@@ -91,7 +91,7 @@ def test_the_published_weights(depth) -> None:
     [
         ({"depth": 21}, "CifarResNet depth=21 must be 6n + 2"),
         ({"depth": 2}, "CifarResNet depth=2 must be 6n + 2"),
-        ({"width": 0}, "CifarResNet width=0 must be at least 1"),
+        ({"width": 0}, "CifarResNet width=0 must be an integer of at least 1"),
         ({"weights": "nowhere.th"}, "CifarResNet weights='nowhere.th' is no file"),
     ],
 )

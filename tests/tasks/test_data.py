@@ -120,7 +120,7 @@ def write_mnist(root: Path, train: int, test: int) -> None:
             (raw / f"{prefix}-{name}-ubyte").write_bytes(header + array.tobytes())
 
 
-def test_mnist_is_split_normalised_and_trains(tmp_path: Path) -> None:
+def test_mnist_is_split_normalized_and_trains(tmp_path: Path) -> None:
     write_mnist(tmp_path, train=100, test=20)
     data = MNISTData(root=str(tmp_path), download=False, batch_size=10, val_fraction=0.2)
     data.setup("fit")
@@ -168,7 +168,7 @@ def test_only_prepare_data_downloads(kind: Any, name: str, tmp_path: Path, monke
 )
 @pytest.mark.parametrize("fraction", [0, 1])
 def test_validation_fractions_outside_are_refused(kind: Any, arguments: Any, fraction: float) -> None:
-    with pytest.raises(ValueError, match=f"val_fraction between 0 and 1, got {fraction}"):
+    with pytest.raises(ValueError, match=f"val_fraction={fraction} " r"must be a number in \(0, 1\)"):
         kind(val_fraction=fraction, **arguments)
 
 
@@ -200,7 +200,7 @@ def test_cifar10_is_split_and_augments_only_training(tmp_path: Path, monkeypatch
     assert set(train.indices).isdisjoint(val.indices)  # type: ignore[attr-defined]
     assert next(iter(data.train_dataloader()))[0].shape == (10, 3, 32, 32)
     assert_augments_only_training(data)
-    # Uniform pixels in [0, 1] have mean 0.5 and deviation 0.29: normalised near 0 and 1.
+    # Uniform pixels in [0, 1] have mean 0.5 and deviation 0.29: normalized near 0 and 1.
     images = torch.cat([images for images, _ in data.test_dataloader()])
     assert images.mean().item() == pytest.approx((0.5 - 0.473) / 0.251, abs=0.02)
     assert_trains(data, tmp_path, in_channels=3)
@@ -280,7 +280,7 @@ def test_splits_with_other_classes_are_refused(tmp_path: Path) -> None:
 
 
 def test_image_size_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="image_size of at least 1, got 0"):
+    with pytest.raises(ValueError, match="image_size=0 must be an integer of at least 1"):
         ImageFolderData("images", image_size=0)
 
 

@@ -32,7 +32,7 @@ def test_small_resnet_block_adds_its_shortcut() -> None:
 
 @pytest.mark.parametrize("argument", ["num_classes", "in_channels", "width", "blocks"])
 def test_small_resnet_names_the_argument_that_is_too_small(argument: str) -> None:
-    with pytest.raises(ValueError, match=f"needs {argument} of at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"SmallResNet {argument}=0 must be an integer of at least 1"):
         SmallResNet(**{argument: 0})
 
 
@@ -59,7 +59,7 @@ def test_small_resnet_learns_the_digits(tmp_path) -> None:
 @pytest.mark.parametrize(
     "name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "densenet121", "vit_b_32", "swin_t"]
 )
-def test_torchvision_networks_take_grey_images_and_any_number_of_classes(name: str) -> None:
+def test_torchvision_networks_take_gray_images_and_any_number_of_classes(name: str) -> None:
     size = 224 if name == "vit_b_32" else 64
     network = build_network(name, num_classes=5, in_channels=1).eval()
     with torch.no_grad():
@@ -83,13 +83,13 @@ def test_in_every_torchvision_network_only_the_first_convolution_sees_the_image(
         assert 3 not in channels[1:], name
 
 
-def test_grey_stem_equals_feeding_the_image_to_all_three_channels() -> None:
+def test_gray_stem_equals_feeding_the_image_to_all_three_channels() -> None:
     torch.manual_seed(3)
-    colour = build_network("resnet18", num_classes=5, in_channels=3)
+    color = build_network("resnet18", num_classes=5, in_channels=3)
     torch.manual_seed(3)
-    grey = build_network("resnet18", num_classes=5, in_channels=1)
+    gray = build_network("resnet18", num_classes=5, in_channels=1)
     images = torch.randn(2, 1, 32, 32)
-    assert torch.allclose(grey.conv1(images), colour.conv1(images.expand(-1, 3, -1, -1)), atol=1e-5)
+    assert torch.allclose(gray.conv1(images), color.conv1(images.expand(-1, 3, -1, -1)), atol=1e-5)
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_pretrained_weights_are_kept_but_for_a_classifier_of_another_size() -> N
 
 
 @pytest.mark.usefixtures("no_download")
-def test_pretrained_googlenet_takes_grey_images() -> None:
+def test_pretrained_googlenet_takes_gray_images() -> None:
     network = build_network("googlenet", num_classes=4, in_channels=1, arguments={"weights": "DEFAULT"}).eval()
     assert torch.all(network.conv1.conv.weight == 1.5)
     assert network(torch.zeros(1, 1, 64, 64)).shape == (1, 4)
@@ -159,5 +159,5 @@ def test_wrong_network_argument_is_named(name: str) -> None:
 
 @pytest.mark.parametrize("argument", ["num_classes", "in_channels"])
 def test_sizes_below_one_are_refused(argument: str) -> None:
-    with pytest.raises(ValueError, match=f"must be at least 1, got .*{argument}=0"):
+    with pytest.raises(ValueError, match=f"{argument}=0 must be an integer of at least 1"):
         ImageClassifier("resnet18", **{argument: 0})

@@ -33,9 +33,9 @@ def test_a_block_equals_that_of_pytorch() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"depth": 0}, "needs depth of at least 1, got depth=0"),
-        ({"in_channels": 0}, "needs in_channels of at least 1"),
-        ({"num_classes": 0}, "needs num_classes of at least 1"),
+        ({"depth": 0}, "SmallViT depth=0 must be an integer of at least 1"),
+        ({"in_channels": 0}, "SmallViT in_channels=0 must be an integer"),
+        ({"num_classes": 0}, "SmallViT num_classes=0 must be an integer"),
         ({"image_size": 9}, "image_size=9, patch_size=2"),
         ({"heads": 5}, "width=64 and heads=5"),
     ],

@@ -1,66 +1,41 @@
-"""How many blocks a budget wants gone."""
+"""Block space: the blocks that a budget can remove, lowest score first, with their costs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_prune.budgets.budget import Budget, BudgetError
-from lightning_prune.budgets.cost import MACs, Params
-from lightning_prune.budgets.count import Count
-from lightning_prune.budgets.shares import Ratio, Sparsity
-from lightning_prune.pruners.removable_blocks import Removable
+from lightning_prune.budgets.spaces.dense_reference import DenseReference
 
 
 @dataclass(frozen=True)
-class Origin:
-    """The dense network, which every share refers to.
+class BlockSpace:
+    """Blocks that a budget can remove, lowest score first, with their costs.
 
     Attributes:
-        params: Its parameters.
-        macs: Its multiply-accumulates for one example.
-        blocks: Names of the blocks that could go: a network that has lost some may look as if it had others.
+        dense: The dense network; ``dense.units`` holds the blocks that it had.
+        params_now: Number of parameters of the network as it is.
+        macs_now: Multiply-accumulates for one example of the network as it is.
+        params: Number of parameters of each block.
+        macs: Multiply-accumulates of each block.
+        removed: Number of blocks removed by earlier events.
     """
 
-    params: int
-    macs: int
-    blocks: tuple[str, ...]
+    dense: DenseReference
+    params_now: int
+    macs_now: int
+    params: Sequence[int]
+    macs: Sequence[int]
+    removed: int = 0
 
+    def __len__(self) -> int:
+        """Number of blocks that can be removed."""
+        return len(self.params)
 
-def how_many(
-    budget: Budget, fraction: float, origin: Origin, removable: Removable, ranked: Sequence[str], removed: int
-) -> int:
-    """How many more blocks go.
+    def params_after(self, count: int) -> int:
+        """Number of parameters once the first ``count`` blocks are removed."""
+        return self.params_now - sum(self.params[:count])
 
-    Args:
-        budget: Until what; one of ``Count``, ``Ratio``, ``Sparsity``, ``Params`` and ``MACs``.
-        fraction: How far the schedule has gone.
-        origin: The dense network.
-        removable: What the network can do without as it is now.
-        ranked: Those that can go, the first of them first.
-        removed: How many have gone.
-
-    Raises:
-        BudgetError: If that takes more blocks than there are.
-    """
-    if isinstance(budget, (Count, Ratio)):
-        wanted = (
-            budget.count
-            if isinstance(budget, Count)
-            else max(0, round(budget.share * fraction * len(origin.blocks)) - removed)
-        )
-        if wanted > len(ranked):
-            raise BudgetError(f"{budget}: {wanted} more blocks would have to go, but only {len(ranked)} can")
-        return wanted
-    assert isinstance(budget, (Sparsity, Params, MACs))
-    keep = 1 - budget.sparsity if isinstance(budget, Sparsity) else budget.keep
-    unit = "macs" if isinstance(budget, MACs) else "params"
-    dense, cost = getattr(origin, unit), getattr(removable.whole, unit)
-    for count, name in enumerate([*ranked, ""]):
-        if cost <= dense * (1 - (1 - keep) * fraction) * (1 + 1e-9):
-            return count
-        cost -= getattr(removable.fits[name], unit) if name else 0
-    raise BudgetError(
-        f"{budget} cannot be met: without all {len(ranked)} blocks that can go, {cost / dense:.4f} of the "
-        f"{'MACs' if unit == 'macs' else 'parameters'} remain. Widen the scope or ask for less."
-    )
+    def macs_after(self, count: int) -> int:
+        """Multiply-accumulates for one example once the first ``count`` blocks are removed."""
+        return self.macs_now - sum(self.macs[:count])

@@ -44,7 +44,7 @@ class Candidate:
         least, stride = 1, 1
         for name, units in quantum.items():
             group = coupling.groups[name]
-            fewest = max(group.least, ceil(min_width / group.channels_per_unit))
+            fewest = max(group.min_units, ceil(min_width / group.channels_per_unit))
             least = max(least, ceil(fewest / units))
             stride = lcm(stride, round_to // gcd(round_to, units * group.channels_per_unit))
         return cls(quantum, steps, least, stride)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune.budgets.latency_table import Conditions, LatencyTable
 from lightning_prune.budgets.spaces.candidates import Candidate
 from lightning_prune.budgets.spaces.dense_reference import DenseReference
+from lightning_prune.budgets.spaces.latency_table import Conditions, LatencyTable
 from lightning_prune.budgets.spaces.ranking import rank_steps
 from lightning_prune.coupling.groups import Coupling
 from lightning_prune.granularity import Ranking
@@ -33,10 +33,10 @@ class ChannelSpace:
     Attributes:
         coupling: The network's groups and costs.
         scores: Group name -> scores, shape (units,); of a bundle all groups or none.
-        origin: The dense network.
+        dense: The dense network.
         round_to: Channels that a group keeps are a multiple of this, where it has as many.
         min_width: Fewest channels that a group keeps, where it has as many.
-        ranking: ``"global"``: by score. ``"isomorphic"``: by score within each class of ``origin.classes``, so that
+        ranking: ``"global"``: by score. ``"isomorphic"``: by score within each class of ``dense.classes``, so that
             every class gives the same share of its original units.
         state: What the state dict of the network would be without some units (group name -> bool tensor, as of
             ``lowest``), for budgets that look at values.
@@ -46,7 +46,7 @@ class ChannelSpace:
 
     coupling: Coupling
     scores: Mapping[str, Tensor]
-    origin: DenseReference
+    dense: DenseReference
     round_to: int = 1
     min_width: int = 1
     ranking: Ranking = "global"
@@ -60,9 +60,9 @@ class ChannelSpace:
         return {name: len(scores) for name, scores in self.scores.items()}
 
     @cached_property
-    def original(self) -> dict[str, int]:
+    def dense_units(self) -> dict[str, int]:
         """Group name -> units it had when the network was dense."""
-        return {name: self.origin.units.get(name, now) for name, now in self.now.items()}
+        return {name: self.dense.units.get(name, now) for name, now in self.now.items()}
 
     @cached_property
     def exhausted(self) -> dict[str, int]:
@@ -72,12 +72,12 @@ class ChannelSpace:
         for bundle in self.coupling.bundles:
             if not bundle.quantum.keys() <= groups.keys():
                 spent.update(bundle.quantum)
-        return {name: units for name, units in self.origin.units.items() if name not in groups or name in spent}
+        return {name: units for name, units in self.dense.units.items() if name not in groups or name in spent}
 
     @cached_property
     def last(self) -> dict[str, int]:
         """Group name -> units that are left in the end if nothing is asked of the widths, of the exhausted, too."""
-        return {name: self.origin.quantum.get(name, 1) for name in (*self.now, *self.exhausted)}
+        return {name: self.dense.quantum.get(name, 1) for name in (*self.now, *self.exhausted)}
 
     @cached_property
     def candidates(self) -> list[Candidate]:
@@ -107,19 +107,9 @@ class ChannelSpace:
         return {name: value for name, value in asked.items() if value > 1}
 
     @property
-    def settled(self) -> dict[str, str]:
+    def at_minimum(self) -> dict[str, str]:
         """Group name -> why none of its units can go any more."""
         return {name: self._limit(name) for name, now in self.now.items() if self.floor[name] == now}
-
-    @property
-    def original_params(self) -> float:
-        """Parameters of the dense network."""
-        return self.origin.params
-
-    @property
-    def original_macs(self) -> float:
-        """Multiply-accumulates of the dense network."""
-        return self.origin.macs
 
     def rounded(self, name: str, units: int | float) -> int:
         """The nearest number of units that may stay, from the fewest to all there are."""
@@ -135,7 +125,7 @@ class ChannelSpace:
         kept = []
         for candidate in self.candidates:
             name, units = next(iter(candidate.quantum.items()))
-            wanted = self.original[name] / units * (1 - removed[name])
+            wanted = self.dense_units[name] / units * (1 - removed[name])
             kept.append(candidate.now if wanted >= candidate.now else candidate.nearest(wanted))
         return self._widths(kept)
 
@@ -218,20 +208,20 @@ class ChannelSpace:
         classes = [self._class_of(next(iter(candidate.quantum))) for candidate in self.candidates]
         total: Counter[str] = Counter()
         gone: Counter[str] = Counter()
-        for name, original in {**self.original, **self.exhausted}.items():
-            total[self._class_of(name)] += original
-            gone[self._class_of(name)] += original - self.now.get(name, self.last[name])
+        for name, dense in {**self.dense_units, **self.exhausted}.items():
+            total[self._class_of(name)] += dense
+            gone[self._class_of(name)] += dense - self.now.get(name, self.last[name])
         return rank_steps(scores, units, classes, total, gone)
 
     def _class_of(self, name: str) -> str:
-        return "" if self.ranking == "global" else self.origin.classes.get(name, name)
+        return "" if self.ranking == "global" else self.dense.classes.get(name, name)
 
     def _limit(self, name: str) -> str:
         group, candidate = self.coupling.groups[name], self.candidates[self._number[name]]
         if candidate.now == 1:
             return "only its last units are left"
-        if self.now[name] <= group.least:
-            return f"with fewer than {group.least} units a grouped convolution would become depthwise"
+        if self.now[name] <= group.min_units:
+            return f"with fewer than {group.min_units} units a grouped convolution would become depthwise"
         limits = " and ".join(f"{name}={value}" for name, value in self.limits.items())
         if candidate.bundled:
             return f"{limits}: not all groups that shrink together have a smaller width that fits"

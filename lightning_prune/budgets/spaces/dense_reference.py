@@ -1,4 +1,4 @@
-"""The dense network, as budgets remember it."""
+"""Dense reference: size of the dense network, which the shares of budgets refer to."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from lightning_prune.coupling.groups import Coupling
 
 @dataclass(frozen=True)
 class DenseReference:
-    """The dense network, which every share refers to.
+    """Size of the dense network, which the shares of budgets refer to.
 
     Attributes:
-        params: Its parameters.
-        macs: Its multiply-accumulates for one example.
-        units: Group name -> units, of the groups that may be pruned.
+        params: Number of parameters.
+        macs: Multiply-accumulates for one example.
+        units: Name -> number of units, of each group of channels that may be pruned; or name of a block that may be
+            removed -> 1.
         classes: Group name -> name of the first group of the same kind (``isomorphism_classes``).
-        quantum: Group name -> units it gives up at once, of the groups that shrink together with others.
+        quantum: Group name -> units removed at once, of the groups that shrink only together with others.
     """
 
     params: float
@@ -30,7 +31,7 @@ class DenseReference:
     def of(
         cls, coupling: Coupling, groups: Iterable[str] | None = None, classes: Mapping[str, str] | None = None
     ) -> DenseReference:
-        """Take the network as it is now for the original; of all its groups, or of those named."""
+        """The size of the analyzed network, with all of its ``groups`` or those named."""
         units = {name: coupling.groups[name].size for name in (coupling.groups if groups is None else groups)}
         quantum = {name: given for b in coupling.bundles for name, given in b.quantum.items() if name in units}
         return cls(coupling.params_after({}), coupling.macs_after({}), units, dict(classes or {}), quantum)

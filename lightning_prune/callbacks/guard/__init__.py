@@ -1,4 +1,4 @@
-"""``AccuracyGuard``: judging the network before each event, and rolling back to the last accepted network."""
+"""``AccuracyGuard``: evaluates the network before each event, and rolls back to the last accepted network."""
 
 from lightning_prune.callbacks.guard.accuracy_guard import AccuracyGuard
 from lightning_prune.callbacks.guard.verdict import Verdict

@@ -1,4 +1,4 @@
-"""The network that was accepted last, and the files of all that were in one training."""
+"""The network that was accepted last, and the files of all networks accepted in one training."""
 
 from __future__ import annotations
 
@@ -10,105 +10,110 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_prune.callbacks.guard.rollback_checkpoint import Snapshot
+from lightning_prune.callbacks.guard.rollback_checkpoint import RollbackCheckpoint
 from lightning_prune.callbacks.loading import synchronous_io
-from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
+from lightning_prune.callbacks.pruning.pruning_callbacks import count_events
 
-_STAYS = "It cannot come back: the network as it is stays."
-_TAKES_ITS_PLACE = "The network that was resumed takes its place: after a drop it comes back."
+_NOT_RESTORED = "It cannot be restored: the current network is kept."
+_REPLACED = "The resumed network replaces it: a rollback restores that one."
 _UNJUDGED = (
-    "The network that was resumed has not been judged since its last event: it takes its place if it is accepted; if "
-    "it has dropped, it stays as it is and the training ends."
+    "The resumed network has not been validated since its last event: it replaces the accepted network if it is "
+    "accepted; if its metric has dropped, it is kept and the training ends."
 )
 
 
-class Accepted:
-    """One folder beside the logs for a training and all that resume it; it is made when the first file is written.
+class AcceptedNetwork:
+    """The network that was accepted last, and the folder of its file.
 
-    Any checkpoint of the training may name any of the files, so all of them stay until the training ends. Every file
-    has a name of its own, which is kept here once it is complete.
+    A training and all that resume it share one folder next to the logs, created with the first file. Any checkpoint of
+    the training may refer to any of the files, so all of them are kept until the training ends. Each file has its own
+    name, which is recorded here once the file is complete.
 
     Attributes:
-        last: File of the network that was accepted last; None until it is written.
-        events: How many events had led to that network.
+        last: File of the accepted network; None until it is written.
+        events: Number of events that led to the accepted network.
     """
 
     def __init__(self) -> None:
-        self.last: Snapshot | None = None
+        self.last: RollbackCheckpoint | None = None
         self.events = 0
         self._folder: str | None = None
-        self._operating = False  # between the first tensor that comes back and the last
+        self._restoring = False  # while some tensors are restored and others are not
 
     def begin(self, trainer: pl.Trainer) -> None:
-        """Choose the folder, or go on with that of a checkpoint, unless it was made on another machine."""
+        """Choose a new folder, or keep that of a checkpoint if its parent exists on this machine."""
         logs = trainer.log_dir or trainer.default_root_dir
         folder = join(logs if "://" in logs else abspath(logs), f"accepted-{uuid4().hex[:12]}")
         if self._folder is not None and get_filesystem(self._folder).exists(dirname(self._folder)):
             folder = self._folder
-        self._folder, self._operating = trainer.strategy.broadcast(folder), False
+        self._folder, self._restoring = trainer.strategy.broadcast(folder), False
 
     def is_current(self, trainer: pl.Trainer) -> bool:
-        """Whether no event has followed."""
-        return _events(trainer) == self.events
+        """Whether no event has followed the accepted network."""
+        return count_events(trainer) == self.events
 
     def replace(self, trainer: pl.Trainer) -> None:
-        """The network as it is is accepted, and has yet to be written."""
+        """Accept the current network, which is still to be written."""
         self._remove_stray(trainer)
-        self.last, self.events = None, _events(trainer)
+        self.last, self.events = None, count_events(trainer)
 
     def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
-        """Write the network as it is, which is that of this epoch; all ranks take part."""
+        """Write the current network, validated in ``epoch``; all ranks take part."""
         assert self._folder is not None
         path = trainer.strategy.broadcast(join(self._folder, f"{uuid4().hex[:12]}.ckpt"))
-        self.last, self.events = Snapshot.write(trainer, pl_module, path, epoch), _events(trainer)
+        self.last, self.events = RollbackCheckpoint.write(trainer, pl_module, path, epoch), count_events(trainer)
 
     def is_there(self, trainer: pl.Trainer) -> bool:
-        """Whether it is written, and every rank can read the file."""
+        """Whether the file is written, and every rank can read it."""
         if self.last is None:
             return False
         found = get_filesystem(self.last.path).exists(self.last.path)
         return trainer.strategy.reduce_boolean_decision(found, all=True)
 
     def is_lost(self, trainer: pl.Trainer, starting: bool = False) -> bool:
-        """Whether it was written, and some rank cannot read the file; says so, and what happens now."""
+        """Whether the file was written, but some rank cannot read it; warns of the consequence."""
         if self.last is None or self.is_there(trainer):
             return False
-        now = _STAYS if not starting else _TAKES_ITS_PLACE if self.is_current(trainer) else _UNJUDGED
+        now = _NOT_RESTORED if not starting else _REPLACED if self.is_current(trainer) else _UNJUDGED
         rank_zero_warn(
             f"AccuracyGuard: the accepted network of epoch {self.last.epoch} is not at {self.last.path!r}: the "
-            f"training that wrote it has ended and removed it, or the file was not taken along. {now}"
+            f"training that wrote it has ended and removed it, or the file was not copied to this machine. {now}"
         )
         return True
 
-    def bring_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Go back to it; returns the content of the file."""
+    def restore(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Restore the accepted network; returns the content of the file."""
         assert self.last is not None
-        self._operating = True
-        checkpoint = self.last.bring_back(trainer, pl_module)
-        self._operating = False
+        self._restoring = True
+        checkpoint = self.last.restore(trainer, pl_module)
+        self._restoring = False
         return checkpoint
 
     def end(self, trainer: pl.Trainer) -> None:
-        """No file is needed any longer."""
+        """Remove all files at the end of the training."""
         self._remove_stray(trainer)
         if self._folder is not None and trainer.is_global_zero:
             self._remove_all(trainer, self._folder)
         self.last = self._folder = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, for a checkpoint of the network as it is."""
-        if self._operating:
+        """State as plain numbers and strings.
+
+        Raises:
+            RuntimeError: If a rollback was interrupted.
+        """
+        if self._restoring:
             raise RuntimeError(
                 "no checkpoint is saved: the training was interrupted in the middle of a rollback, which leaves the "
-                "network half brought back. Resume from the last checkpoint before."
+                "network half restored. Resume from the last checkpoint before."
             )
         snapshot = None if self.last is None else {"path": self.last.path, "epoch": self.last.epoch}
         return {"snapshot": snapshot, "folder": self._folder, "events": self.events}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint; old ones know of no folder, or of no file."""
+        """Restore what ``state_dict`` returned; checkpoints of early versions have no folder, or no file."""
         snapshot = state_dict.get("snapshot")
-        self.last = None if snapshot is None else Snapshot(**snapshot)
+        self.last = None if snapshot is None else RollbackCheckpoint(**snapshot)
         self._folder, self.events = state_dict.get("folder"), state_dict.get("events", 0)
 
     def _remove_all(self, trainer: pl.Trainer, folder: str) -> None:
@@ -119,12 +124,6 @@ class Accepted:
             files.rmdir(folder)
 
     def _remove_stray(self, trainer: pl.Trainer) -> None:
-        """Without a folder, each file lay beside the logs."""
+        """Remove a file of an early version, which wrote next to the logs."""
         if self.last is not None and dirname(self.last.path) != self._folder:
             trainer.strategy.remove_checkpoint(self.last.path)
-
-
-def _events(trainer: pl.Trainer) -> int:
-    """Events that have led to the network as it is."""
-    pruners = [c.pruner for c in trainer.callbacks if isinstance(c, IterativePruning)]  # type: ignore[attr-defined]
-    return sum(pruner.event for pruner in pruners)

@@ -1,4 +1,4 @@
-"""The accepted network on disk: a checkpoint of the Trainer that a running training can go back to."""
+"""Checkpoint of an accepted network, which a running training can be rolled back to."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from lightning_prune.callbacks.trainer.strategies import forget_compiled, is_sha
 from lightning_prune.network.averages import copies_held_by
 from lightning_prune.network.tensors import named_tensors
 
-_KEY = "accepted"  # what the file holds besides the parts of any other checkpoint
+_KEY = "accepted"  # key of the entries that other checkpoints do not have
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """A file.
+class RollbackCheckpoint:
+    """Checkpoint file of an accepted network.
 
     Attributes:
-        path: Where it is.
-        epoch: Epoch of the network in it.
-        own: Whether this process has written it, so that it may hold whatever the user's module puts into checkpoints.
+        path: Path of the file.
+        epoch: Epoch in which the network was validated.
+        own: Whether this process wrote the file, which may then be unpickled with arbitrary objects of the user's
+            module.
     """
 
     path: str
@@ -42,60 +43,60 @@ class Snapshot:
     own: bool = False
 
     @classmethod
-    def write(cls, trainer: pl.Trainer, pl_module: pl.LightningModule, path: str, epoch: int) -> Snapshot:
-        """A checkpoint with what a running training needs besides; all ranks take part."""
+    def write(cls, trainer: pl.Trainer, pl_module: pl.LightningModule, path: str, epoch: int) -> RollbackCheckpoint:
+        """Write a checkpoint with the additional state that a running training needs; all ranks take part."""
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         checkpoint[_KEY] = {
-            "network": pl_module.state_dict(),  # averaging callbacks may have put another one in its place
-            "trained": _trained(trainer, pl_module),
+            "network": pl_module.state_dict(),  # averaging callbacks may replace it in the checkpoint
+            "trained": _trained_names(trainer, pl_module),
             "copies": [copy.state_dict() for copy in averaged_copies(pl_module)],
             "counters": [0 if counter is None else int(counter) for counter in _counters(trainer)],
             "metrics": {name: float(v) for name, v in trainer.callback_metrics.items() if v.numel() == 1},
         }
         if trainer.is_global_zero:
             synchronous_io(trainer).save_checkpoint(checkpoint, path)
-        trainer.strategy.barrier("Snapshot.write")
+        trainer.strategy.barrier("RollbackCheckpoint.write")
         return cls(path, epoch, own=True)
 
-    def bring_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Make the network, its averaged copies, its optimizers and the pruners what they were; returns the file.
+    def restore(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Restore the network, its averaged copies, its optimizers and the pruners; returns the checkpoint.
 
-        The training goes on from where it is: learning rates, their schedulers, loops and data are not touched.
+        Training continues from its current position: learning rates, their schedulers, loops and data do not change.
         """
         load = trainer.strategy.load_checkpoint
         trusted = {"weights_only": False} if self.own and "weights_only" in signature(load).parameters else {}
         checkpoint: dict[str, Any] = load(self.path, **trusted)
-        trainer.strategy.barrier("Snapshot.bring_back")  # from here on the file may be removed
+        trainer.strategy.barrier("RollbackCheckpoint.restore")  # all ranks have read the file, which may be removed now
         saved = checkpoint[_KEY]
         with unwrapped(trainer):
             for optimizer in trainer.strategy.optimizers:
                 optimizer.zero_grad(set_to_none=True)
             _load(pl_module, saved["network"], pl_module.strict_loading)
-            states = chain(saved["copies"], repeat(saved["network"]))  # a copy may have been made since then
+            states = chain(saved["copies"], repeat(saved["network"]))  # a copy may have been created since then
             for copy, state in zip(averaged_copies(pl_module), states, strict=False):
                 _load(copy, state)
             for counter, count in zip(_counters(trainer), chain(saved["counters"], repeat(0)), strict=False):
                 if counter is not None:
                     counter.fill_(count)
-            _give_back_parameters(trainer, pl_module, saved.get("trained", []))
+            _restore_parameters(trainer, pl_module, saved.get("trained", []))
             _load_optimizers(trainer, checkpoint)
         forget_compiled()
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, (IterativePruning, Rewind)):
-                callback.take_back(trainer, pl_module, checkpoint["callbacks"][callback.state_key])
+                callback.roll_back(trainer, pl_module, checkpoint["callbacks"][callback.state_key])
         forget_best(trainer)
         return checkpoint
 
 
 def check_setting(trainer: pl.Trainer, pl_module: pl.LightningModule, guard: Callback) -> None:
-    """Refuse what cannot be brought back.
+    """Reject settings that a rollback cannot restore.
 
     Raises:
-        MisconfigurationException: Names the strategy or the callback, and the cure.
+        MisconfigurationException: Names the strategy or the callback, and the remedy.
     """
     if is_sharding(trainer):
         raise MisconfigurationException(
-            f"AccuracyGuard on_drop='rollback' cannot bring back the parameters that {type(trainer.strategy).__name__} "
+            f"AccuracyGuard on_drop='rollback' cannot restore the parameters that {type(trainer.strategy).__name__} "
             "shards; use on_drop='stop' or 'pause', or strategy='ddp'"
         )
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -104,30 +105,30 @@ def check_setting(trainer: pl.Trainer, pl_module: pl.LightningModule, guard: Cal
         if not isinstance(callback, type(guard)) and (closes or copies_held_by([callback], pl_module)):
             raise MisconfigurationException(
                 f"AccuracyGuard on_drop='rollback' must come before {type(callback).__name__} in callbacks, which "
-                "would conclude the training with a network that is then taken back"
+                "would conclude the training with a network that is then rolled back"
             )
     if any(
         c is not guard and isinstance(c, type(guard)) and getattr(c, "on_drop", "") == "rollback" for c in callbacks
     ):
         raise MisconfigurationException(
-            "two AccuracyGuards have on_drop='rollback', and each would go back to another network; let the other one "
-            "use on_drop='stop' or 'pause'"
+            "two AccuracyGuards have on_drop='rollback', and each would roll back to a different network; use "
+            "on_drop='stop' or 'pause' for one of them"
         )
     kept = {id(copy) for copy in averaged_copies(pl_module)}
     for callback in callbacks:
         for average in (v for v in vars(callback).values() if isinstance(v, AveragedModel)):
             if id(average.module) not in kept:
                 raise MisconfigurationException(
-                    f"AccuracyGuard on_drop='rollback' cannot bring back what {type(callback).__name__} averages, a "
-                    "part of the network; average all of it, or keep the average inside the LightningModule"
+                    f"AccuracyGuard on_drop='rollback' cannot restore the average of {type(callback).__name__}, which "
+                    "covers a part of the network; average all of it, or keep the average in the LightningModule"
                 )
 
 
-def file_accepted(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
-    """Let the checkpoint callbacks hold the network that was brought back, which no validation will follow.
+def update_checkpoint_callbacks(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
+    """Let checkpoint callbacks refer to the restored network, after which no further validation runs.
 
-    The best file is the best one of this network that is left; where there is none, and for the last file, the network
-    is saved once more, under the metrics of the validation that was accepted.
+    The best remaining file of this network becomes the best checkpoint. If there is none, and for the last checkpoint,
+    the network is saved again, with the metrics of the accepted validation.
     """
     trainer.callback_metrics.update({name: torch.tensor(v) for name, v in checkpoint[_KEY]["metrics"].items()})
     for callback in trainer.checkpoint_callbacks:
@@ -143,33 +144,35 @@ def file_accepted(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
             callback.best_model_path, callback.best_model_score = path, scores[path]
             callback.kth_best_model_path = worst(scores, key=lambda name: float(scores[name]))
             callback.kth_value = scores[callback.kth_best_model_path]
-            callback._last_checkpoint_saved = path  # what the last file is a link to, if it is to be one
+            callback._last_checkpoint_saved = path  # target if the last checkpoint is saved as a link
         elif callback.monitor is None or callback.monitor in candidates:
             callback._save_topk_checkpoint(trainer, candidates)
         callback._save_last_checkpoint(trainer, candidates)
 
 
 def _load(module: nn.Module, state: dict[str, Tensor], strict: bool = True) -> None:
-    """Shapes, numbers that follow them, values and memory format."""
+    """Load shapes, attributes that depend on them, values and memory formats."""
     module.load_state_dict(state, strict=strict)
     for name, tensor in named_tensors(module):
         if name in state and tensor.stride() != state[name].stride():
             tensor.data = torch.empty_like(state[name], dtype=tensor.dtype, device=tensor.device).copy_(tensor.data)
 
 
-def _trained(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[list[list[str | None]]]:
-    """For each group of each optimizer the names of its parameters; None for one that is not in the network."""
+def _trained_names(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[list[list[str | None]]]:
+    """Names of the parameters of each group of each optimizer; None for one that is not in the network."""
     names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
     groups = ([group["params"] for group in optimizer.param_groups] for optimizer in trainer.strategy.optimizers)
     return [[[names.get(id(parameter)) for parameter in params] for params in own] for own in groups]
 
 
-def _give_back_parameters(
+def _restore_parameters(
     trainer: pl.Trainer, pl_module: pl.LightningModule, trained: list[list[list[str | None]]]
 ) -> None:
-    """Let the optimizers have the parameters again that have gone with their modules and come back, in their places."""
+    """Return the parameters of restored modules to the optimizers, at their former positions."""
     own = dict(pl_module.named_parameters())
-    for now, optimizer, then in zip(_trained(trainer, pl_module), trainer.strategy.optimizers, trained, strict=False):
+    for now, optimizer, then in zip(
+        _trained_names(trainer, pl_module), trainer.strategy.optimizers, trained, strict=False
+    ):
         for present, group, names in zip(now, optimizer.param_groups, then, strict=False):
             if set(names) <= set(present):
                 continue
@@ -180,7 +183,7 @@ def _give_back_parameters(
 
 
 def _load_optimizers(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
-    """What optimizers remember of their parameters, and not their learning rates."""
+    """Restore the state that optimizers keep for their parameters, but not learning rates."""
     optimizers = trainer.strategy.optimizers
     then = checkpoint["optimizer_states"]
     states = [{**o.state_dict(), "state": s["state"]} for o, s in zip(optimizers, then, strict=True)]
@@ -188,7 +191,7 @@ def _load_optimizers(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
 
 
 def _counters(trainer: pl.Trainer) -> Iterator[Any]:
-    """How many networks are in the averages that callbacks keep; None where none has begun."""
+    """Counters of averaged networks in callbacks; None before averaging has begun."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for name, value in vars(callback).items():
             if name == "n_averaged" or isinstance(value, AveragedModel):

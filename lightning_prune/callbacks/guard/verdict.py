@@ -1,4 +1,4 @@
-"""What the guard says of a network, and what it compares it to."""
+"""Verdicts of ``AccuracyGuard``, and the bound that they are based on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BETTER_LOW = ("loss", "nll", "error", "mae", "mse", "rmse", "wer", "cer", "fid"
 
 
 def sounds_better_low(metric: str) -> bool:
-    """Whether a metric is called like one of which lower values are better.
+    """Whether the name of a metric suggests that lower values are better.
 
     Example:
         >>> [sounds_better_low(name) for name in ("val_loss", "val/MSE", "val_acc", "lossless_score")]
@@ -27,15 +27,15 @@ def sounds_better_low(metric: str) -> bool:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One judgement of the guard.
+    """Verdict of the guard on one validation.
 
     Attributes:
-        epoch: Epoch of the validation that was judged.
-        value: The monitored metric then.
-        reference: What it was compared to, None where there was nothing yet.
+        epoch: Epoch of the validation.
+        value: Monitored metric.
+        reference: Value that it was compared with; None for the baseline itself.
         kept: Whether the drop was within bounds.
-        says: The verdict in words.
-        rolled_back: Whether the last accepted network was brought back.
+        says: Verdict as a sentence, for logs and warnings.
+        rolled_back: Whether the last accepted network was restored.
     """
 
     epoch: int
@@ -47,7 +47,7 @@ class Verdict:
 
     @property
     def short(self) -> str:
-        """The verdict in a few words."""
+        """Verdict as one or two words, for tables."""
         what = "rolled back" if self.rolled_back else "kept" if self.kept else "dropped"
         if math.isnan(self.value):
             return f"{what} (nan)"
@@ -58,13 +58,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Bound:
-    """How much worse than a reference a metric may be.
+    """Largest accepted drop of a metric below a reference.
 
     Attributes:
-        monitor: Its name.
-        max_drop: How much, in its own unit.
-        mode: Whether higher or lower is better.
-        compared_to: What the reference is.
+        monitor: Name of the metric.
+        max_drop: Largest accepted drop, in the metric's unit.
+        mode: ``"max"`` if higher is better, ``"min"`` if lower is.
+        compared_to: Reference, see ``AccuracyGuard``.
     """
 
     monitor: str
@@ -73,7 +73,7 @@ class Bound:
     compared_to: Reference
 
     def judge(self, epoch: int, value: float, verdicts: Sequence[Verdict]) -> Verdict:
-        """The verdict on ``value``, after these ``verdicts``."""
+        """The verdict on ``value``, given the earlier ``verdicts``."""
         reference = self._reference(verdicts)
         kept = self._is_kept(value, reference)
         return Verdict(epoch, value, reference, kept, self._words(value, reference, kept))
@@ -96,5 +96,5 @@ class Bound:
     def _words(self, value: float, reference: float | None, kept: bool) -> str:
         if reference is None:
             return f"{self.monitor} {value:.4f} is {'the baseline' if kept else 'not a number: dropped'}"
-        against = f"{self.monitor} {value:.4f} against {reference:.4f} ({self.compared_to})"
-        return f"{against}: {'within' if kept else 'dropped by more than'} {self.max_drop:g}"
+        comparison = f"{self.monitor} {value:.4f} against {reference:.4f} ({self.compared_to})"
+        return f"{comparison}: {'within' if kept else 'dropped by more than'} {self.max_drop:g}"

@@ -15,7 +15,7 @@ from lightning_prune.callbacks.trainer.listeners import as_misconfiguration
 from lightning_prune.callbacks.trainer.strategies import check_whole
 from lightning_prune.callbacks.trainer.training_time import time_of
 from lightning_prune.checkpoint.manifest import is_pruned
-from lightning_prune.coupling.analysis import analyse
+from lightning_prune.coupling.analysis import find_coupling
 from lightning_prune.coupling.groups import Group
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.tensors import named_tensors
@@ -97,7 +97,7 @@ class GroupLasso(Callback):
     def _find_groups(self, pl_module: pl.LightningModule) -> None:
         assert self._example is not None
         with as_misconfiguration():
-            coupling = analyse(pl_module, self._example)
+            coupling = find_coupling(pl_module, self._example)
         try:
             self._groups = list(self.scope.groups(pl_module, coupling)[0].values())
         except ValueError as error:

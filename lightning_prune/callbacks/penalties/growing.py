@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.budgets.budget import Budget
-from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
+from lightning_prune.callbacks.pruning.pruning_callbacks import count_events
 from lightning_prune.callbacks.trainer.example_batch import declared_example, example_from_batch
 from lightning_prune.callbacks.trainer.lightning_packages import Callback, MisconfigurationException
 from lightning_prune.callbacks.trainer.listeners import as_misconfiguration
@@ -91,7 +91,7 @@ class GrowingPenalty(Callback):
         if stage == "fit":
             self._example, self._at_hand = None, None
             self._pruner = make_pruner(self.granularity, Magnitude(p=1), self.budget, self.scope)
-            if trainer.global_step == 0 and not _events(trainer):  # else the same Trainer goes on
+            if trainer.global_step == 0 and not count_events(trainer):  # else the same Trainer goes on
                 self._picked = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -107,11 +107,11 @@ class GrowingPenalty(Callback):
         if self._example is None:
             self._example = example_from_batch(pl_module, batch, needed=True)
             self._prepare(trainer, pl_module)
-        if self._strength(trainer) > 0 and _events(trainer) not in self._picked:
+        if self._strength(trainer) > 0 and count_events(trainer) not in self._picked:
             with as_misconfiguration():
                 plan = self._pruner.plan(pl_module, self._example, 1.0).plan
             plan = trainer.strategy.broadcast(plan)  # what is nearly equal may be ordered differently elsewhere
-            self._picked[_events(trainer)], self._at_hand = pack(weights_removed_by(plan, pl_module)), None
+            self._picked[count_events(trainer)], self._at_hand = pack(weights_removed_by(plan, pl_module)), None
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -120,7 +120,7 @@ class GrowingPenalty(Callback):
         strength = self._strength(trainer)
         tensors = dict(named_tensors(pl_module))
         if self._at_hand is None:
-            picked = unpack(self._picked.get(_events(trainer), {}))
+            picked = unpack(self._picked.get(count_events(trainer), {}))
             self._at_hand = {name: mask.to(tensors[name].device) for name, mask in picked.items()}
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         penalty = add_l2_gradient(self._at_hand, tensors, strength, stepped)
@@ -129,11 +129,11 @@ class GrowingPenalty(Callback):
 
     def on_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan, report: Report) -> None:
         """What is left of the picked weights."""
-        before = self._picked.get(_events(trainer) - 1)
+        before = self._picked.get(count_events(trainer) - 1)
         if before is not None:
             own = dict(pl_module.named_parameters())
             left = {n: select(mask, plan.keep.get(n, {})) for n, mask in unpack(before).items() if n in own}
-            self._picked[_events(trainer)] = pack({name: mask for name, mask in left.items() if mask.any()})
+            self._picked[count_events(trainer)] = pack({name: mask for name, mask in left.items() if mask.any()})
         self._at_hand = None
 
     def on_rollback(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -152,11 +152,6 @@ class GrowingPenalty(Callback):
         return self.ceiling * self.schedule.fraction(time_of(trainer, self.schedule, trainer.fit_loop.batch_idx))
 
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if _events(trainer) not in self._picked:
+        if count_events(trainer) not in self._picked:
             with as_misconfiguration():
                 self._pruner.prepare(pl_module, self._example)
-
-
-def _events(trainer: pl.Trainer) -> int:
-    pruning = [c for c in trainer.callbacks if isinstance(c, IterativePruning)]  # type: ignore[attr-defined]
-    return sum(callback.pruner.event for callback in pruning)

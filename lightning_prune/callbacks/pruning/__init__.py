@@ -1,4 +1,4 @@
-"""``IterativePruning``, and the events that it decides and carries out."""
+"""``IterativePruning`` and its pruning events."""
 
 from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
 

@@ -1,4 +1,4 @@
-"""What validation says of a network when one of its blocks is skipped."""
+"""Validation metric of a network with each of its blocks ablated, for the ``Sensitivity`` criterion."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_prune.budgets.budget import Budget
 from lightning_prune.callbacks.trainer.lightning_packages import MisconfigurationException
 from lightning_prune.criteria.criterion import Criterion
 from lightning_prune.criteria.sensitivity import Sensitivity
@@ -23,34 +24,44 @@ from lightning_prune.network.example_input import Example
 from lightning_prune.pruners.block_pruner import BlockPruner
 
 
-def compare(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: BlockPruner, example: Example | None, fraction: float
-) -> None:
-    """Let ``pruner`` know what its metric is with each block skipped, if a block is to go; all ranks take part.
+def ablation_losses(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    pruner: BlockPruner,
+    example: Example | None,
+    fraction: float,
+    budget: Budget,
+) -> dict[str, Tensor]:
+    """Validation loss without each block, and with all blocks under ``""``; empty if no block is to be removed.
 
-    It is measured with a copy of the module, which takes its metrics, batch norms and lists of outputs along.
+    All ranks must call this.
+
+    A copy of the module is evaluated, so that its metrics, batch norms and lists of outputs do not change.
 
     Raises:
-        MisconfigurationException: If there are no validation data, or nothing is logged under the name.
+        MisconfigurationException: If there are no validation data, or the metric is not logged.
     """
     assert isinstance(pruner.criterion, Sensitivity)
     try:
-        due = pruner.is_due(pl_module, example, fraction)
-    except ValueError:  # which the pruner itself is about to say
-        return
+        due = pruner.is_due(pl_module, example, fraction, budget)
+    except ValueError:  # raised again by ``plan``
+        return {}
     if not due:
-        return
+        return {}
     with _evaluation(trainer, pl_module, pruner.criterion) as (twin, loss):
-        pruner.compare(twin, example, loss)
-    if not bool(torch.isfinite(pruner.losses[""])):
-        raise MisconfigurationException(f"{pruner.criterion}: with all blocks it is not finite; has training diverged?")
+        losses = pruner.ablation_losses(twin, example, loss)
+    if not bool(torch.isfinite(losses[""])):
+        raise MisconfigurationException(
+            f"{pruner.criterion}: the metric of the network with all blocks is not finite; has the training diverged?"
+        )
+    return losses
 
 
 def check_measurable(trainer: pl.Trainer, pl_module: pl.LightningModule, criterion: Criterion) -> None:
-    """Measure once as events will, so that what is missing is not found epochs later.
+    """Measure the metric once before training, so that a missing one does not stop the training at its first event.
 
     Raises:
-        MisconfigurationException: If there are no validation data, or nothing is logged under the name.
+        MisconfigurationException: If there are no validation data, or the metric is not logged.
     """
     if isinstance(criterion, Sensitivity):
         with _evaluation(trainer, pl_module, criterion) as (_, loss):
@@ -61,7 +72,7 @@ def check_measurable(trainer: pl.Trainer, pl_module: pl.LightningModule, criteri
 def _evaluation(
     trainer: pl.Trainer, pl_module: pl.LightningModule, criterion: Sensitivity
 ) -> Iterator[tuple[Any, Callable[[], Tensor]]]:
-    """A copy of the module, and what is to be small of it."""
+    """A copy of the module, and a function that evaluates its loss."""
     with isolate_rng(), running_eagerly(), torch.no_grad():
         batches = _batches(trainer, pl_module, criterion)
         twin: Any = copy_of(pl_module)
@@ -71,7 +82,7 @@ def _evaluation(
 
 
 def _batches(trainer: pl.Trainer, pl_module: pl.LightningModule, criterion: Sensitivity) -> list[Any]:
-    """The first batches of the first validation loader, as validation steps get them."""
+    """The first batches of the first validation loader, as validation steps receive them."""
     loop = trainer.fit_loop.epoch_loop.val_loop
     if loop._combined_loader is None:  # no validation has run yet
         trainer.validating = True
@@ -83,22 +94,22 @@ def _batches(trainer: pl.Trainer, pl_module: pl.LightningModule, criterion: Sens
             "loader (and no limit_val_batches=0), or use BlockInfluence"
         )
     count = int(min(criterion.batches, loop.max_batches[0]))
-    found = []
+    batches = []
     for batch in islice(loop._combined_loader.flattened[0], count):
         batch = pl_module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
-        found.append(trainer.strategy.batch_to_device(batch, dataloader_idx=0))
-    return found
+        batches.append(trainer.strategy.batch_to_device(batch, dataloader_idx=0))
+    return batches
 
 
 def _loss(trainer: pl.Trainer, twin: pl.LightningModule, batches: list[Any], criterion: Sensitivity) -> Tensor:
-    """What is to be small, over the batches of all ranks."""
+    """Metric to be minimized, averaged over the batches of all ranks."""
     for module in twin.modules():
         if isinstance(module, Metric):
             module.reset()
     logged, loop = _Logged(), trainer.fit_loop.epoch_loop.val_loop
     several = loop.num_dataloaders > 1
     vars(twin)["log"] = logged.log
-    with isolate_rng(), trainer.precision_plugin.val_step_context():  # every evaluation draws the same
+    with isolate_rng(), trainer.precision_plugin.val_step_context():  # same random numbers in every evaluation
         for index, batch in enumerate(batches):
             arguments = loop._build_kwargs(batch, index, 0 if several else None)
             logged.batch = batch
@@ -107,9 +118,9 @@ def _loss(trainer: pl.Trainer, twin: pl.LightningModule, batches: list[Any], cri
             if isinstance(loss, Tensor):
                 logged.log("", loss)
         name = "" if criterion.monitor is None else criterion.monitor
-        if name and name not in logged.known:
+        if name and name not in logged.names:
             twin.on_validation_epoch_end()
-    if name not in logged.known:
+    if name not in logged.names:
         raise MisconfigurationException(_unknown(criterion, logged))
     sums = trainer.strategy.reduce(logged.sums(name).to(trainer.strategy.root_device), reduce_op="sum")
     value = sums[0] / sums[1]  # type: ignore[index]
@@ -117,7 +128,7 @@ def _loss(trainer: pl.Trainer, twin: pl.LightningModule, batches: list[Any], cri
 
 
 def _unknown(criterion: Sensitivity, logged: _Logged) -> str:
-    names = ", ".join(sorted(filter(None, logged.known))) or "nothing"
+    names = ", ".join(sorted(filter(None, logged.names))) or "nothing"
     if criterion.monitor is None:
         return (
             f"{criterion} compares the losses that validation_step returns, and it returns none; it logs {names}: "
@@ -127,7 +138,7 @@ def _unknown(criterion: Sensitivity, logged: _Logged) -> str:
 
 
 class _Logged:
-    """What a module logs, instead of handing it to a Trainer: means over examples, and metrics at the end."""
+    """Collects what a module logs, in place of the Trainer: means over examples, and torchmetrics."""
 
     def __init__(self) -> None:
         self.batch: Any = None
@@ -135,11 +146,11 @@ class _Logged:
         self._metrics: dict[str, Metric] = {}
 
     @property
-    def known(self) -> set[str]:
+    def names(self) -> set[str]:
         return {*self._sums, *self._metrics}
 
     def log(self, name: str, value: Any, *_: Any, batch_size: int | None = None, **__: Any) -> None:
-        """Take the place of ``LightningModule.log``."""
+        """Replacement for ``LightningModule.log``."""
         if isinstance(value, Metric):
             self._metrics[name] = value
             return
@@ -148,7 +159,7 @@ class _Logged:
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def sums(self, name: str) -> Tensor:
-        """The sum over examples and their number; metrics have been computed over all ranks already."""
+        """Sum over examples, and their number; torchmetrics are computed over all ranks already."""
         if name in self._metrics:
             return torch.tensor([float(self._metrics[name].compute()), 1.0])
         return self._sums[name]

@@ -1,4 +1,4 @@
-"""What `IterativePruning` refuses, and the cures that it names."""
+"""Checks of `IterativePruning`: errors and warnings about its arguments, the network and the Trainer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_prune.schedules.schedule import Schedule
 
 
 def check_start(pruner: Pruner, schedule: Schedule) -> None:
-    """What is gathered from gradients needs a training step before the first event."""
+    """Check that a criterion that needs gradients has a training step before the first event."""
     if pruner.statistics is not None and schedule.fraction(0) > 0:
         raise MisconfigurationException(
             f"{pruner.criterion} needs gradients of at least one training step before the first event, but {schedule} "
@@ -29,23 +29,23 @@ def check_start(pruner: Pruner, schedule: Schedule) -> None:
 
 
 def check_regrowth(trainer: pl.Trainer, granularity: Granularity) -> None:
-    """Weights come back by whole gradients, until a share of the training is over."""
+    """Check that regrowth has complete gradients, and a training of known length."""
     if not isinstance(granularity, Weights) or granularity.regrow is None:
         return
     if is_sharding(trainer):
         raise MisconfigurationException(
-            f"{granularity.regrow} looks at whole gradients, of which {type(trainer.strategy).__name__} gives every "
-            "rank a part; use Weights() without regrow, or strategy='ddp'"
+            f"{granularity.regrow} needs complete gradients, but {type(trainer.strategy).__name__} shards them over "
+            "ranks; use Weights() without regrow, or strategy='ddp'"
         )
     if trainer.max_epochs in (None, -1) and trainer.max_steps < 0:
         raise MisconfigurationException(
-            f"{granularity.regrow} ends at a share of the training, which has no end: set max_epochs or max_steps on "
-            "the Trainer"
+            f"{granularity.regrow} ends at a share of the training, whose length is not limited: set max_epochs or "
+            "max_steps on the Trainer"
         )
 
 
 def check_scopes(pruner: Pruner, others: Iterable[Pruner], pl_module: pl.LightningModule) -> None:
-    """Two pruners of one kind must not share parameters; for blocks, of which some may be gone, `check_groups` asks."""
+    """Check that pruners of one kind share no parameters; block pruners are compared by `check_groups`."""
     if isinstance(pruner, BlockPruner):
         return
     own = pruner.scope.parameters(pl_module)
@@ -59,7 +59,7 @@ def check_scopes(pruner: Pruner, others: Iterable[Pruner], pl_module: pl.Lightni
 
 
 def check_groups(pruner: Pruner, others: Iterable[Pruner]) -> None:
-    """Two pruners must not rank the same channels, which layers in both of their scopes may write to."""
+    """Check that no two pruners rank the same channels or blocks, which disjoint scopes may still be coupled to."""
     for other in others:
         if isinstance(pruner, ChannelPruner) and isinstance(other, ChannelPruner) and pruner.groups & other.groups:
             raise MisconfigurationException(
@@ -73,51 +73,60 @@ def check_groups(pruner: Pruner, others: Iterable[Pruner]) -> None:
             )
 
 
-def check_dense(pl_module: pl.LightningModule, state_key: str, came_pruned: bool) -> None:
-    """A pruner that begins anew must not silently take a network that was pruned before for the original.
+def check_dense(pl_module: pl.LightningModule, state_key: str, pruned_before: bool) -> None:
+    """Check that a new pruner does not silently treat a network that was pruned before as the original.
 
     Args:
         pl_module: The network.
-        state_key: Names the pruner.
-        came_pruned: Whether it was pruned before this training; else a checkpoint has made it small.
+        state_key: Key of the pruner in checkpoints.
+        pruned_before: Whether the network was pruned before this training; otherwise a checkpoint made it smaller.
     """
     if not is_pruned(pl_module):
         return
-    if not came_pruned:
+    if not pruned_before:
         raise MisconfigurationException(
-            f"the checkpoint holds a pruned network, but no state of {state_key}: shares would be taken of the pruned "
+            f"the checkpoint holds a pruned network, but no state of {state_key}: shares would refer to the pruned "
             "network. Resume with the granularity and the scope that wrote the checkpoint."
         )
     now = sum(parameter.numel() for parameter in pl_module.parameters())
     rank_zero_warn(
         f"the network was pruned before this training, from {params_as_built(pl_module):,} parameters to {now:,}: "
-        "budgets and sparsities of this IterativePruning refer to the network as it is now. To go on towards the "
-        "budget of the pruning before, give the Trainer the same callback again, or resume from a checkpoint."
+        "budgets and sparsities of this IterativePruning refer to the network as it is now. To continue towards the "
+        "budget of the earlier pruning, give the Trainer the same callback again, or resume from a checkpoint."
     )
 
 
 def check_same_network(pruner: Pruner, pl_module: pl.LightningModule) -> None:
-    """A pruner that goes on in another training must have its own network before it."""
+    """Check that a pruner that continues in another training continues with its own network."""
     own = dict(pl_module.named_parameters())
     if isinstance(pruner, MaskPruner) and is_sharded(pl_module):
-        ours = True  # nobody has all of it
+        same = True  # no rank has the whole network
     elif isinstance(pruner, MaskPruner):
         masked = ((own[name], mask) for name, mask in pruner.masks.items() if name in own)
-        ours = all(p.shape == mask.shape and not bool(p.detach()[~mask.to(p.device)].any()) for p, mask in masked)
+        same = all(p.shape == mask.shape and not bool(p.detach()[~mask.to(p.device)].any()) for p, mask in masked)
     else:
-        ours = is_pruned(pl_module)
-    if not ours:
+        same = is_pruned(pl_module)
+    if not same:
         raise MisconfigurationException(
-            f"this IterativePruning has pruned another network, in {pruner.event} events; give every network one of "
-            "its own (and an AccuracyGuard of its own), or go on from a checkpoint of that training"
+            f"this IterativePruning has pruned another network, in {pruner.event} events; give every network its own "
+            "callback (and its own AccuracyGuard), or resume from a checkpoint of that training"
         )
 
 
 def check_gradients(pruner: Pruner, pl_module: pl.LightningModule, unseen: list[str], certain: bool) -> None:
-    """Gradients have to reach everything that is ranked by them; they have not reached the layers ``unseen`` so far.
+    """Check that gradients reach every layer that is scored by them.
 
-    A layer whose parameters are frozen will never see one, unless a callback is there that may unfreeze it; others may
-    take turns until it is ``certain``.
+    A frozen layer receives none unless a ``BaseFinetuning`` callback may unfreeze it; other layers may be trained
+    alternately.
+
+    Args:
+        pruner: The pruner.
+        pl_module: The network.
+        unseen: Layers and parameters that have received no gradient so far.
+        certain: Whether enough batches have passed that layers trained alternately would have received gradients.
+
+    Raises:
+        MisconfigurationException: If a layer will not receive gradients.
     """
     may_unfreeze = any(isinstance(callback, FINETUNINGS) for callback in pl_module.trainer.callbacks)  # type: ignore[attr-defined]
     for name in unseen:
@@ -128,12 +137,12 @@ def check_gradients(pruner: Pruner, pl_module: pl.LightningModule, unseen: list[
             raise MisconfigurationException(
                 f"{pruner.criterion} needs gradients of {name!r}; none has reached it so far ({len(unseen)} such "
                 f"layers). Is it frozen or unused? Exclude it: Scope(exclude=[{name!r}])"
-                f"{', or unfreeze it with a callback, BaseFinetuning' if frozen else ''}."
+                f"{', or unfreeze it with a BaseFinetuning callback' if frozen else ''}."
             )
 
 
 def warn_unfollowed(pruner: Pruner, pl_module: pl.LightningModule) -> None:
-    """Say which layers are trained although the analysis, which follows ``forward``, has not seen them."""
+    """Warn of layers that are trained although ``forward``, which the analysis follows, does not use them."""
     if not isinstance(pruner, ChannelPruner):
         return
     trained = {name for name, parameter in pl_module.named_parameters() if parameter.grad is not None}

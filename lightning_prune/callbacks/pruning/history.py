@@ -1,4 +1,4 @@
-"""What a pruner remembers of its events, for whoever reads a checkpoint later."""
+"""Record of the pruning events, which is saved in checkpoints."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from lightning_prune.surgery.report import Report
 
 
 class History:
-    """The events so far, and what the last validation has measured: plain numbers, the same after a resume."""
+    """Record of the events so far, with the metrics of the validation before each, as plain numbers."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
         self._metrics: dict[str, float] = {}
-        self._known: dict[str, Tensor] = {}
+        self._earlier: dict[str, Tensor] = {}
 
     def begin_validation(self, trainer: pl.Trainer) -> None:
-        """Note which metrics are older."""
-        self._known = dict(trainer.callback_metrics)
+        """Note which metrics were logged before this validation."""
+        self._earlier = dict(trainer.callback_metrics)
 
     def end_validation(self, trainer: pl.Trainer) -> None:
-        """Note what was measured; what is not finite says nothing."""
-        new = {name: v for name, v in trainer.callback_metrics.items() if v is not self._known.get(name)}
+        """Record the scalar metrics that this validation logged, except those that are not finite."""
+        new = {name: v for name, v in trainer.callback_metrics.items() if v is not self._earlier.get(name)}
         values = {name: float(value) for name, value in new.items() if value.numel() == 1}
         self._metrics = {name: value for name, value in values.items() if math.isfinite(value)}
 
     def add(self, trainer: pl.Trainer, event: int, report: Report) -> None:
-        """Remember event number ``event``, counted from 1."""
+        """Add event number ``event``, counted from 1."""
         self.events.append(
             {
                 "event": event,
@@ -47,15 +47,15 @@ class History:
         if report.plan.removed_modules:
             self.events[-1]["removed"] = list(report.plan.removed_modules)
 
-    def take_back(self, state: Mapping[str, Any]) -> None:
-        """The network is again what it was when ``state`` was saved; the events since then stay, marked."""
+    def roll_back(self, state: Mapping[str, Any]) -> None:
+        """Return to ``state``; later events are kept and marked as rolled back."""
         since = [{**event, "rolled_back": True} for event in self.events[len(state["events"]) :]]
         self.events, self._metrics = [*state["events"], *since], dict(state["metrics"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """State as plain numbers."""
         return {"events": list(self.events), "metrics": dict(self._metrics)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned."""
+        """Restore what ``state_dict`` returned."""
         self.events, self._metrics = list(state["events"]), dict(state["metrics"])

@@ -12,7 +12,7 @@ _OUTPUTS = ("out_channels", "out_features", "embedding_dim", "hidden_size")
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerSize:
     """A module with weights of two or more dimensions.
 
     Attributes:
@@ -26,7 +26,7 @@ class Layer:
     nonzero: int
 
 
-def layer_metrics(model: nn.Module) -> dict[str, Layer]:
+def layer_metrics(model: nn.Module) -> dict[str, LayerSize]:
     """The layers of ``model`` by qualified name, in its own order.
 
     Example:
@@ -38,7 +38,7 @@ def layer_metrics(model: nn.Module) -> dict[str, Layer]:
         weights = _weights(module)
         if weights:
             width = next((getattr(module, a) for a in _OUTPUTS if isinstance(getattr(module, a, None), int)), None)
-            layers[name or type(module).__name__] = Layer(
+            layers[name or type(module).__name__] = LayerSize(
                 width=weights[0].shape[0] if width is None else width,
                 weights=sum(weight.numel() for weight in weights),
                 nonzero=sum(_nonzero(weight) for weight in weights),

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from lightning_prune.callbacks.guard.accuracy_guard import AccuracyGuard
 from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
+from lightning_prune.callbacks.pruning.pruning_callbacks import check_pruning, count_events, pruning_callbacks
 from lightning_prune.callbacks.reporting.hyperparameters import announce, describe, saved_hyperparameters
 from lightning_prune.callbacks.reporting.layer_metrics import curves, original_weights
 from lightning_prune.callbacks.reporting.tensorboard import add_histograms, layout
-from lightning_prune.callbacks.reporting.tradeoff_figure import Point, scatter
+from lightning_prune.callbacks.reporting.tradeoff_figure import TradeoffPoint, scatter
 from lightning_prune.callbacks.trainer.lightning_packages import (
     TENSORBOARD_LOGGERS,
     Callback,
@@ -48,7 +49,7 @@ class SparsityLogger(Callback):
 
     def __init__(self, monitor: str | None = None, histograms: bool = True) -> None:
         self.monitor, self.histograms = monitor, histograms
-        self.points: list[Point] = []
+        self.points: list[TradeoffPoint] = []
         self._original: dict[str, int] = {}
         self._metric = monitor
         self._macs: int | None = None
@@ -59,8 +60,7 @@ class SparsityLogger(Callback):
         """Look at the network while it is dense, even if a checkpoint is about to be loaded."""
         if stage != "fit":
             return
-        if not _pruners(trainer):
-            raise MisconfigurationException("SparsityLogger has no pruning to log; add IterativePruning(...)")
+        check_pruning(trainer, self)
         check_whole(trainer, self)
         guards = [c for c in trainer.callbacks if isinstance(c, AccuracyGuard)]  # type: ignore[attr-defined]
         self._metric = guards[0].monitor if self.monitor is None and guards else self.monitor
@@ -107,7 +107,7 @@ class SparsityLogger(Callback):
             for logger in _tensorboards(trainer):
                 add_histograms(logger.experiment, "scores", self._acting, report.scores, step)
                 add_histograms(logger.experiment, "weights", self._acting, _survivors(pl_module, plan), step)
-        if self.points and self.points[-1].event == _events(trainer) - 1:
+        if self.points and self.points[-1].event == count_events(trainer) - 1:
             self._draw(trainer)
 
     def on_regrow(self, trainer: pl.Trainer, pl_module: pl.LightningModule, count: int) -> None:
@@ -117,7 +117,7 @@ class SparsityLogger(Callback):
 
     def on_rollback(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the network that is back; the figure forgets the ones that are gone."""
-        self.points = [point for point in self.points if point.event <= _events(trainer)]
+        self.points = [point for point in self.points if point.event <= count_events(trainer)]
         self._macs = None
         self._log_macs(trainer, pl_module, _step(trainer))
         self._log(trainer, pl_module, _step(trainer))
@@ -131,8 +131,8 @@ class SparsityLogger(Callback):
         """Take the metric down; the last validation of each size counts."""
         if self._metric is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
-        point = Point(
-            event=_events(trainer),
+        point = TradeoffPoint(
+            event=count_events(trainer),
             epoch=trainer.current_epoch,
             parameters=sum(parameter.numel() for parameter in pl_module.parameters()),
             nonzero=nonzero_in(parameter.detach() for parameter in pl_module.parameters()),
@@ -160,7 +160,7 @@ class SparsityLogger(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.points = [Point(**point) for point in state_dict["points"]]
+        self.points = [TradeoffPoint(**point) for point in state_dict["points"]]
         self._original = dict(state_dict["original"])
 
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
@@ -211,15 +211,11 @@ class SparsityLogger(Callback):
 def _pruners(trainer: pl.Trainer) -> dict[str, IterativePruning]:
     """The pruners by what sets their figures apart: nothing for a single one, else ``/channels``, ``/weights_2``."""
     found: dict[str, IterativePruning] = {}
-    pruners = [c for c in trainer.callbacks if isinstance(c, IterativePruning)]  # type: ignore[attr-defined]
+    pruners = pruning_callbacks(trainer)
     for pruner in pruners:
         kind = f"/{type(pruner.granularity).__name__.lower()}" if len(pruners) > 1 else ""
         found[kind if kind not in found else f"{kind}_{len(found) + 1}"] = pruner
     return found
-
-
-def _events(trainer: pl.Trainer) -> int:
-    return sum(pruning.pruner.event for pruning in _pruners(trainer).values())
 
 
 def _step(trainer: pl.Trainer) -> int:

@@ -17,13 +17,13 @@ from lightning_prune.budgets.compressed_size import FileSize
 from lightning_prune.callbacks.guard.accuracy_guard import AccuracyGuard
 from lightning_prune.callbacks.guard.verdict import Verdict
 from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
+from lightning_prune.callbacks.pruning.pruning_callbacks import check_pruning, count_events, pruning_callbacks
 from lightning_prune.callbacks.reporting.hyperparameters import in_words
 from lightning_prune.callbacks.reporting.rounds_table import SummaryRow, rounds_table
 from lightning_prune.callbacks.trainer.lightning_packages import (
     MODEL_CHECKPOINTS,
     TENSORBOARD_LOGGERS,
     Callback,
-    MisconfigurationException,
     overrides,
 )
 from lightning_prune.callbacks.trainer.strategies import check_whole
@@ -55,8 +55,8 @@ class PruningSummary(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find out which metric the rows show."""
         check_whole(trainer, self)
-        if stage == "fit" and not _pruners(trainer):
-            raise MisconfigurationException("PruningSummary has no pruning to sum up; add IterativePruning(...)")
+        if stage == "fit":
+            check_pruning(trainer, self)
         watchers = [c for c in trainer.callbacks if isinstance(c, (AccuracyGuard, *MODEL_CHECKPOINTS))]  # type: ignore[attr-defined]
         monitors = (getattr(callback, "monitor", None) for callback in watchers)
         self.monitor = self.monitor or next(filter(None, monitors), None)
@@ -89,8 +89,7 @@ class PruningSummary(Callback):
 
     def on_rollback(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The row of the network that is back goes on."""
-        events = sum(pruning.pruner.event for pruning in _pruners(trainer))
-        for row in [row for row in self.rounds if not row.gone][1 + events :]:
+        for row in [row for row in self.rounds if not row.gone][1 + count_events(trainer) :]:
             row.gone = True
 
     @property
@@ -149,7 +148,7 @@ class PruningSummary(Callback):
         console = Console(highlight=False, soft_wrap=True)
         if self.rounds:
             console.print(rounds_table(self.rounds, self.monitor), soft_wrap=False)
-        for pruning in _pruners(trainer):
+        for pruning in pruning_callbacks(trainer):
             if pruning.pruner.fraction < 1:
                 console.print(
                     f"{in_words(pruning.pruner.budget)} is not reached: the training ended at "
@@ -178,7 +177,7 @@ class PruningSummary(Callback):
 
 
 def _speeds(trainer: pl.Trainer, networks: dict[str, nn.Module]) -> dict[str, float]:
-    example = next((pruning.example for pruning in _pruners(trainer) if pruning.example is not None), None)
+    example = next((pruning.example for pruning in pruning_callbacks(trainer) if pruning.example is not None), None)
     if example is None or len(networks) < 2:
         return {}
     device = next(networks["final"].parameters()).device
@@ -188,15 +187,11 @@ def _speeds(trainer: pl.Trainer, networks: dict[str, nn.Module]) -> dict[str, fl
 
 def _compressed(trainer: pl.Trainer, networks: dict[str, nn.Module]) -> dict[str, int]:
     """Bytes of the compressed state dicts, where a budget counts them."""
-    budgets = [pruning.pruner.budget for pruning in _pruners(trainer)]
+    budgets = [pruning.pruner.budget for pruning in pruning_callbacks(trainer)]
     parts = [part for budget in budgets for part in (budget.budgets if isinstance(budget, All) else (budget,))]
     if not any(isinstance(part, FileSize) for part in parts):
         return {}
     return {name: compressed_size(network.state_dict()) for name, network in networks.items()}
-
-
-def _pruners(trainer: pl.Trainer) -> list[IterativePruning]:
-    return [c for c in trainer.callbacks if isinstance(c, IterativePruning)]  # type: ignore[attr-defined]
 
 
 def _best(trainer: pl.Trainer) -> str | None:

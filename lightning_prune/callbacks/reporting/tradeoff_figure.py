@@ -16,7 +16,7 @@ _LOG_FROM = 5.0  # ratio of the largest to the smallest size
 
 
 @dataclass(frozen=True)
-class Point:
+class TradeoffPoint:
     """A network between two events, at its last validation.
 
     Attributes:
@@ -34,7 +34,7 @@ class Point:
     value: float
 
 
-def scatter(points: Sequence[Point], monitor: str, nonzero: bool) -> Figure:
+def scatter(points: Sequence[TradeoffPoint], monitor: str, nonzero: bool) -> Figure:
     """The metric against the size, one point for each network between two events.
 
     Args:

@@ -14,6 +14,7 @@ from lightning.fabric.utilities.cloud_io import get_filesystem
 from torch import nn
 
 from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
+from lightning_prune.callbacks.pruning.pruning_callbacks import count_events, pruning_callbacks
 from lightning_prune.callbacks.retraining.feature_comparison import Comparison
 from lightning_prune.callbacks.trainer.lightning_packages import Callback, MisconfigurationException
 from lightning_prune.callbacks.trainer.strategies import check_whole
@@ -82,12 +83,12 @@ class Distillation(Callback):
         student = _find(self.module, pl_module, "the network")
         for loss in self._relative:
             _find(loss.module, student, "the network")
-        if self._given == "dense" and not _pruning(trainer):
+        if self._given == "dense" and not pruning_callbacks(trainer):
             raise MisconfigurationException(
                 "Distillation teacher='dense' is the network before the first pruning event, but nothing is pruned; "
                 "add IterativePruning(...), or give a checkpoint or a network"
             )
-        if self._given == "dense" and not _is_pruned(trainer):
+        if self._given == "dense" and count_events(trainer) == 0:
             self._path = None  # of another network, before
             return
         if isinstance(self._given, _Teacher):
@@ -109,7 +110,7 @@ class Distillation(Callback):
 
     def on_before_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruning: IterativePruning) -> None:
         """Where the first event is due, what there is now is the teacher; anew as long as it is held back."""
-        if self._given != "dense" or _is_pruned(trainer):
+        if self._given != "dense" or count_events(trainer) > 0:
             return
         self._teach(pl_module, copy_of(pl_module))
         if self._path is None:
@@ -195,12 +196,3 @@ def _find(name: str, network: nn.Module, whose: str) -> nn.Module:
         raise MisconfigurationException(
             f"Distillation compares the output of {name!r}, which {whose} does not have; it has {', '.join(names[:6])}"
         ) from error
-
-
-def _is_pruned(trainer: pl.Trainer) -> bool:
-    """Whether there was an event, in this training or before."""
-    return any(pruning.pruner.event for pruning in _pruning(trainer))
-
-
-def _pruning(trainer: pl.Trainer) -> list[IterativePruning]:
-    return [c for c in trainer.callbacks if isinstance(c, IterativePruning)]  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
+from lightning_prune.callbacks.pruning.pruning_callbacks import check_pruning
 from lightning_prune.callbacks.retraining.learning_rates import scale_rates
 from lightning_prune.callbacks.trainer.lightning_packages import Callback, MisconfigurationException
 from lightning_prune.surgery.plan import Plan
@@ -39,8 +39,7 @@ class FinetuneLR(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """There must be events."""
-        if not any(isinstance(callback, IterativePruning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            raise MisconfigurationException("FinetuneLR has no pruning to wait for; add IterativePruning(...)")
+        check_pruning(trainer, self)
 
     def on_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan, report: Report) -> None:
         """Scale, once."""

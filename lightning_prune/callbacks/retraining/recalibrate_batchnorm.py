@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
+from lightning_prune.callbacks.pruning.pruning_callbacks import check_pruning
 from lightning_prune.callbacks.trainer.lightning_packages import Callback, MisconfigurationException
 from lightning_prune.surgery.plan import Plan
 from lightning_prune.surgery.report import Report
@@ -42,10 +43,7 @@ class RecalibrateBatchNorm(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """There must be events to recalibrate after, and something to recalibrate."""
-        if not any(isinstance(callback, IterativePruning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            raise MisconfigurationException(
-                "RecalibrateBatchNorm has no pruning to recalibrate after; add IterativePruning(...)"
-            )
+        check_pruning(trainer, self)
         if not _with_statistics(pl_module):
             rank_zero_warn(
                 f"RecalibrateBatchNorm has nothing to recalibrate: {type(pl_module).__name__} has no batch norm with "

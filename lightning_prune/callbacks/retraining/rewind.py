@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
+from lightning_prune.callbacks.pruning.pruning_callbacks import check_pruning, pruning_callbacks
 from lightning_prune.callbacks.retraining.learning_rates import put_back_rates, rates_of
 from lightning_prune.callbacks.trainer.lightning_packages import Callback, MisconfigurationException
 from lightning_prune.callbacks.trainer.strategies import check_whole
@@ -77,8 +78,7 @@ class Rewind(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """There must be events to rewind after."""
-        if not any(isinstance(callback, IterativePruning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            raise MisconfigurationException("Rewind has no pruning to rewind after; add IterativePruning(...)")
+        check_pruning(trainer, self)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The point may be the beginning; a resumed training is past it."""
@@ -117,15 +117,14 @@ class Rewind(Callback):
                 rank_zero_warn(f"Rewind to='random' leaves {stay[0]!r} (and {len(stay) - 1} more) as it is: its module "
                                "has no reset_parameters")  # fmt: skip
         if self.what != "lr":
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, IterativePruning):
-                    callback.apply_masks()
+            for pruning in pruning_callbacks(trainer):
+                pruning.apply_masks()
             for optimizer in trainer.strategy.optimizers:
                 optimizer.state.clear()
         if self.what != "weights" and self._rates is not None:
             put_back_rates(trainer, self._rates)
 
-    def take_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule, state: dict[str, Any]) -> None:
+    def roll_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule, state: dict[str, Any]) -> None:
         """The network is again what it was when ``state`` was saved: so are the shapes of the stored weights."""
         self.load_state_dict(state)
 

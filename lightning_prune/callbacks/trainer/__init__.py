@@ -1,4 +1,4 @@
-"""What all callbacks need of a Trainer: both Lightning packages, time, ranks, strategies, example input."""
+"""Access to the Trainer for all callbacks: Lightning packages, time, ranks, strategies, example input."""
 
 from lightning_prune.callbacks.trainer.lightning_packages import Callback, MisconfigurationException
 

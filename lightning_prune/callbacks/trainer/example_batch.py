@@ -1,4 +1,4 @@
-"""What the forward of a LightningModule receives: its example input, or what is in the first training batch."""
+"""Example input of a LightningModule: its ``example_input_array``, or a part of the first training batch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lightning_prune.network.sharded import is_sharded
 
 
 def declared_example(pl_module: pl.LightningModule) -> Example | None:
-    """The module's ``example_input_array``, None where it has none.
+    """The module's ``example_input_array``; None if it has none.
 
     Raises:
-        MisconfigurationException: If the forward does not run on it.
+        MisconfigurationException: If ``forward`` fails on it.
     """
     inputs = pl_module.example_input_array
     if inputs is None or is_sharded(pl_module):
@@ -36,15 +36,16 @@ def declared_example(pl_module: pl.LightningModule) -> Example | None:
 
 
 def example_from_batch(pl_module: pl.LightningModule, batch: Any, needed: bool) -> Example | None:
-    """The part of a training batch that the forward takes; None where it takes none and none is ``needed``.
+    """The part of a training batch that ``forward`` accepts; None if it accepts none and none is ``needed``.
 
-    Where one is needed and no part will do, it is what the training step hands to the network, see ``first_call``.
+    If an example is needed and no part is accepted, it is the input that the training step passes to the network, see
+    ``first_call``.
 
-    Masks need no forward pass; without an example their reports say nothing about MACs. Nor do those of networks of
-    which every rank holds a part: these have no copies to run.
+    Masks need no forward pass; without an example their reports lack MACs, as do those of sharded networks, which
+    cannot be copied.
 
     Raises:
-        MisconfigurationException: If an example is needed and the forward runs on no part of the batch.
+        MisconfigurationException: If an example is needed and ``forward`` accepts no part of the batch.
     """
     if is_sharded(pl_module) and not needed:
         return None
@@ -62,11 +63,11 @@ def example_from_batch(pl_module: pl.LightningModule, batch: Any, needed: bool) 
     try:
         return first_call(pl_module, batch)
     except Exception as error:
-        reason = errors[0] if errors else "it holds no tensors"
+        reason = errors[0] if errors else "it contains no tensors"
         raise MisconfigurationException(
             f"the forward of {type(pl_module).__name__} runs on no part of the first training batch "
-            f"({type(batch).__name__}): {reason}; and {error}. Define `forward` as what the network does, and set "
-            "`example_input_array` on the LightningModule to its input."
+            f"({type(batch).__name__}): {reason}; and {error}. Define `forward` to run the network, and set "
+            "`example_input_array` on the LightningModule to an input of it."
         ) from error
 
 
@@ -78,12 +79,12 @@ def _candidates(pl_module: pl.LightningModule, batch: Any) -> Iterator[Any]:
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, Mapping):
-        takes = inspect.signature(pl_module.forward).parameters
-        anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
-        named = {name: value for name, value in batch.items() if name in takes}
+        accepted = inspect.signature(pl_module.forward).parameters
+        keywords = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+        named = {name: value for name, value in batch.items() if name in accepted}
         if named:
             yield named
-        if anything:
+        if keywords:
             yield dict(batch)
         yield (dict(batch),)
         for value in batch.values():

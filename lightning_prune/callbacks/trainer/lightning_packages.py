@@ -1,6 +1,7 @@
-"""Lightning's two packages, ``lightning.pytorch`` and ``pytorch_lightning``: the same code, but distinct classes.
+"""Compatibility with both Lightning packages, ``lightning.pytorch`` and ``pytorch_lightning``.
 
-Callbacks of ours inherit from both, so that either Trainer and either CLI takes them.
+They have the same code, but distinct classes. Our callbacks inherit from both, so that either Trainer and CLI accepts
+them.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
     from lightning.pytorch.strategies import DDPStrategy
 
 _PACKAGES = [name for name in ("lightning.pytorch", "pytorch_lightning") if find_spec(name.partition(".")[0])]
-_PACKAGES.sort(key=lambda name: name not in sys.modules)  # the one in use first
+_PACKAGES.sort(key=lambda name: name not in sys.modules)  # the package in use first
 
 import_module(_PACKAGES[0])
-_log = rank_zero.log  # the messages of both go to the logger of the package that was imported last
+_log = rank_zero.log  # both packages log to the logger of the one that was imported last
 for _package in _PACKAGES[1:]:
     import_module(_package)
 rank_zero.log = _log
@@ -41,7 +42,7 @@ _PARENTS = _in_both("core", "LightningModule") + _in_both("core", "LightningData
 
 
 def overrides(user: Any, method: str) -> bool:
-    """Whether a module or data module of a user has its own ``method``, which Lightning's also have."""
+    """Whether a user's module or data module overrides ``method`` of Lightning's class."""
     parent = next((cls for cls in type(user).__mro__ if cls in _PARENTS), None)
     return parent is not None and is_overridden(method, user, parent)
 
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 else:
 
     class Callback(*_in_both("callbacks", "Callback")):
-        """A callback of both packages."""
+        """Callback of both packages."""
 
     class MisconfigurationException(*_in_both("utilities.exceptions", "MisconfigurationException")):
-        """The error of both packages for settings that cannot work."""
+        """Error of both packages for an invalid configuration."""

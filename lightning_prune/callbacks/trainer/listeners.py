@@ -1,19 +1,26 @@
-"""Small things that the callbacks share."""
+"""The callbacks of a Trainer: found by class, notified of events, reset after them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
 
 from lightning_prune.callbacks.trainer.lightning_packages import MODEL_CHECKPOINTS, MisconfigurationException
 
+T = TypeVar("T")
+
+
+def callbacks_of(trainer: pl.Trainer, cls: type[T]) -> list[T]:
+    """The callbacks of ``trainer`` that are instances of ``cls``, in their order."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, cls)]  # type: ignore[attr-defined]
+
 
 def notify(trainer: pl.Trainer, event: str, *args: Any) -> None:
-    """Call the method ``event`` of every callback that has it, in their order."""
+    """Call the method ``event`` of every callback that implements it, in their order."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         listener = getattr(callback, event, None)
         if listener is not None:
@@ -21,10 +28,10 @@ def notify(trainer: pl.Trainer, event: str, *args: Any) -> None:
 
 
 def forget_best(trainer: pl.Trainer) -> None:
-    """Let ``ModelCheckpoint`` and ``EarlyStopping`` look for the best network of the new size.
+    """Reset the best scores of ``ModelCheckpoint`` and ``EarlyStopping`` after the size of the network has changed.
 
-    The next checkpoint saved replaces the old. Until the network is measured again its metric is not a number: a
-    checkpoint saved before that has nothing to show.
+    The next checkpoint replaces the earlier ones. Until the next validation the monitored metric is NaN, so that a
+    checkpoint saved before it is not ranked by the metric of the earlier network.
     """
     for stopping in trainer.early_stopping_callbacks:
         worst = torch.tensor(torch.inf if stopping.mode == "min" else -torch.inf)
@@ -40,7 +47,7 @@ def forget_best(trainer: pl.Trainer) -> None:
 
 @contextmanager
 def as_misconfiguration() -> Iterator[None]:
-    """Turn the errors of the rooms below into the one that Lightning's users expect."""
+    """Raise ``ValueError`` of the packages below as Lightning's ``MisconfigurationException``."""
     try:
         yield
     except ValueError as error:

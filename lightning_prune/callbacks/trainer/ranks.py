@@ -1,4 +1,4 @@
-"""One result on all ranks: statistics reduced over them, and checksums that compare their networks."""
+"""Consistency of ranks: statistics reduced over them, and checksums that compare their networks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_prune.surgery.plan import Plan
 
 
 def over_ranks(trainer: pl.Trainer, totals: Mapping[str, Tensor], how: Literal["sum", "mean"]) -> dict[str, Tensor]:
-    """``totals`` over all ranks, which all have to take part; a name that only some of them have is 0 on the others."""
+    """``totals`` reduced over all ranks, which must all call this; a name that a rank lacks counts as 0 there."""
     device = trainer.strategy.root_device
     shapes = {name: tuple(total.shape) for name, total in totals.items()}
     everywhere = {name: shape for own in gathered(trainer, shapes) for name, shape in own.items()}
@@ -27,7 +27,7 @@ def over_ranks(trainer: pl.Trainer, totals: Mapping[str, Tensor], how: Literal["
 
 
 def gathered(trainer: pl.Trainer, value: Any) -> list[Any]:
-    """``value`` of every rank."""
+    """``value`` of each rank, in their order."""
     values: list[Any] = [value] * trainer.world_size
     if trainer.world_size > 1:
         distributed.all_gather_object(values, value)
@@ -35,29 +35,29 @@ def gathered(trainer: pl.Trainer, value: Any) -> list[Any]:
 
 
 def check_ranks_agree(trainer: pl.Trainer, network: nn.Module, plan: Plan) -> None:
-    """Plan and parameters must be the same on all ranks, or from here on each would train a network of its own.
+    """Check that the plan, the parameters and the attributes that the plan sets are equal on all ranks.
 
-    So must what the plan says of attributes. Buffers may differ: DDP hands out those of rank 0 at the next forward
-    pass. So do parameters that are sharded.
+    Buffers may differ: DDP broadcasts those of rank 0 before the next forward pass. Sharded parameters differ by
+    definition.
 
     Raises:
         RuntimeError: On every rank; names the plan, or the first parameter or attribute that differs.
     """
     if trainer.world_size == 1 or is_sharded(network):
         return
-    without = getattr(network, "_ddp_params_and_buffers_to_ignore", ())
-    first, *others = gathered(trainer, {**plan_checksums(plan, network), **fingerprints(network, without)})
+    ignored = getattr(network, "_ddp_params_and_buffers_to_ignore", ())
+    first, *others = gathered(trainer, {**plan_checksums(plan, network), **fingerprints(network, ignored)})
     for rank, own in enumerate(others, start=1):
         name = next((name for name in first if own.get(name) != first[name]), None)
         if name is not None:
             raise RuntimeError(
-                f"{name!r} is not the same on rank {rank} as on rank 0 after a pruning event. Does something change "
+                f"{name!r} is not the same on rank {rank} as on rank 0 after a pruning event. Does some code change "
                 "parameters on single ranks, or does the network depend on the rank?"
             )
 
 
 def check_masks_agree(trainer: pl.Trainer, masks: Mapping[str, Tensor]) -> None:
-    """Every rank must have found the same masks.
+    """Check that all ranks have computed the same masks.
 
     Raises:
         RuntimeError: On every rank, if they differ.
@@ -65,12 +65,12 @@ def check_masks_agree(trainer: pl.Trainer, masks: Mapping[str, Tensor]) -> None:
     first, *others = gathered(trainer, {name: _checksum(mask) for name, mask in masks.items()})
     if any(own != first for own in others):
         raise RuntimeError(
-            "ranks have exchanged different weights. Does something change parameters or gradients on single ranks?"
+            "ranks have regrown different weights. Does some code change parameters or gradients on single ranks?"
         )
 
 
 def plan_checksums(plan: Plan, network: nn.Module) -> dict[str, Any]:
-    """Checksums of what ``plan`` keeps and masks, and the attributes of ``network`` that it sets, as they are now."""
+    """Checksums of the indices and masks of ``plan``, and current values of the attributes of ``network`` it sets."""
     kept = {
         f"plan of {name}, dimension {dim}": _checksum(i) for name, dims in plan.keep.items() for dim, i in dims.items()
     }
@@ -83,12 +83,12 @@ def plan_checksums(plan: Plan, network: nn.Module) -> dict[str, Any]:
     return {"removed modules": list(plan.removed_modules), **kept, **masked, **set_}
 
 
-def fingerprints(network: nn.Module, without: Collection[str] = ()) -> dict[str, tuple[list[int], int]]:
-    """For every parameter its shape and a checksum of its bits."""
+def fingerprints(network: nn.Module, ignored: Collection[str] = ()) -> dict[str, tuple[list[int], int]]:
+    """Shape and checksum of each parameter, by name."""
     return {
         name: (list(parameter.shape), _checksum(parameter.detach()))
         for name, parameter in network.named_parameters()
-        if name not in without
+        if name not in ignored
     }
 
 

@@ -1,4 +1,4 @@
-"""What a training step hands to the network, seen where a copy takes the step."""
+"""Input that the training step passes to the network, recorded while a copy of the module runs the step."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_prune.network.copies import copy_of
-from lightning_prune.network.example_input import Example, quiet_pass
+from lightning_prune.network.example_input import Example, isolated_forward
 from lightning_prune.network.tensors import tensors_in
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def first_call(pl_module: pl.LightningModule, batch: Any) -> Example:
-    """The first call that the training step makes of the network: the LightningModule or the one module inside.
+    """Arguments of the first call of the network by the training step.
 
-    A copy without a Trainer takes the step, so that nothing is logged and no optimizer is touched; what a step does
-    outside of its module, such as printing, it does once more. It may fail where it needs its Trainer, if it has called
-    the network by then.
+    The network is the LightningModule itself, or the one module that the step calls. A copy without a Trainer runs the
+    step, so that nothing is logged and no optimizer is changed; side effects outside the module, such as printing, are
+    repeated. The step may fail on the copy, for lack of a Trainer, after it has called the network.
 
     Raises:
-        LookupError: With the reason, if the step calls no network, or several, or if parameters that train have no
-            part in what the first call returns.
+        LookupError: If the step calls no network or several, or if the output of the first call does not depend on all
+            trainable parameters; with the reason.
     """
     network = copy_of(pl_module)
-    with isolate_rng(), quiet_pass(), pl_module.trainer.precision_plugin.forward_context():
-        calls, error = _watch(network, pl_module, _own(batch))
+    with isolate_rng(), isolated_forward(), pl_module.trainer.precision_plugin.forward_context():
+        calls, error = _record(network, pl_module, _copied(batch))
         failure = "" if error is None else f", then fails on a copy without a Trainer: {str(error).rstrip('.')}"
         if len(calls) != 1:
             which = " and ".join(repr(name) for name in calls) or "no module"
@@ -42,33 +42,33 @@ def first_call(pl_module: pl.LightningModule, batch: Any) -> Example:
         missed = _untouched(network, example)
     if missed:
         called = f"{name!r} first" if name else "the module first"
-        raise LookupError(f"its training step calls {called}, in which {missed[0]!r} has no part{failure}")
+        raise LookupError(f"its training step calls {called}, whose output does not depend on {missed[0]!r}{failure}")
     return example
 
 
-def _own(batch: Any) -> Any:
-    """A copy: steps take labels out of the batch."""
+def _copied(batch: Any) -> Any:
+    """A copy of the batch, which the training step may change."""
     try:
         return copy.deepcopy(batch)
-    except Exception:  # tensors of a graph, generators, files
+    except Exception:  # non-leaf tensors, generators, files
         return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, batch)
 
 
-def _watch(
+def _record(
     network: nn.Module, original: pl.LightningModule, batch: Any
 ) -> tuple[dict[str, Arguments], Exception | None]:
-    """The first arguments of each module with parameters that the training step itself calls, and why it failed."""
+    """First arguments of each module with parameters that the training step itself calls, and the step's error."""
     found: dict[str, Arguments] = {}
     inside: list[nn.Module] = []
 
     def enter(name: str) -> Any:
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not inside and next(module.parameters(), None) is not None:
                 arguments = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
                 found.setdefault(name, arguments)
             inside.append(module)
 
-        return note
+        return record
 
     def leave(*_: Any) -> None:
         inside.pop()
@@ -89,7 +89,7 @@ def _watch(
 
 
 def _untouched(network: nn.Module, example: Example) -> list[str]:
-    """Parameters of a copy that train, but get no gradient from the outputs of ``example``."""
+    """Trainable parameters on which the output for ``example`` does not depend."""
     with torch.enable_grad():
         outputs = [tensor for tensor in tensors_in(example.run(network)) if tensor.requires_grad]
         torch.autograd.backward([tensor.sum().abs() for tensor in outputs])

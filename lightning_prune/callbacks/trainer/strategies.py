@@ -1,4 +1,4 @@
-"""Which strategies and optimizers pruning supports, and the DDP wrapper around the network."""
+"""Strategies and optimizers that support pruning, and the DDP wrapper around the network."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from torch.optim import LBFGS
 from lightning_prune.callbacks.trainer.lightning_packages import DDP_STRATEGIES, MisconfigurationException
 from lightning_prune.granularity import Blocks, Channels, Granularity
 
-_FLAT = ("FSDPStrategy", "DeepSpeedStrategy")  # they keep parameters in one flat tensor, or copies of them elsewhere
-
-
+_FLAT = ("FSDPStrategy", "DeepSpeedStrategy")  # these train one flat tensor, or copies of the parameters
 _SHARDED = (*_FLAT, "ModelParallelStrategy")
 
 
 def check_trainer(trainer: pl.Trainer, granularity: Granularity) -> None:
-    """Refuse strategies under which a network cannot change its shapes, or its weights cannot be masked.
+    """Reject strategies that do not support changing shapes, or masking weights.
 
     Raises:
-        MisconfigurationException: Names the strategy, and what to use instead.
+        MisconfigurationException: Names the strategy, and the alternatives.
     """
     names = {cls.__name__ for cls in type(trainer.strategy).__mro__}
     if isinstance(granularity, (Channels, Blocks)) and is_sharding(trainer):
@@ -40,45 +38,45 @@ def check_trainer(trainer: pl.Trainer, granularity: Granularity) -> None:
     method = getattr(trainer.strategy, "_start_method", "popen")
     if method != "popen":
         raise MisconfigurationException(
-            f"IterativePruning cannot bring pruned shapes back from processes started by {method!r} "
+            f"IterativePruning cannot return pruned shapes from processes started by {method!r} "
             f"({type(trainer.strategy).__name__}); use strategy='ddp'"
         )
 
 
 def is_sharding(trainer: pl.Trainer) -> bool:
-    """Whether the strategy gives every rank a part of the parameters."""
+    """Whether the strategy shards the parameters over ranks."""
     return bool({cls.__name__ for cls in type(trainer.strategy).__mro__} & set(_SHARDED))
 
 
 def check_whole(trainer: pl.Trainer, callback: object) -> None:
-    """Refuse a callback that looks at whole parameters where every rank holds a part.
+    """Reject a callback that needs whole parameters if the strategy shards them.
 
     Raises:
         MisconfigurationException: Names the callback and the strategy.
     """
     if is_sharding(trainer):
         raise MisconfigurationException(
-            f"{type(callback).__name__} looks at whole parameters, of which {type(trainer.strategy).__name__} gives "
-            "every rank a part; remove it, or use strategy='ddp'"
+            f"{type(callback).__name__} needs whole parameters, but {type(trainer.strategy).__name__} shards them over "
+            "ranks; remove the callback, or use strategy='ddp'"
         )
 
 
 def check_optimizers(trainer: pl.Trainer, granularity: Granularity) -> None:
-    """Refuse optimizers whose state cannot be sliced.
+    """Reject optimizers whose state cannot be sliced.
 
     Raises:
-        MisconfigurationException: Names the optimizer and what to use instead.
+        MisconfigurationException: Names the optimizer, and the alternatives.
     """
     if isinstance(granularity, (Channels, Blocks)) and any(isinstance(o, LBFGS) for o in trainer.strategy.optimizers):
         raise MisconfigurationException(
-            f"LBFGS keeps one flat history of all parameters, which {type(granularity).__name__.lower()} cannot be cut "
-            "from; use another optimizer, or Weights()"
+            "LBFGS keeps one flat history of all parameters, from which "
+            f"{type(granularity).__name__.lower()} cannot be removed; use another optimizer, or Weights()"
         )
 
 
 @contextmanager
 def unwrapped(trainer: pl.Trainer) -> Iterator[None]:
-    """Take the network out of its DDP wrapper, and wrap it again at the end."""
+    """Remove the DDP wrapper of the network, and wrap it again at the end."""
     strategy = trainer.strategy
     if not isinstance(strategy, DDP_STRATEGIES) or not isinstance(strategy.model, DistributedDataParallel):
         yield
@@ -92,6 +90,6 @@ def unwrapped(trainer: pl.Trainer) -> Iterator[None]:
 
 
 def forget_compiled() -> None:
-    """Let what ``torch.compile`` has made be compiled anew: after eight changes of shapes it would run eagerly."""
+    """Discard compiled code: after eight changes of shapes ``torch.compile`` would fall back to eager mode."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""What time it is for a schedule, and when a training ends."""
+"""Time of a training in the unit of a schedule, and its end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_prune.schedules.schedule import Schedule
 
 
 def time_of(trainer: pl.Trainer, schedule: Schedule, batch_idx: int = 0) -> float:
-    """Epochs or optimizer steps done, or the share of the training done, in the unit of ``schedule``."""
+    """Epochs, optimizer steps or share of the training completed, in the unit of ``schedule``."""
     if schedule.unit == "epoch":
         return trainer.current_epoch
     if schedule.unit == "step":
@@ -21,7 +21,7 @@ def time_of(trainer: pl.Trainer, schedule: Schedule, batch_idx: int = 0) -> floa
 
 
 def share_done(trainer: pl.Trainer) -> float:
-    """The share of the training that is done, in [0, 1], where an optimizer is about to step."""
+    """Completed share of the training, in [0, 1], when an optimizer is about to step."""
     return _share(trainer, trainer.fit_loop.epoch_loop.batch_idx)
 
 
@@ -31,17 +31,18 @@ def _share(trainer: pl.Trainer, batch_idx: int) -> float:
 
 
 def end_of(trainer: pl.Trainer, schedule: Schedule) -> float:
-    """When the training ends, in the unit of ``schedule``; infinity where it has no end.
+    """End of the training in the unit of ``schedule``; infinity if its length is not limited.
 
     Raises:
-        MisconfigurationException: If the schedule is in shares of a training without an end.
+        MisconfigurationException: If the schedule is in shares of a training of unlimited length.
     """
     epochs, steps = _limit(trainer.max_epochs), _limit(trainer.max_steps)
     per_epoch = _steps_per_epoch(trainer)
     if schedule.unit == "share":
         if math.isinf(epochs) and math.isinf(steps):
             raise MisconfigurationException(
-                f"{schedule} is in shares of the training, which has no end: set max_epochs or max_steps on the Trainer"
+                f"{schedule} is in shares of the training, whose length is not limited: set max_epochs or max_steps on "
+                "the Trainer"
             )
         return 1.0
     if schedule.unit == "step":
@@ -50,34 +51,34 @@ def end_of(trainer: pl.Trainer, schedule: Schedule) -> float:
 
 
 def warn_if_cut_short(trainer: pl.Trainer, schedule: Schedule) -> None:
-    """Say so if the training ends before ``schedule`` does; ``fast_dev_run`` is meant to."""
+    """Warn if the training ends before ``schedule``, except under ``fast_dev_run``."""
     end = end_of(trainer, schedule)
     if schedule.last >= end and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         rank_zero_warn(
             f"{schedule} has its last event at {schedule.unit} {schedule.last:g}, but the training ends at {end:g}: "
-            "the budget will not be reached. End it earlier or train longer."
+            "the budget will not be reached. End the schedule earlier, or train longer."
         )
     elif (
         schedule.unit == "share" and math.isinf(trainer.num_training_batches) and _limit(trainer.max_steps) == math.inf
     ):
         rank_zero_warn(
-            f"{schedule} is in shares of the training, but the training data have no length: time passes only where an "
-            "epoch ends. Set max_steps or limit_train_batches on the Trainer, or count in steps."
+            f"{schedule} is in shares of the training, but the training data have no length: time advances only at the "
+            "end of an epoch. Set max_steps or limit_train_batches on the Trainer, or use unit='step'."
         )
 
 
 def warn_if_not_reached(trainer: pl.Trainer, schedule: Schedule, fraction: float) -> None:
-    """Say so if a training whose length nobody knew has come to its end before ``schedule`` did."""
+    """Warn if a training whose length was not known in advance has ended before ``schedule``."""
     if fraction < 1 and math.isinf(trainer.num_training_batches) and not trainer.should_stop:
         rank_zero_warn(
             f"the training has ended after {trainer.current_epoch} epochs and {trainer.global_step} steps, before the "
-            f"last event of {schedule}: {fraction:.1%} of what is to go has gone. End it earlier, count in steps, or "
-            "train longer."
+            f"last event of {schedule}, at {fraction:.1%} of the way to the budget. End the schedule earlier, use "
+            "unit='step', or train longer."
         )
 
 
 def _steps_per_epoch(trainer: pl.Trainer) -> float:
-    """Optimizer steps in an epoch; infinity where that is not known."""
+    """Optimizer steps in an epoch; infinity if unknown."""
     batches = trainer.num_training_batches
     if not math.isfinite(batches) or not trainer.lightning_module.automatic_optimization:
         return math.inf
@@ -89,5 +90,5 @@ def _limit(limit: int | None) -> float:
 
 
 def window_is_open(trainer: pl.Trainer, batch_idx: int) -> bool:
-    """Whether gradients of earlier batches are waiting for the optimizer step of an accumulation window."""
+    """Whether an accumulation window has begun whose optimizer step is still to come."""
     return batch_idx % trainer.accumulate_grad_batches != 0

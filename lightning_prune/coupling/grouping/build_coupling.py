@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.coupling.grouping.bundles import bundled, known_attributes
+from lightning_prune.coupling.grouping.bundles import find_bundles, solve_attributes
 from lightning_prune.coupling.grouping.interchangeable import UnitFamilies, resolve_balances
 from lightning_prune.coupling.grouping.unreached import shared_with_unreached
-from lightning_prune.coupling.groups import Activation, Coupling, Group, Member, Passes, Site, WidthScalar
-from lightning_prune.coupling.symbols.channel_ids import FIXED, Ids, Reasons
+from lightning_prune.coupling.groups import Activation, Coupling, Group, Member, Passes, PredictedShape, WidthScalar
+from lightning_prune.coupling.symbols.channel_ids import NO_CHANNEL, Ids, Reasons
 from lightning_prune.coupling.symbols.sizes import Equation, Expression, LinearDim, SizeOf, rewritten
 from lightning_prune.coupling.tracing.trace import ENTRIES, KERNEL, UNUSED, ActivationSite, Labels, Trace
 
@@ -23,26 +23,28 @@ Place = tuple[str, int]  # tensor, dimension
 def build_coupling(trace: Trace, passes: Passes) -> Coupling:
     """Resolve the slots of ``trace`` into groups."""
     unused = (
-        f"{UNUSED}; it may in train mode, which does not run on the example input alone" if passes.fails else UNUSED
+        f"{UNUSED}; it may in train mode, which does not run on the example input alone"
+        if passes.train_fails
+        else UNUSED
     )
     for name, labels in trace.labels.items():
         if name not in trace.reached:
             for label in labels:
                 if label is not None:
-                    trace.slots.freeze(label, unused)
-    kin, balanced = resolve_balances(trace)
-    builder = _Builder(trace, kin)
+                    trace.channel_ids.freeze(label, unused)
+    families, balanced = resolve_balances(trace)
+    builder = _Builder(trace, families)
     groups = builder.groups
     equations = [
         Equation(builder.resolved(e.left), builder.resolved(e.right), e.where)
-        for e in (*trace.book.equations, *balanced)
+        for e in (*trace.size_equations.equations, *balanced)
     ]
     on_meta = all(tensor.is_meta for tensor in trace.tensors.values())
-    apart = {} if on_meta else shared_with_unreached(groups, builder.shapes, trace.reached, trace.lists)
+    apart = {} if on_meta else shared_with_unreached(groups, builder.shapes, trace.reached, trace.module_lists)
     for name in apart:
         del groups[name]
-    attributes = known_attributes(equations, trace.book.values)
-    bundles, stuck = bundled({name: group.size for name, group in groups.items()}, equations, attributes)
+    attributes = solve_attributes(equations, trace.size_equations.values)
+    bundles, stuck = find_bundles({name: group.size for name, group in groups.items()}, equations, attributes)
     for name in stuck:
         del groups[name]
     frozen = {**builder.frozen(), **stuck, **apart}
@@ -54,13 +56,15 @@ def build_coupling(trace: Trace, passes: Passes) -> Coupling:
         mac_terms=tuple((term.constant, tuple(builder.linear(ids) for ids in term.dims)) for term in trace.macs),
         on_meta=on_meta,
         passes=passes,
-        sizes=tuple(
-            Site(where, cut, shape, builder.dims(shape, labels) if any(ids is not None for ids in labels) else ())
-            for where, cut, shape, labels in trace.sizes
+        predicted_shapes=tuple(
+            PredictedShape(
+                where, cut, shape, builder.dims(shape, labels) if any(ids is not None for ids in labels) else ()
+            )
+            for where, cut, shape, labels in trace.shapes
         ),
         scalars=tuple(builder.scalar(number) for number, found in enumerate(trace.scalars.found) if found.run == 1),
         constants=tuple(
-            (values, tuple(builder.linear(ids[ids != FIXED]).per_unit)) for values, ids in trace.scalars.constants
+            (values, tuple(builder.linear(ids[ids != NO_CHANNEL]).per_unit)) for values, ids in trace.scalars.constants
         ),
         bundles=bundles,
         attributes=attributes,
@@ -70,32 +74,32 @@ def build_coupling(trace: Trace, passes: Passes) -> Coupling:
 class _Builder:
     """Groups, and every size as a function of their widths."""
 
-    def __init__(self, trace: Trace, kin: UnitFamilies) -> None:
-        self.trace, self.kin = trace, kin
+    def __init__(self, trace: Trace, families: UnitFamilies) -> None:
+        self.trace, self.families = trace, families
         self.shapes = {name: tuple(tensor.shape) for name, tensor in trace.tensors.items()}
         self.parameters = {name: None for name, tensor in trace.tensors.items() if isinstance(tensor, nn.Parameter)}
-        self._read_only = trace.consumed - trace.produced
+        self._read_only = trace.input_dims - trace.output_dims
         self.groups: dict[str, Group] = {}
         self._frozen: list[tuple[list[Place], str]] = []  # where units are that stay, and why
-        self._group_of = np.full(trace.slots.count, -1, dtype=np.int64)  # of every unit
+        self._group_of = np.full(trace.channel_ids.count, -1, dtype=np.int64)  # of every unit
         self._every: dict[int, Tensor] = {}  # one object for all: `plan_removal` looks at each once
         self._linear: dict[int, tuple[Ids, LinearDim]] = {}
-        self._taps: defaultdict[int, list[ActivationSite]] = defaultdict(list)  # by the families that they show
-        for tap in trace.taps.values():
-            if tap.dim is not None:
-                for family in np.unique(kin.family_of[kin.units[tap.ids[tap.ids != FIXED]]]).tolist():
-                    self._taps[family].append(tap)
+        self._sites: defaultdict[int, list[ActivationSite]] = defaultdict(list)  # by the families that they show
+        for site in trace.activation_sites.values():
+            if site.dim is not None:
+                for family in np.unique(families.family_of[families.units[site.ids[site.ids != NO_CHANNEL]]]).tolist():
+                    self._sites[family].append(site)
         self._find_groups()
         self._names = list(self.groups)
         self._sizes = np.array([group.size for group in self.groups.values()] or [1])
 
     def _find_groups(self) -> None:
-        units, places = self.kin.units, self.kin.places
-        reasons = self.trace.slots.frozen_units(units)
-        inexact = self.trace.slots.inexact_units(units)
-        grouped = self.trace.slots.grouped_units(units)
+        units, places = self.families.units, self.families.places
+        reasons = self.trace.channel_ids.frozen_units(units)
+        inexact = self.trace.channel_ids.inexact_units(units)
+        grouped = self.trace.channel_ids.grouped_conv_units(units)
         used: Counter[str] = Counter()
-        for whole, members in self.kin.families:
+        for whole, members in self.families.families:
             signature = [(p, n) for p, n in whole if p < len(places)]
             lies = [places[p] for p, _ in signature]
             free = members[~reasons.known(members)]
@@ -135,21 +139,26 @@ class _Builder:
     def _group(self, name: str, places: Iterable[Place], members: Ids, inexact: Reasons, grouped: set[int]) -> Group:
         own = [(place, self.trace.labels[place[0]][place[1]]) for place in places]
         activations = []
-        for tap in self._taps.get(int(self.kin.family_of[members[0]]), []):
-            owner = np.where(tap.ids == FIXED, FIXED, self.kin.units[tap.ids])
+        for site in self._sites.get(int(self.families.family_of[members[0]]), []):
+            owner = np.where(site.ids == NO_CHANNEL, NO_CHANNEL, self.families.units[site.ids])
             index = self._index(owner, members)
-            if index is not None and tap.dim is not None:
-                activations.append(Activation(tap.module, tap.dim, index))
+            if index is not None and site.dim is not None:
+                activations.append(Activation(site.module, site.dim, index))
         doubtful = members[inexact.known(members)]
         return Group(
             name=name,
             members=tuple(
-                Member(tensor, dim, self._index(self.kin.units[ids], members), (tensor, dim) in self.trace.consumed)  # type: ignore[arg-type]
+                Member(
+                    tensor,
+                    dim,
+                    self._index(self.families.units[ids], members),  # type: ignore[arg-type]
+                    (tensor, dim) in self.trace.input_dims,
+                )
                 for (tensor, dim), ids in own
             ),
             activations=tuple(activations),
             inexact=inexact.of(int(doubtful[0])) if doubtful.size else None,
-            least=1 if grouped.isdisjoint(members.tolist()) else 2,
+            min_units=1 if grouped.isdisjoint(members.tolist()) else 2,
         )
 
     def _index(self, owner: Ids, members: Ids) -> Tensor | None:
@@ -170,7 +179,7 @@ class _Builder:
         found = self._linear.get(id(ids))
         known = found[1] if found is not None else None
         if known is None:
-            owners = self._group_of[self.kin.units[ids[ids != FIXED]]]
+            owners = self._group_of[self.families.units[ids[ids != NO_CHANNEL]]]
             counts = np.bincount(owners[owners >= 0], minlength=len(self._sizes))
             per_unit = {self._names[g]: float(counts[g] / self._sizes[g]) for g in counts.nonzero()[0]}
             known = LinearDim(len(ids), per_unit)
@@ -187,12 +196,12 @@ class _Builder:
         """A scalar of the passes, and the weights that can take up its change."""
         found = self.trace.scalars.found[number]
         rows: dict[str, tuple[int, Tensor]] = {}
-        origin = found.origin
-        if origin is not None:
-            weight, *biases = origin.tensors
-            index = torch.from_numpy(np.sort(origin.rows))
-            rows = {weight: (origin.dim, index), **{bias: (0, index) for bias in biases}}
-        power = origin.power if origin is not None else 1
+        compensating = found.compensating_rows
+        if compensating is not None:
+            weight, *biases = compensating.tensors
+            index = torch.from_numpy(np.sort(compensating.rows))
+            rows = {weight: (compensating.dim, index), **{bias: (0, index) for bias in biases}}
+        power = 1 if compensating is None else compensating.power
         return WidthScalar(found.value, rows, power, tuple(self.linear(found.widths).per_unit), found.where)
 
     def resolved(self, expression: Expression) -> Expression:
@@ -202,3 +211,7 @@ class _Builder:
             return self.linear(part.ids) if isinstance(part, SizeOf) else part
 
         return rewritten(expression, leaf)
+
+
+def _any_channels(labels: Labels) -> bool:
+    return any(ids is not None for ids in labels)

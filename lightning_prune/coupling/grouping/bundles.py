@@ -18,7 +18,7 @@ from lightning_prune.coupling.symbols.sizes import (
 )
 
 
-def known_attributes(equations: Sequence[Equation], values: Mapping[Attribute, int]) -> dict[Attribute, Expression]:
+def solve_attributes(equations: Sequence[Equation], values: Mapping[Attribute, int]) -> dict[Attribute, Expression]:
     """What the attributes in ``equations`` have to be, as expressions of the widths.
 
     Args:
@@ -59,7 +59,7 @@ def _value(expression: Expression, removed: Mapping[str, int] | None = None) -> 
         return None
 
 
-def bundled(
+def find_bundles(
     sizes: Mapping[str, int], equations: Sequence[Equation], attributes: Mapping[Attribute, Expression]
 ) -> tuple[tuple[Bundle, ...], dict[str, str]]:
     """Bundles of groups that shrink together, and the reasons why some groups cannot shrink at all.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_prune.coupling.symbols.channel_ids import FIXED, Ids
+from lightning_prune.coupling.symbols.channel_ids import NO_CHANNEL, Ids
 from lightning_prune.coupling.symbols.sizes import Equation, SizeOf
 from lightning_prune.coupling.tracing.trace import Trace
 
@@ -39,25 +39,25 @@ def resolve_balances(trace: Trace) -> tuple[UnitFamilies, list[Equation]]:
     """
     balances = {tuple(row.tobytes() for row in rows): (rows, where) for rows, where in trace.balances}
     while True:
-        kin = _kindred(trace)
-        frozen = trace.slots.frozen_units(kin.units)
+        families = _unit_families(trace)
+        frozen = trace.channel_ids.frozen_units(families.units)
         tied = False
         equations = []
         for key, (rows, where) in list(balances.items()):
-            distinct = _distinct(kin, rows)
+            distinct = _distinct(families, rows)
             if len(distinct) == 1:
                 continue
-            if all((row != FIXED).all() and not frozen.known(kin.units[row]).any() for row in distinct) and _apart(
-                kin, distinct
-            ):
+            if all(
+                (row != NO_CHANNEL).all() and not frozen.known(families.units[row]).any() for row in distinct
+            ) and _apart(families, distinct):
                 equations += [Equation(SizeOf(row), SizeOf(distinct[0]), where) for row in distinct[1:]]
                 continue
             tied = True
             del balances[key]
             for row in distinct[1:]:
-                trace.slots.tie(distinct[0], row, _beside(where))
+                trace.channel_ids.tie(distinct[0], row, _beside(where))
         if not tied:
-            return kin, equations
+            return families, equations
 
 
 def _beside(where: str) -> str:
@@ -65,25 +65,25 @@ def _beside(where: str) -> str:
     return f"{at}forward cuts it into equal parts together with entries that cannot shrink"
 
 
-def _distinct(kin: UnitFamilies, rows: list[Ids]) -> list[Ids]:
+def _distinct(families: UnitFamilies, rows: list[Ids]) -> list[Ids]:
     """Rows that do not consist of the same units in the same order."""
     found: dict[bytes, Ids] = {}
     for row in rows:
-        found.setdefault(np.where(row == FIXED, FIXED, kin.units[row]).tobytes(), row)
+        found.setdefault(np.where(row == NO_CHANNEL, NO_CHANNEL, families.units[row]).tobytes(), row)
     return list(found.values())
 
 
-def _apart(kin: UnitFamilies, rows: list[Ids]) -> bool:
+def _apart(families: UnitFamilies, rows: list[Ids]) -> bool:
     """Whether each of ``rows`` is a family of its own; of several families, the common count would leave no choice."""
-    families = [np.unique(kin.family_of[kin.units[row]]) for row in rows]
-    return all(len(own) == 1 for own in families) and len(np.unique(np.concatenate(families))) == len(rows)
+    found = [np.unique(families.family_of[families.units[row]]) for row in rows]
+    return all(len(own) == 1 for own in found) and len(np.unique(np.concatenate(found))) == len(rows)
 
 
-def _kindred(trace: Trace) -> UnitFamilies:
-    units = trace.slots.units()
+def _unit_families(trace: Trace) -> UnitFamilies:
+    units = trace.channel_ids.units()
     places = [(name, dim) for name, labels in trace.labels.items() for dim, ids in enumerate(labels) if ids is not None]
     labels = [*(trace.labels[name][dim] for name, dim in places), *trace.pieces.values()]
-    family_of = np.full(trace.slots.count, -1, dtype=np.int64)
+    family_of = np.full(trace.channel_ids.count, -1, dtype=np.int64)
     if not places:
         return UnitFamilies(units, places, [], family_of)
     owner = np.concatenate([units[ids] for ids in labels])  # type: ignore[index]

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from lightning_prune.coupling.groups import Group
 
-REACHES_NOT = "the example input does not reach"
+NOT_REACHED = "the example input does not reach"
 
 
 def shared_with_unreached(
@@ -49,7 +49,7 @@ def shared_with_unreached(
                 outside = any(not each.tensor.startswith(f"{entry}.") for each in group.members)
                 fits = len(shapes[other]) == len(shapes[member.tensor])
                 if outside and fits and shapes[other][member.dim] == shapes[member.tensor][member.dim]:
-                    found[name] = f"{REACHES_NOT} {other!r}, which may use these channels as {member.tensor!r} does"
+                    found[name] = f"{NOT_REACHED} {other!r}, which may use these channels as {member.tensor!r} does"
     return found
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_prune.coupling.rules.pointwise import pointwise
-from lightning_prune.coupling.rules.registry import op_name, rule_for
+from lightning_prune.coupling.rules.registry import rule_for
+from lightning_prune.coupling.symbols.aten import op_name
 from lightning_prune.coupling.tracing.constant_values import (
-    adopt,
-    adopt_whole,
-    all_leaky,
-    copied_constant,
+    alias_constant,
+    all_nonzero_masked,
+    copy_constant,
     is_constant,
-    note_constant,
-    same_constant,
+    label_constant,
+    label_written_constant,
+    record_constant,
 )
 from lightning_prune.coupling.tracing.tracer import Tracer
 from lightning_prune.network.tensors import tensors_in
@@ -26,7 +27,7 @@ def _as_strided(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
     if len(labels) == len(size) and (source is out or source.shape == out.shape):  # new strides only
         tracer.set_labels(out, labels)
     else:
-        tracer.freeze(source, tracer.says("looks at it through other strides"))
+        tracer.freeze(source, tracer.forward_reason("looks at it through other strides"))
 
 
 @rule_for("copy")
@@ -36,7 +37,7 @@ def _copy(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     pointwise(tracer, func, (target, source), {}, out)
     for dim, label in enumerate(tracer.labels(target)):
         if label is not None and before[dim] is None:
-            adopt_whole(tracer, target, dim)
+            label_written_constant(tracer, target, dim)
     tracer.set_labels(target, before)
 
 
@@ -51,11 +52,11 @@ def _same_shape(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
         if func._schema.name in ("aten::alias", "aten::clone", "aten::detach", "aten::_to_copy"):
             tracer.same_parameter(source, result)
         if func._schema.name in ("aten::alias", "aten::detach"):
-            same_constant(tracer, source, result)
+            alias_constant(tracer, source, result)
         elif func._schema.name in ("aten::clone", "aten::_to_copy"):
-            copied_constant(tracer, source, result)
+            copy_constant(tracer, source, result)
         elif func._schema.name == "aten::zeros_like":
-            note_constant(tracer, result, zero=True, like=source)
+            record_constant(tracer, result, zero=True, like=source)
 
 
 @rule_for(
@@ -66,26 +67,26 @@ def _filled(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     source = args[0]
     whole = source.numel() * source.element_size() == source.untyped_storage().nbytes()
     if whole and is_constant(tracer, source, writes=1):
-        note_constant(tracer, source, zero=False)
+        record_constant(tracer, source, zero=False)
     elif out is not source and func._schema.name.endswith("_like"):
-        note_constant(tracer, out, zero=False, like=source)
-    tracer.set_labels(out, all_leaky(tracer, tracer.labels(source)))
+        record_constant(tracer, out, zero=False, like=source)
+    tracer.set_labels(out, all_nonzero_masked(tracer, tracer.labels(source)))
 
 
 @rule_for("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided")
 def _new(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, zero = args[0], op_name(func) == "new_zeros"
-    note_constant(tracer, out, zero)
+    record_constant(tracer, out, zero)
     if source.dim() == out.dim():  # a guess that code sizes it after `source`; the verification decides
         for dim, label in enumerate(tracer.labels(source)):
-            adopt(tracer, out, dim, label)
+            label_constant(tracer, out, dim, label)
 
 
 @rule_for("zeros", "ones", "full", "empty", "rand", "randn", "empty_strided")
 def _constant(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     if not out.numel():
         return
-    note_constant(tracer, out, op_name(func) == "zeros" or (op_name(func) == "full" and args[1] == 0))
+    record_constant(tracer, out, op_name(func) == "zeros" or (op_name(func) == "full" and args[1] == 0))
 
 
 @rule_for("arange", "scalar_tensor", "linspace", "logspace", "eye", "randperm", "randint", "tril_indices")

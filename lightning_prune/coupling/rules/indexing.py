@@ -9,10 +9,16 @@ import torch
 from torch import Tensor
 
 from lightning_prune.coupling.rules.pointwise import tie_all
-from lightning_prune.coupling.rules.registry import bound, op_name, rule_for
+from lightning_prune.coupling.rules.registry import freeze_all, rule_for
+from lightning_prune.coupling.symbols.aten import bound_arguments, op_name
 from lightning_prune.coupling.symbols.channel_ids import Ids
-from lightning_prune.coupling.symbols.reasons import words
-from lightning_prune.coupling.tracing.constant_values import adopt, all_leaky, is_leaky, leaky
+from lightning_prune.coupling.symbols.reasons import public_name
+from lightning_prune.coupling.tracing.constant_values import (
+    all_nonzero_masked,
+    is_nonzero_masked,
+    label_constant,
+    nonzero_masked,
+)
 from lightning_prune.coupling.tracing.trace import Labels
 from lightning_prune.coupling.tracing.tracer import Tracer
 from lightning_prune.network.tensors import tensors_in
@@ -35,20 +41,20 @@ def _picked(tracer: Tracer, source: Tensor, indices: Sequence[Tensor | None], co
         if index is None:
             dim += 1
             continue
-        tracer.freeze(index, tracer.says(_AS_INDEX))
+        tracer.freeze(index, tracer.forward_reason(_AS_INDEX))
         mask = index.dtype in (torch.bool, torch.uint8)
         covered = index.dim() if mask else 1
         taken.extend(range(dim, dim + covered))
         broadcast = max(broadcast, 1 if mask else index.dim())
         dim += covered
-    tracer.freeze(source, tracer.says(_BY_NUMBER), taken)
+    tracer.freeze(source, tracer.forward_reason(_BY_NUMBER), taken)
     labels = tracer.labels(source)
     kept: Labels = [label for d, label in enumerate(labels) if d not in taken]
     together = not taken or taken == list(range(taken[0], taken[-1] + 1))
     where = taken[0] if taken and together else 0
     result: Labels = [*kept[:where], *[None] * broadcast, *kept[where:]]
     if len(result) != count:
-        tracer.freeze(source, tracer.says(_BY_NUMBER))
+        tracer.freeze(source, tracer.forward_reason(_BY_NUMBER))
         return [None] * count
     return result
 
@@ -62,7 +68,7 @@ def _index_put(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
     broadcast = max([*sizes, 1 if masks else 0])
     kept = sum(i is None for i in indices) + target.dim() - covered
     for back in range(1, min(values.dim(), target.dim() - covered) + 1):  # dimensions behind the indices line up
-        adopt(tracer, target, target.dim() - back, tracer.labels(values)[-back], writes=1)
+        label_constant(tracer, target, target.dim() - back, tracer.labels(values)[-back], writes=1)
     places = _picked(tracer, target, indices, broadcast + kept)
     labels = tracer.labels(target)
     for back, label in enumerate(reversed(tracer.labels(values)), start=1):
@@ -72,28 +78,28 @@ def _index_put(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
         elif there is not None:
             labels = _leaking(tracer, labels, there)
     if not values.dim():
-        labels = all_leaky(tracer, labels)
+        labels = all_nonzero_masked(tracer, labels)
     tracer.set_labels(out, labels)
 
 
 def _leaking(tracer: Tracer, labels: Labels, label: Ids) -> Labels:
-    return [leaky(tracer, own) if own is label else own for own in labels]
+    return [nonzero_masked(tracer, own) if own is label else own for own in labels]
 
 
 @rule_for("index_select", "index_fill", "repeat_interleave", "unfold")
 def _index_select(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    source, given = args[0], bound(func, args, kwargs)
+    source, given = args[0], bound_arguments(func, args, kwargs)
     dim = given.get("dim", given.get("dimension"))
     if dim is None:  # repeats: how often each number comes
-        tracer.freeze(source, tracer.says(_AS_INDEX))
+        tracer.freeze(source, tracer.forward_reason(_AS_INDEX))
         return
-    _freeze_others(tracer, args[1:], _AS_INDEX)
-    tracer.freeze(source, tracer.says(_BY_NUMBER), [dim % source.dim()])
+    freeze_all(tracer, tensors_in(args[1:]), _AS_INDEX)
+    tracer.freeze(source, tracer.forward_reason(_BY_NUMBER), [dim % source.dim()])
     labels = tracer.labels(source)
     labels[dim % source.dim()] = None
     labels.extend([None] * (out.dim() - len(labels)))
     if op_name(func) == "index_fill":
-        labels = all_leaky(tracer, labels)
+        labels = all_nonzero_masked(tracer, labels)
     tracer.set_labels(out, labels)
 
 
@@ -101,9 +107,9 @@ def _index_select(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict
 def _index_add(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     target, axis, index, source = args[:4]
     axis %= target.dim()
-    tracer.freeze(index, tracer.says(_AS_INDEX))
-    tracer.freeze(target, tracer.says(_BY_NUMBER), [axis])
-    tracer.freeze(source, tracer.says(_BY_NUMBER), [axis])
+    tracer.freeze(index, tracer.forward_reason(_AS_INDEX))
+    tracer.freeze(target, tracer.forward_reason(_BY_NUMBER), [axis])
+    tracer.freeze(source, tracer.forward_reason(_BY_NUMBER), [axis])
     _write(tracer, func, target, source, {axis}, out)
 
 
@@ -113,8 +119,8 @@ def _gather(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     if not source.dim():
         return
     axis %= source.dim()
-    tracer.freeze(source, tracer.says(_BY_NUMBER), [axis])
-    tracer.freeze(index, tracer.says(_AS_INDEX), [axis])
+    tracer.freeze(source, tracer.forward_reason(_BY_NUMBER), [axis])
+    tracer.freeze(index, tracer.forward_reason(_AS_INDEX), [axis])
     labels: Labels = [None] * out.dim()
     for dim, label in enumerate(tracer.labels(source)):
         if dim != axis and label is not None:
@@ -131,13 +137,13 @@ def _scatter(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     source = args[3] if len(args) > 3 and isinstance(args[3], Tensor) and args[3].dim() else None
     axis %= max(target.dim(), 1)
     for tensor in (t for t in (target, index, source) if t is not None):
-        tracer.freeze(tensor, tracer.says(_BY_NUMBER), [axis])
+        tracer.freeze(tensor, tracer.forward_reason(_BY_NUMBER), [axis])
     for dim, label in enumerate(tracer.labels(index)):
         if dim != axis and index.stride(dim) != 0:
             tracer.tie(label, tracer.labels(target)[dim])
     if source is None:
         labels = tracer.labels(target)
-        labels = [None if x is None or d == axis else leaky(tracer, x) for d, x in enumerate(labels)]
+        labels = [None if x is None or d == axis else nonzero_masked(tracer, x) for d, x in enumerate(labels)]
         tracer.set_labels(out, labels)
     else:
         _write(tracer, func, target, source, {axis}, out)
@@ -148,7 +154,7 @@ def _write(tracer: Tracer, func: Any, target: Tensor, source: Tensor, but: Itera
     writes = 1 if func._schema.name.endswith("_") else 0
     for dim, label in enumerate(tracer.labels(source)):
         if dim not in but:
-            adopt(tracer, target, dim, label, writes)
+            label_constant(tracer, target, dim, label, writes)
     labels = tracer.labels(target)
     for dim, label in enumerate(tracer.labels(source)):
         if dim in but:
@@ -156,19 +162,19 @@ def _write(tracer: Tracer, func: Any, target: Tensor, source: Tensor, but: Itera
         else:
             own = labels[dim]
             tracer.tie(own, label)
-            leaks = own is not None and label is not None and is_leaky(tracer, label)
-            labels[dim] = leaky(tracer, own) if leaks and own is not None else own
+            leaks = own is not None and label is not None and is_nonzero_masked(tracer, label)
+            labels[dim] = nonzero_masked(tracer, own) if leaks and own is not None else own
     tracer.set_labels(out, labels)
 
 
 @rule_for("masked_select", "take", "masked_scatter", "put", "bincount", "histc", "searchsorted", "isin")
 def _flattened(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    _freeze_others(tracer, [args, kwargs], f"picks or counts its values one by one ({words(func)})")
+    freeze_all(tracer, tensors_in([args, kwargs]), f"picks or counts its values one by one ({public_name(func)})")
 
 
 @rule_for("diagonal", "diag_embed", "rot90", "linalg_cross")
 def _planes(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    source, given, name = args[0], bound(func, args, kwargs), op_name(func)
+    source, given, name = args[0], bound_arguments(func, args, kwargs), op_name(func)
     count = source.dim()
     if name == "linalg_cross":
         dims = {given["dim"] % count}
@@ -180,7 +186,7 @@ def _planes(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
         dims = {count - 1}
     tensors = list(tensors_in(args))
     for tensor in tensors:
-        tracer.freeze(tensor, tracer.says(f"calls {words(func)} over the channels"), sorted(dims))
+        tracer.freeze(tensor, tracer.forward_reason(f"calls {public_name(func)} over the channels"), sorted(dims))
     others = [None if d in dims else tie_all(tracer, [tracer.labels(t)[d] for t in tensors]) for d in range(count)]
     if name in ("diagonal", "diag_embed"):
         others = [label for d, label in enumerate(others) if d not in dims]
@@ -195,8 +201,3 @@ def _planes(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 )
 def _to_python(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     return None
-
-
-def _freeze_others(tracer: Tracer, values: Any, reason: str) -> None:
-    for tensor in tensors_in(list(values)):
-        tracer.freeze(tensor, tracer.says(reason))

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_prune.coupling.rules.pointwise import is_alike, tie_all
+from lightning_prune.coupling.rules.pointwise import is_same_for_all_channels, tie_all
 from lightning_prune.coupling.rules.registry import rule_for
 from lightning_prune.coupling.symbols.channel_ids import Ids
 from lightning_prune.coupling.tracing.constant_values import (
-    adopt_fresh,
-    is_leaky,
-    leaky,
+    is_nonzero_masked,
+    label_new_constant,
+    nonzero_masked,
 )
 from lightning_prune.coupling.tracing.trace import concatenate
 from lightning_prune.coupling.tracing.tracer import Tracer
@@ -25,7 +25,7 @@ def _cat(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     axis = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()
     labels: list[Ids | None] = []
     for tensor in tensors:
-        adopt_fresh(tracer, tensor, axis)
+        label_new_constant(tracer, tensor, axis)
     for dim in range(out.dim()):
         parts = [tracer.labels(t)[dim] for t in tensors]
         sizes = [t.shape[dim] for t in tensors]
@@ -43,11 +43,11 @@ def _stack(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 def _side_by_side(tracer: Tracer, tensors: Sequence[Tensor], dim: int) -> Ids | None:
     """The channels along a dimension that ``tensors``, which lie along another one, have in common."""
-    parts = [t for t in tensors if not is_alike(tracer, t, tracer.labels(t), t.dim() - dim)]
+    parts = [t for t in tensors if not is_same_for_all_channels(tracer, t, tracer.labels(t), t.dim() - dim)]
     labels = [tracer.labels(t)[dim] for t in parts]
     label = tie_all(tracer, labels)
     if label is None:
         return None
     if len(parts) < len(tensors):
-        return leaky(tracer, label)
-    return next((own for own in labels if own is not None and is_leaky(tracer, own)), label)
+        return nonzero_masked(tracer, label)
+    return next((own for own in labels if own is not None and is_nonzero_masked(tracer, own)), label)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lightning_prune.coupling.rules.registry import rule_for
 from lightning_prune.coupling.symbols.channel_ids import Ids
-from lightning_prune.coupling.symbols.sizes import Number
-from lightning_prune.coupling.tracing.activation_sites import add_macs, consume, normalized_by, produced_by
-from lightning_prune.coupling.tracing.constant_values import all_leaky, is_leaky, leaky
+from lightning_prune.coupling.symbols.traced_ints import TracedInt
+from lightning_prune.coupling.tracing.activation_sites import add_macs, mark_inputs, mark_outputs, move_site_behind_norm
+from lightning_prune.coupling.tracing.constant_values import all_nonzero_masked, is_nonzero_masked, nonzero_masked
 from lightning_prune.coupling.tracing.trace import ENTRIES, KERNEL, Labels
 from lightning_prune.coupling.tracing.tracer import Tracer
 
@@ -26,17 +26,19 @@ def _convolution(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[
         tracer.freeze(weight, KERNEL, range(2, weight.dim()))
     before = tracer.labels(source)
     given = before[channels]
-    last = tracer.given[-1] if tracer.given else 0  # a functional convolution is given its groups at the end
-    if isinstance(last, Number) and int(last) == groups == source.shape[channels]:
-        tracer.trace.book.equate(last, tracer.number(source, channels))
+    last = (
+        tracer.call_integers[-1] if tracer.call_integers else 0
+    )  # a functional convolution is given its groups at the end
+    if isinstance(last, TracedInt) and int(last) == groups == source.shape[channels]:
+        tracer.trace.size_equations.equate(last, tracer.traced_size(source, channels))
     made = (_transposed if transposed else _forward)(tracer, given, weight, groups)
     if bias is not None:
         tracer.tie(tracer.labels(bias)[0], made)
-    batch = before[:channels] if bias is None else all_leaky(tracer, before[:channels])
+    batch = before[:channels] if bias is None else all_nonzero_masked(tracer, before[:channels])
     behind = enumerate(before[channels + 1 :], start=channels + 1)
     space = [None if ids is None else _convolved(tracer, ids, source, weight, out, dim) for dim, ids in behind]
     tracer.set_labels(out, [*batch, made, *space])
-    produced_by(tracer, weight, out, channels)
+    mark_outputs(tracer, weight, out, channels)
     positions = prod((source if transposed else out).shape[channels + 1 :]) * prod(out.shape[:channels])
     add_macs(tracer, positions * prod(weight.shape[2:]), weight.shape[:2], tracer.labels(weight)[:2])
 
@@ -44,26 +46,28 @@ def _convolution(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[
 def _convolved(tracer: Tracer, label: Ids, source: Tensor, weight: Tensor, out: Tensor, dim: int) -> Ids | None:
     """Channels along a dimension that a kernel moves over, as in efficient channel attention."""
     if out.shape[dim] != source.shape[dim] or weight.shape[:2] != (1, 1):
-        tracer.slots.freeze(label, tracer.says("convolves along the channels"))
+        tracer.channel_ids.freeze(label, tracer.forward_reason("convolves along the channels"))
         return None
-    tracer.slots.mark_inexact(label, tracer.says("convolves along the channels, each sees those beside it"))
-    return leaky(tracer, label)
+    tracer.channel_ids.mark_inexact(
+        label, tracer.forward_reason("convolves along the channels, each sees those beside it")
+    )
+    return nonzero_masked(tracer, label)
 
 
 def _forward(tracer: Tracer, given: Ids | None, weight: Tensor, groups: int) -> Ids | None:
     """Tie the input of a convolution to its weight (out, in / groups, ...); return the channels of its output."""
     made, read = tracer.labels(weight)[:2]
     if groups == 1:
-        consume(tracer, weight, read)
+        mark_inputs(tracer, weight, read)
         tracer.tie(given, read)
         return made
     if weight.shape[1] == 1:  # depthwise: every output channel belongs to one input channel
         multiplier = weight.shape[0] // groups
         tracer.tie(None if given is None else np.repeat(given, multiplier), made)
         return made
-    consume(tracer, weight, read)
+    mark_inputs(tracer, weight, read)
     if read is not None:
-        tracer.slots.mark_grouped(read)
+        tracer.channel_ids.mark_grouped(read)
     _tie_groups(tracer, given, groups, read)
     _tie_groups(tracer, made, groups)
     return made
@@ -72,13 +76,15 @@ def _forward(tracer: Tracer, given: Ids | None, weight: Tensor, groups: int) -> 
 def _transposed(tracer: Tracer, given: Ids | None, weight: Tensor, groups: int) -> Ids | None:
     """The same for a transposed convolution, whose weight is (in, out / groups, ...)."""
     read, made = tracer.labels(weight)[:2]
-    consume(tracer, weight, read)
+    mark_inputs(tracer, weight, read)
     tracer.tie(given, read)
     if groups == 1:
         return made
     if weight.shape[0] == groups:
         tracer.freeze(
-            weight, tracer.says(f"makes {weight.shape[1]} channels of each of its inputs (groups={groups})"), [1]
+            weight,
+            tracer.forward_reason(f"makes {weight.shape[1]} channels of each of its inputs (groups={groups})"),
+            [1],
         )
         return None if read is None else np.repeat(read, weight.shape[1])
     _tie_groups(tracer, read, groups)
@@ -92,7 +98,9 @@ def _tie_groups(tracer: Tracer, channels: Ids | None, groups: int, template: Ids
         return
     rows = channels.reshape(groups, -1)
     if rows.shape[1] == 1:
-        tracer.slots.freeze(channels, tracer.says(f"needs its {groups} groups, which have one channel each"))
+        tracer.channel_ids.freeze(
+            channels, tracer.forward_reason(f"needs its {groups} groups, which have one channel each")
+        )
         return
     for row in rows if template is not None else rows[1:]:
         tracer.tie(rows[0] if template is None else template, row)
@@ -105,22 +113,31 @@ def _matmul(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     vector = right.dim() == 1
     inner = right.dim() - (1 if vector else 2)
     a, b = tracer.labels(left), tracer.labels(right)
-    consume(tracer, right, b[inner])
-    consume(tracer, left, a[-1])
+    mark_inputs(tracer, right, b[inner])
+    mark_inputs(tracer, left, a[-1])
     tracer.tie(a[-1], b[inner])
-    if a[-1] is not None and b[inner] is not None and is_leaky(tracer, a[-1]) and is_leaky(tracer, b[inner]):
-        tracer.slots.mark_inexact(a[-1], tracer.says("sums over the channels, and masked ones are not 0 there"))
+    if (
+        a[-1] is not None
+        and b[inner] is not None
+        and is_nonzero_masked(tracer, a[-1])
+        and is_nonzero_masked(tracer, b[inner])
+    ):
+        tracer.channel_ids.mark_inexact(
+            a[-1], tracer.forward_reason("sums over the channels, and masked ones are not 0 there")
+        )
     labels: Labels = a[:-1] if vector else [*a[:-1], b[-1]]
     if left.dim() == 3:
         tracer.trace.attended += [ids for ids in (a[-1], b[inner], b[-1]) if ids is not None]
         tracer.tie(a[0], b[0])
-        labels[0] = (b[0] if is_leaky(tracer, a[0]) else a[0]) if a[0] is not None and b[0] is not None else None
+        labels[0] = (
+            (b[0] if is_nonzero_masked(tracer, a[0]) else a[0]) if a[0] is not None and b[0] is not None else None
+        )
     if has_bias:
-        labels[:-1] = all_leaky(tracer, labels[:-1])
+        labels[:-1] = all_nonzero_masked(tracer, labels[:-1])
     tracer.set_labels(out, labels)
     if has_bias:
         _tie_bias(tracer, args[0], out)
-    produced_by(tracer, right, out, out.dim() - 1) if out.dim() else None
+    mark_outputs(tracer, right, out, out.dim() - 1) if out.dim() else None
     dims = [*labels, a[-1] if a[-1] is not None else b[inner]]
     add_macs(tracer, 1, [*out.shape, left.shape[-1]], dims)
 
@@ -136,14 +153,14 @@ def _tie_bias(tracer: Tracer, bias: Tensor, out: Tensor) -> None:
 def _linear(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, weight = args[:2]
     made, read = tracer.labels(weight)
-    consume(tracer, weight, read)
+    mark_inputs(tracer, weight, read)
     tracer.tie(tracer.labels(source)[-1], read)
     bias = args[2] if len(args) > 2 else None
     others = tracer.labels(source)[:-1]
-    tracer.set_labels(out, [*(others if bias is None else all_leaky(tracer, others)), made])
+    tracer.set_labels(out, [*(others if bias is None else all_nonzero_masked(tracer, others)), made])
     if bias is not None:
         _tie_bias(tracer, bias, out)
-    produced_by(tracer, weight, out, out.dim() - 1)
+    mark_outputs(tracer, weight, out, out.dim() - 1)
     add_macs(tracer, prod(source.shape[:-1]), weight.shape, (made, read))
 
 
@@ -160,9 +177,9 @@ def _batch_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
         tracer.tie(given, tracer.labels(tensor)[0])
     if args[3] is None:  # no running statistics: those of this tensor
         for label in (ids for dim, ids in enumerate(labels) if dim != 1 and ids is not None):
-            tracer.slots.mark_inexact(label, "batch norm: its mean and variance run over the channels")
-    tracer.set_labels(out[0], [*all_leaky(tracer, labels[:1]), given, *all_leaky(tracer, labels[2:])])
-    normalized_by(tracer, args[1], source, out[0], 1)
+            tracer.channel_ids.mark_inexact(label, "batch norm: its mean and variance run over the channels")
+    tracer.set_labels(out[0], [*all_nonzero_masked(tracer, labels[:1]), given, *all_nonzero_masked(tracer, labels[2:])])
+    move_site_behind_norm(tracer, args[1], source, out[0], 1)
 
 
 @rule_for("native_layer_norm", "_fused_rms_norm")
@@ -175,11 +192,11 @@ def _layer_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
             tracer.tie(label, own)
     for label in labels[first:]:
         if label is not None:
-            tracer.slots.mark_inexact(label, "layer norm: its mean and variance run over the channels")
+            tracer.channel_ids.mark_inexact(label, "layer norm: its mean and variance run over the channels")
     if len(args) > 3 and args[3] is not None and func._schema.name == "aten::native_layer_norm":
-        labels[:first] = all_leaky(tracer, labels[:first])
+        labels[:first] = all_nonzero_masked(tracer, labels[:first])
     tracer.set_labels(out[0], labels)
-    normalized_by(tracer, args[2], source, out[0], source.dim() - 1)
+    move_site_behind_norm(tracer, args[2], source, out[0], source.dim() - 1)
 
 
 @rule_for("native_group_norm")
@@ -194,14 +211,14 @@ def _group_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
         if groups > 1 and (groups < source.shape[1] or weight is None):  # else there are as many groups as weights
             _tie_groups(tracer, given, groups)
         if groups < source.shape[1]:
-            tracer.slots.mark_inexact(given, "group norm: its mean and variance run over the channels")
+            tracer.channel_ids.mark_inexact(given, "group norm: its mean and variance run over the channels")
     for label in labels[2:]:
         if label is not None:
-            tracer.slots.mark_inexact(label, "group norm: its mean and variance run over the channels")
+            tracer.channel_ids.mark_inexact(label, "group norm: its mean and variance run over the channels")
     if bias is not None:
-        labels = [*all_leaky(tracer, labels[:1]), given, *all_leaky(tracer, labels[2:])]
+        labels = [*all_nonzero_masked(tracer, labels[:1]), given, *all_nonzero_masked(tracer, labels[2:])]
     tracer.set_labels(out[0], labels)
-    normalized_by(tracer, weight, source, out[0], 1)
+    move_site_behind_norm(tracer, weight, source, out[0], 1)
 
 
 @rule_for("embedding")
@@ -209,4 +226,4 @@ def _embedding(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
     weight, indices = args[:2]
     tracer.freeze(weight, ENTRIES, [0])
     tracer.set_labels(out, [None] * indices.dim() + [tracer.labels(weight)[1]])
-    produced_by(tracer, weight, out, out.dim() - 1)
+    mark_outputs(tracer, weight, out, out.dim() - 1)

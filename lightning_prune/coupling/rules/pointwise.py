@@ -7,14 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_prune.coupling.rules.registry import op_name, rule_for
+from lightning_prune.coupling.rules.registry import rule_for
+from lightning_prune.coupling.symbols.aten import op_name
 from lightning_prune.coupling.symbols.channel_ids import Ids
-from lightning_prune.coupling.symbols.reasons import words
+from lightning_prune.coupling.symbols.reasons import public_name
 from lightning_prune.coupling.tracing.constant_values import (
-    adopt,
     is_constant,
-    is_leaky,
-    leaky,
+    is_nonzero_masked,
+    label_constant,
+    nonzero_masked,
 )
 from lightning_prune.coupling.tracing.trace import Labels
 from lightning_prune.coupling.tracing.tracer import Tracer
@@ -39,23 +40,23 @@ def pointwise(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str
         labels: list[Ids | None] = []
         if result.dim() == 0:  # a loss with a reduction
             for tensor in inputs:
-                tracer.freeze(tensor, tracer.says(f"calls {words(func)} over the channels"))
+                tracer.freeze(tensor, tracer.forward_reason(f"calls {public_name(func)} over the channels"))
         for back in range(result.dim(), 0, -1):
             size = result.shape[-back]
             operands = [
-                (tensor, own[-back], is_alike(tracer, tensor, own, back))
+                (tensor, own[-back], is_same_for_all_channels(tracer, tensor, own, back))
                 for tensor, own in zip(inputs, known, strict=True)
                 if tensor.dim() >= back and tensor.shape[-back] == size > 1
             ]
             label = _pointwise_label(tracer, func, args, back, [own for _, own, alike in operands if not alike])
             for tensor, _, alike in operands:
                 if alike:
-                    adopt(tracer, tensor, tensor.dim() - back, label)
+                    label_constant(tracer, tensor, tensor.dim() - back, label)
             labels.append(label)
         tracer.set_labels(result, labels)
 
 
-def is_alike(tracer: Tracer, tensor: Tensor, labels: Labels, back: int) -> bool:
+def is_same_for_all_channels(tracer: Tracer, tensor: Tensor, labels: Labels, back: int) -> bool:
     """Whether ``tensor`` is the same for all channels; if its size does not follow them, the pass fails by itself."""
     return labels[-back] is None and (tensor.stride()[-back] == 0 or is_constant(tracer, tensor))
 
@@ -66,8 +67,8 @@ def _pointwise_label(tracer: Tracer, func: Any, args: tuple[Any, ...], back: int
         return None
     zero = [_zero(tracer, argument, back) for argument in args]
     if not _stays_zero(op_name(func), args, zero):
-        return leaky(tracer, label)
-    exact = (other for other in labels if other is not None and not is_leaky(tracer, other))
+        return nonzero_masked(tracer, label)
+    exact = (other for other in labels if other is not None and not is_nonzero_masked(tracer, other))
     return next(exact, label)
 
 
@@ -76,7 +77,7 @@ def _zero(tracer: Tracer, argument: Any, back: int) -> bool:
     if not isinstance(argument, Tensor):
         return isinstance(argument, (int, float)) and argument == 0
     label = tracer.labels(argument)[-back] if argument.dim() >= back else None
-    return label is not None and not is_leaky(tracer, label)
+    return label is not None and not is_nonzero_masked(tracer, label)
 
 
 _ZERO_AT_ZERO = frozenset((

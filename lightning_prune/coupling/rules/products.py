@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from lightning_prune.coupling.rules.pointwise import tie_all
-from lightning_prune.coupling.rules.registry import bound, op_name, rule_for
-from lightning_prune.coupling.symbols.reasons import words
-from lightning_prune.coupling.tracing.activation_sites import add_macs, consume, produced_by
-from lightning_prune.coupling.tracing.constant_values import is_leaky
+from lightning_prune.coupling.rules.registry import freeze_all, rule_for
+from lightning_prune.coupling.symbols.aten import bound_arguments, op_name
+from lightning_prune.coupling.symbols.reasons import public_name
+from lightning_prune.coupling.tracing.activation_sites import add_macs, mark_inputs, mark_outputs
+from lightning_prune.coupling.tracing.constant_values import is_nonzero_masked
 from lightning_prune.coupling.tracing.trace import ENTRIES, Labels
 from lightning_prune.coupling.tracing.tracer import Tracer
 
@@ -37,9 +37,9 @@ def _distances(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
     a, b = tracer.labels(left), tracer.labels(right)
     tracer.tie(a[-1], b[-1])
     for label in (a[-1], b[-1]):
-        if label is not None and is_leaky(tracer, label):
-            tracer.slots.mark_inexact(
-                label, tracer.says("takes distances over the channels: masked ones are not 0 there")
+        if label is not None and is_nonzero_masked(tracer, label):
+            tracer.channel_ids.mark_inexact(
+                label, tracer.forward_reason("takes distances over the channels: masked ones are not 0 there")
             )
     labels: Labels = [None] * out.dim()
     labels[-2], labels[-1] = a[-2], b[-2]
@@ -50,7 +50,7 @@ def _distances(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
 
 @rule_for("_trilinear")
 def _trilinear(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    given = bound(func, args, kwargs)
+    given = bound_arguments(func, args, kwargs)
     rows, present = [], []
     for number in (1, 2, 3):
         tensor, new = given[f"i{number}"], sorted(given[f"expand{number}"])
@@ -69,9 +69,9 @@ def _trilinear(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
         if label is not None:
             for number, row in enumerate(rows, start=1):
                 if present[number - 1][dim] and row[dim] is not None:
-                    consume(tracer, given[f"i{number}"], row[dim])
+                    mark_inputs(tracer, given[f"i{number}"], row[dim])
     tracer.set_labels(out, [label for dim, label in enumerate(tied) if dim not in summed])
-    produced_by(tracer, given["i2"], out, out.dim() - 1)
+    mark_outputs(tracer, given["i2"], out, out.dim() - 1)
 
 
 @rule_for("_grouped_mm")
@@ -79,23 +79,23 @@ def _grouped_product(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: d
     left, right = args[:2]  # (rows, read) and (experts, read, made), where rows of one expert lie side by side
     a, b = tracer.labels(left), tracer.labels(right)
     if (left.dim(), right.dim()) != (2, 3):
-        _freeze_all(
+        freeze_all(
             tracer, [left, right], "calls grouped_mm on tensors of other shapes than (rows, in) and (experts, in, out)"
         )
         return
-    tracer.freeze(left, tracer.says(_EXPERTS), [0])
-    tracer.freeze(right, tracer.says(_EXPERTS), [0])
-    consume(tracer, right, b[1])
+    tracer.freeze(left, tracer.forward_reason(_EXPERTS), [0])
+    tracer.freeze(right, tracer.forward_reason(_EXPERTS), [0])
+    mark_inputs(tracer, right, b[1])
     tracer.tie(a[1], b[1])
     tracer.set_labels(out, [None, b[2]])
-    produced_by(tracer, right, out, 1)
+    mark_outputs(tracer, right, out, 1)
     add_macs(tracer, 1, [*out.shape, left.shape[1]], [None, b[2], b[1]])
 
 
 @rule_for("_fft_r2c", "_fft_c2r", "_fft_c2c")
 def _fourier(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, dims = args[0], {dim % args[0].dim() for dim in args[1]}
-    tracer.freeze(source, tracer.says("takes a Fourier transform over the channels"), sorted(dims))
+    tracer.freeze(source, tracer.forward_reason("takes a Fourier transform over the channels"), sorted(dims))
     tracer.set_labels(out, [None if d in dims else label for d, label in enumerate(tracer.labels(source))])
 
 
@@ -103,7 +103,7 @@ def _fourier(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str,
 def _complex_view(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     labels = tracer.labels(args[0])
     if op_name(func) == "view_as_complex":
-        tracer.freeze(args[0], tracer.says("takes them for real and imaginary parts"), [len(labels) - 1])
+        tracer.freeze(args[0], tracer.forward_reason("takes them for real and imaginary parts"), [len(labels) - 1])
         tracer.set_labels(out, labels[:-1])
     else:
         tracer.set_labels(out, [*labels, None])
@@ -114,7 +114,7 @@ def _embedding_bag(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dic
     weight = args[0]
     tracer.freeze(weight, ENTRIES, [0])
     tracer.set_labels(out[0], [None, tracer.labels(weight)[1]])
-    produced_by(tracer, weight, out[0], 1)
+    mark_outputs(tracer, weight, out[0], 1)
 
 
 @rule_for("_weight_norm_interface", "_weight_norm")
@@ -132,11 +132,6 @@ def _weight_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[
     "linalg_inv_ex", "linalg_matrix_exp", "_linalg_svd", "linalg_qr", "_linalg_eigh", "linalg_cholesky_ex",
 )  # fmt: skip
 def _closed(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    _freeze_all(
-        tracer, [value for value in args if isinstance(value, Tensor)], f"calls {words(func)} over the channels"
+    freeze_all(
+        tracer, [value for value in args if isinstance(value, Tensor)], f"calls {public_name(func)} over the channels"
     )
-
-
-def _freeze_all(tracer: Tracer, tensors: Sequence[Tensor], reason: str) -> None:
-    for tensor in tensors:
-        tracer.freeze(tensor, tracer.says(reason))

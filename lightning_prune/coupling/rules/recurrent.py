@@ -13,27 +13,33 @@ from typing import Any
 from torch import Tensor
 
 from lightning_prune.coupling.rules.pointwise import tie_all
-from lightning_prune.coupling.rules.registry import before_rule_of, bound, rule_for
+from lightning_prune.coupling.rules.registry import before_rule_for, rule_for
+from lightning_prune.coupling.symbols.aten import bound_arguments
 from lightning_prune.coupling.symbols.channel_ids import Ids
-from lightning_prune.coupling.tracing.activation_sites import add_macs, consume
-from lightning_prune.coupling.tracing.constant_values import adopt, is_constant, is_leaky, leaky
+from lightning_prune.coupling.tracing.activation_sites import add_macs, mark_inputs
+from lightning_prune.coupling.tracing.constant_values import (
+    is_constant,
+    is_nonzero_masked,
+    label_constant,
+    nonzero_masked,
+)
 from lightning_prune.coupling.tracing.trace import concatenate
 from lightning_prune.coupling.tracing.tracer import Tracer
 
 _STATE = "its first hidden state is given from outside"
 
 
-@before_rule_of("mm", "addmm", "bmm", "baddbmm", "linear")
+@before_rule_for("mm", "addmm", "bmm", "baddbmm", "linear")
 def _constant_operand(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     name = func._schema.name.removeprefix("aten::")
     left, weight = args[1:3] if "add" in name else args[:2]
     labels = tracer.labels(weight)
-    adopt(tracer, left, left.dim() - 1, labels[-1] if name == "linear" else labels[-2])
+    label_constant(tracer, left, left.dim() - 1, labels[-1] if name == "linear" else labels[-2])
 
 
 @rule_for("mkldnn_rnn_layer")
 def _mkldnn(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    given = bound(func, args, kwargs)
+    given = bound_arguments(func, args, kwargs)
     weights = [given[f"weight{number}"] for number in (0, 1, 2, 3)]
     source = given["input"]
     units = _layer(tracer, weights, tracer.labels(source)[-1], source.shape[0] * source.shape[1])
@@ -44,12 +50,12 @@ def _mkldnn(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 
 @rule_for("_cudnn_rnn", "miopen_rnn")
 def _cudnn(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    given = bound(func, args, kwargs)
+    given = bound_arguments(func, args, kwargs)
     weights, stride = list(given["weight"]), int(given["weight_stride0"])
     directions = 2 if given["bidirectional"] else 1
     if given.get("proj_size") or stride not in (2, 4):
         for tensor in weights:
-            tracer.freeze(tensor, tracer.says("runs a recurrent layer with a projection (proj_size)"))
+            tracer.freeze(tensor, tracer.forward_reason("runs a recurrent layer with a projection (proj_size)"))
         return
     source = given["input"]
     read = tracer.labels(source)[-1]
@@ -64,7 +70,7 @@ def _cudnn(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
         read = concatenate(made, [0 if ids is None else len(ids) for ids in made])
     shown = _begun(tracer, (given["hx"], given["cx"]), units)
     if read is not None and shown is not units:
-        read = leaky(tracer, read)
+        read = nonzero_masked(tracer, read)
     tracer.set_labels(out[0], [*[None] * (out[0].dim() - 1), read])
     for state in out[1:3]:
         if state.numel():
@@ -75,8 +81,8 @@ def _layer(tracer: Tracer, weights: list[Tensor], given: Ids | None, steps: int)
     """Tie the gates of one layer and direction; return its hidden units."""
     from_input, from_hidden = weights[:2]
     read, units = tracer.labels(from_input)[1], tracer.labels(from_hidden)[1]
-    consume(tracer, from_input, read)
-    consume(tracer, from_hidden, units)
+    mark_inputs(tracer, from_input, read)
+    mark_inputs(tracer, from_hidden, units)
     tracer.tie(given, read)
     for tensor in weights:
         rows = tracer.labels(tensor)[0] if tensor.dim() else None
@@ -93,17 +99,17 @@ def _begun(tracer: Tracer, states: Iterable[Tensor | None], units: Ids | None) -
     for state in states:
         _tie_state(tracer, state, units)
     known = [tracer.labels(state)[-1] for state in states if state is not None and state.numel()]
-    leaks = units is not None and any(label is not None and is_leaky(tracer, label) for label in known)
-    return leaky(tracer, units) if leaks and units is not None else units
+    leaks = units is not None and any(label is not None and is_nonzero_masked(tracer, label) for label in known)
+    return nonzero_masked(tracer, units) if leaks and units is not None else units
 
 
 def _tie_state(tracer: Tracer, state: Tensor | None, units: Ids | None) -> None:
     if state is None or not state.numel():
         return
-    adopt(tracer, state, state.dim() - 1, units)
+    label_constant(tracer, state, state.dim() - 1, units)
     label = tracer.labels(state)[-1]
     if label is not None or not is_constant(tracer, state):
-        tracer.tie(label, units, tracer.at(_STATE))
+        tracer.tie(label, units, tracer.reason_at(_STATE))
 
 
 @rule_for("_thnn_fused_lstm_cell", "_thnn_fused_gru_cell")
@@ -124,5 +130,5 @@ def _fused_cell(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
 @rule_for("_pack_padded_sequence")
 def _pack(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source = args[0]
-    tracer.freeze(source, tracer.says("packs sequences along it"), [0, 1])
+    tracer.freeze(source, tracer.forward_reason("packs sequences along it"), [0, 1])
     tracer.set_labels(out[0], [None, *tracer.labels(source)[2:]])

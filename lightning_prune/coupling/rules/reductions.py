@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from lightning_prune.coupling.rules.pointwise import pointwise
-from lightning_prune.coupling.rules.registry import bound, op_name, rule_for
+from lightning_prune.coupling.rules.registry import rule_for
+from lightning_prune.coupling.symbols.aten import bound_arguments, op_name
 from lightning_prune.coupling.symbols.channel_ids import Ids
-from lightning_prune.coupling.symbols.reasons import words
-from lightning_prune.coupling.tracing.constant_values import all_leaky, is_leaky, leaky
+from lightning_prune.coupling.symbols.reasons import public_name
+from lightning_prune.coupling.tracing.constant_values import all_nonzero_masked, is_nonzero_masked, nonzero_masked
 from lightning_prune.coupling.tracing.tracer import Tracer
 from lightning_prune.network.tensors import tensors_in
 
@@ -26,7 +27,7 @@ _FINDS = frozenset(("max", "min", "argmax", "argmin", "kthvalue", "median", "nan
     "kthvalue", "median", "nanmedian", "mode", "topk",
 )  # fmt: skip
 def _reduce(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    source, given = args[0], bound(func, args, kwargs)
+    source, given = args[0], bound_arguments(func, args, kwargs)
     if "other" in given:
         pointwise(tracer, func, args, kwargs, out)
         return
@@ -36,30 +37,32 @@ def _reduce(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     if not given.get("keepdim", op_name(func) == "topk"):
         kept = [label for dim, label in enumerate(kept) if dim not in reduced]
     if op_name(func) == "logsumexp":
-        kept = all_leaky(tracer, kept)
+        kept = all_nonzero_masked(tracer, kept)
     for result in tensors_in(out):
         tracer.set_labels(result, kept)
     positions = [x for x in tensors_in(out) if x.dtype == torch.int64] if op_name(func) in _FINDS else []
     for label in (labels[dim] for dim in reduced):
         if label is not None:
-            mark_mixed(tracer, func, given, label)
+            mark_reduced(tracer, func, given, label)
             if op_name(func) in _NORMS and tracer.name(source) is not None:
-                tracer.slots.mark_inexact(label, tracer.says("takes the norm of a weight over what it reads"))
+                tracer.channel_ids.mark_inexact(
+                    label, tracer.forward_reason("takes the norm of a weight over what it reads")
+                )
             for tensor in positions:
-                tracer.note_positions(tensor, label)
+                tracer.set_positions(tensor, label)
 
 
-def mark_mixed(tracer: Tracer, func: Any, given: dict[str, Any], label: Ids) -> None:
+def mark_reduced(tracer: Tracer, func: Any, given: dict[str, Any], label: Ids) -> None:
     """Say that the channels ``label`` are reduced over: zeros change no sum, but a mean and a maximum."""
     name = op_name(func)
     order = given.get("ord", given.get("p", 2))
     if name not in _SUMS or (isinstance(order, (int, float)) and order < 0):
-        tracer.slots.mark_inexact(
-            label, tracer.says(f"calls {words(func)} over the channels: masked ones take part in it")
+        tracer.channel_ids.mark_inexact(
+            label, tracer.forward_reason(f"calls {public_name(func)} over the channels: masked ones take part in it")
         )
-    elif is_leaky(tracer, label):
-        tracer.slots.mark_inexact(
-            label, tracer.says(f"calls {words(func)} over the channels: masked ones are not 0 there")
+    elif is_nonzero_masked(tracer, label):
+        tracer.channel_ids.mark_inexact(
+            label, tracer.forward_reason(f"calls {public_name(func)} over the channels: masked ones are not 0 there")
         )
 
 
@@ -72,16 +75,16 @@ def _dims(dims: int | Iterable[int] | None, count: int) -> set[int]:
 
 @rule_for("softmax", "_softmax", "log_softmax", "_log_softmax", "_safe_softmax", "cumsum")
 def _scan(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    given = bound(func, args, kwargs)
+    given = bound_arguments(func, args, kwargs)
     source, axis = args[0], given["dim"]
     labels = tracer.labels(source)
     for dim in _dims(axis, source.dim()):
         label = labels[dim]
         if label is not None:
-            mark_mixed(tracer, func, given, label)
-            labels[dim] = leaky(tracer, label)
+            mark_reduced(tracer, func, given, label)
+            labels[dim] = nonzero_masked(tracer, label)
     if "softmax" in op_name(func):  # of zeros, that is no zero
-        labels = all_leaky(tracer, labels)
+        labels = all_nonzero_masked(tracer, labels)
     tracer.set_labels(out, labels)
 
 
@@ -98,13 +101,13 @@ def _flip(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     "roll", "sort", "argsort", "cummax", "cummin", "cumprod", "logcumsumexp",
 )  # fmt: skip
 def _positions(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    source, given = args[0], bound(func, args, kwargs)
+    source, given = args[0], bound_arguments(func, args, kwargs)
     axis = given.get("dim", given.get("dims"))
     mixed = _dims(axis, source.dim())
-    tracer.freeze(source, tracer.says(f"calls {words(func)} over the channels"), sorted(mixed))
+    tracer.freeze(source, tracer.forward_reason(f"calls {public_name(func)} over the channels"), sorted(mixed))
     labels = [None if dim in mixed else label for dim, label in enumerate(tracer.labels(source))]
     if op_name(func) == "logcumsumexp":
-        labels = all_leaky(tracer, labels)
+        labels = all_nonzero_masked(tracer, labels)
     for result in tensors_in(out):
         same = result.dim() == source.dim()
         tracer.set_labels(result, labels if same else [x for dim, x in enumerate(labels) if dim not in mixed])
@@ -113,5 +116,9 @@ def _positions(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
 @rule_for("triu", "tril")
 def _triangle(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source = args[0]
-    tracer.freeze(source, tracer.says(f"calls {words(func)} over the channels"), [source.dim() - 2, source.dim() - 1])
+    tracer.freeze(
+        source,
+        tracer.forward_reason(f"calls {public_name(func)} over the channels"),
+        [source.dim() - 2, source.dim() - 1],
+    )
     tracer.set_labels(out, [*tracer.labels(source)[:-2], None, None])

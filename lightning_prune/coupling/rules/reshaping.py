@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lightning_prune.coupling.rules.registry import rule_for
 from lightning_prune.coupling.symbols.channel_ids import Ids
-from lightning_prune.coupling.symbols.sizes import Attribute, Number
-from lightning_prune.coupling.tracing.given_shapes import label_by_numbers, shape_given
+from lightning_prune.coupling.symbols.sizes import Attribute
+from lightning_prune.coupling.symbols.traced_ints import TracedInt
+from lightning_prune.coupling.tracing.given_shapes import given_sizes, label_by_sizes
 from lightning_prune.coupling.tracing.trace import Part
 from lightning_prune.coupling.tracing.tracer import Tracer
 
@@ -25,12 +26,14 @@ def reshape(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     source = args[0]
     before, after = _filled(source.shape), _filled(out.shape)
     if prod(before) != prod(after):
-        tracer.freeze(source, tracer.says(f"reshapes an empty tensor from {tuple(source.shape)} to {tuple(out.shape)}"))
+        tracer.freeze(
+            source, tracer.forward_reason(f"reshapes an empty tensor from {tuple(source.shape)} to {tuple(out.shape)}")
+        )
     else:
         tracer.set_parts(out, reshaped(tracer, tracer.parts(source), before, after, _flexible(tracer, out)))
         tracer.same_parameter(source, out)
     _equate_shape(tracer, out)
-    tracer.check_size(out)
+    tracer.record_shape(out)
 
 
 def _filled(shape: Sequence[int]) -> list[int]:
@@ -40,9 +43,9 @@ def _filled(shape: Sequence[int]) -> list[int]:
 
 def _equate_shape(tracer: Tracer, out: Tensor) -> None:
     """Note that the numbers that a shape was spelled with are the sizes of ``out``."""
-    for dim, number in shape_given(tracer, out).items():
-        if isinstance(number, Number):
-            tracer.trace.book.equate(number, tracer.number(out, dim))
+    for dim, number in given_sizes(tracer, out).items():
+        if isinstance(number, TracedInt):
+            tracer.trace.size_equations.equate(number, tracer.traced_size(out, dim))
 
 
 def _flexible(tracer: Tracer, out: Tensor) -> list[set[int]]:
@@ -51,18 +54,18 @@ def _flexible(tracer: Tracer, out: Tensor) -> list[set[int]]:
     Those written as -1, computed from a size, or kept by a module; then the first of those that a module keeps in one
     tuple, as decoders keep (channels, height, width). A size that is given twice is that of a square image.
     """
-    given = shape_given(tracer, out)
+    given = given_sizes(tracer, out)
     if not given:
         return []
     entries = [
         dim
         for dim, number in given.items()
-        if isinstance(number, Number)
+        if isinstance(number, TracedInt)
         and isinstance(number.expression, Attribute)
         and number.expression.index is not None
     ]
-    written = {dim for dim, number in given.items() if not isinstance(number, Number)}
-    source = {dim: number.expression if isinstance(number, Number) else number for dim, number in given.items()}
+    written = {dim for dim, number in given.items() if not isinstance(number, TracedInt)}
+    source = {dim: number.expression if isinstance(number, TracedInt) else number for dim, number in given.items()}
     twice = {dim for dim, own in source.items() if list(source.values()).count(own) > 1}
     every = set(range(out.dim()))
     return [every - twice - written - set(entries), set(entries[:1]), every - twice]
@@ -97,7 +100,7 @@ def reshaped(
         hit = [i for i, (old, _) in enumerate(blocks) if not set(old).isdisjoint(part.dims)]
         if any(moved[i] and shared[i] for i in hit):
             what = f"reshapes {tuple(before)} to {tuple(after)}, which merges it with other channels"
-            tracer.slots.freeze(part.ids.ravel(), tracer.says(what))
+            tracer.channel_ids.freeze(part.ids.ravel(), tracer.forward_reason(what))
             continue
         old = [d for i in hit for d in blocks[i][0]]
         new = [d for i in hit for d in blocks[i][1]]
@@ -124,10 +127,10 @@ def _numbered(tracer: Tracer, before: Part, part: Part, only: bool) -> Part:
     trace = tracer.trace
     if before.split is not None:
         trace.splits[before.split] = part.ids[:0].ravel()  # these are no heads yet
-    number = trace.split(part.ids)
+    number = trace.add_split(part.ids)
     at = part.dims.index(part.channel)
     if number in trace.heads and only:
-        tracer.slots.tie_all(part.ids)
+        tracer.channel_ids.tie_all(part.ids)
     elif number in trace.heads and at:
         return Part(part.dims, part.ids, part.dims[at - 1], number)
     return Part(part.dims, part.ids, part.channel, number)
@@ -203,7 +206,7 @@ def _permute(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str,
 def _expand(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     new = out.dim() - args[0].dim()
     tracer.set_parts(out, [part.moved(lambda dim: dim + new) for part in tracer.parts(args[0])])
-    label_by_numbers(tracer, out)
+    label_by_sizes(tracer, out)
     _equate_shape(tracer, out)
 
 

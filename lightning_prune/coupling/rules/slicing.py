@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from lightning_prune.coupling.rules.registry import rule_for
-from lightning_prune.coupling.symbols.channel_ids import FIXED, Ids
-from lightning_prune.coupling.symbols.sizes import Number
-from lightning_prune.coupling.tracing.constant_values import all_leaky
+from lightning_prune.coupling.symbols.channel_ids import NO_CHANNEL, Ids
+from lightning_prune.coupling.symbols.traced_ints import TracedInt
+from lightning_prune.coupling.tracing.constant_values import all_nonzero_masked
 from lightning_prune.coupling.tracing.trace import Part
 from lightning_prune.coupling.tracing.tracer import ATTENTION, Tracer
 from lightning_prune.network.tensors import tensors_in
@@ -29,12 +29,12 @@ def select(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
                 rows = np.split(part.ids, source.shape[axis], axis=part.dims.index(axis))
                 left = part.narrowed(rows[index])
                 if left is None:
-                    tracer.slots.freeze(part.ids, tracer.says("picks single channels by number"))
+                    tracer.channel_ids.freeze(part.ids, tracer.forward_reason("picks single channels by number"))
                 else:
                     tracer.balance(rows, tracer.where)
             parts += [left.moved(lambda dim: dim - (dim > axis))] if left is not None else []
         tracer.set_parts(result, parts)
-        tracer.check_size(result, cut=True)
+        tracer.record_shape(result, cut=True)
 
 
 def _axis(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
@@ -57,7 +57,7 @@ def take(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
         left = _cut(tracer, part, axis, (start, out.shape[axis]), step) if cut else part
         parts += [left] if left is not None else []
     tracer.set_parts(out, parts)
-    tracer.check_size(out, cut=True)
+    tracer.record_shape(out, cut=True)
 
 
 def _cut(tracer: Tracer, part: Part, axis: int, where: tuple[int, int], step: int) -> Part | None:
@@ -69,9 +69,9 @@ def _cut(tracer: Tracer, part: Part, axis: int, where: tuple[int, int], step: in
     before = part.ids.take(range(start), axis=along)
     several = size > 1 or part.ids.ndim > 1
     equal = total % max(size, 1) == 0 and start % max(size, 1) == 0 and several
-    kept = [number for number in tracer.given if isinstance(number, Number)]
+    kept = [number for number in tracer.call_integers if isinstance(number, TracedInt)]
     if equal:
-        kept = [number for number in kept if tracer.trace.book.is_kept(number)]
+        kept = [number for number in kept if tracer.trace.size_equations.is_attribute(number)]
     if step == 1 and size and _follows(tracer, kept, before, ids, along):
         pass
     elif step == 1 and size and equal:
@@ -81,17 +81,17 @@ def _cut(tracer: Tracer, part: Part, axis: int, where: tuple[int, int], step: in
     else:
         stepping = f" with a step of {step}" if step != 1 else ""
         what = f"slices {size} of {total} channels{stepping}, written as a number"
-        tracer.slots.freeze(part.ids.ravel(), tracer.says(what))
+        tracer.channel_ids.freeze(part.ids.ravel(), tracer.forward_reason(what))
         return None
     return part.narrowed(ids)
 
 
-def _follows(tracer: Tracer, known: list[Number], before: Ids, ids: Ids, along: int) -> bool:
+def _follows(tracer: Tracer, known: list[TracedInt], before: Ids, ids: Ids, along: int) -> bool:
     """Whether the start or the end of a slice is among the numbers that can follow the channels before them."""
     edges = [_one_row(before, along), _one_row(np.concatenate([before, ids], axis=along), along)]
     bound = [(edge, number) for edge in edges for number in known if int(number) == len(edge) > 0]
     for edge, number in bound:
-        tracer.bind(number, edge)
+        tracer.bind_size(number, edge)
     return bool(bound)
 
 
@@ -120,27 +120,27 @@ def split(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
             piece += [left] if left is not None else []
     for result, piece in zip(out, pieces, strict=True):
         tracer.set_parts(result, piece)
-        tracer.check_size(result, cut=True)
+        tracer.record_shape(result, cut=True)
 
 
 def _bind_sizes(tracer: Tracer, sizes: list[int], ids: list[Ids], along: int) -> None:
     """Say how a split follows fewer channels: into equal parts, or by numbers that the user's modules keep."""
-    if tracer.called == ATTENTION and sizes[1:] == [2 * sizes[0]]:  # query, and key with value
+    if tracer.call_name == ATTENTION and sizes[1:] == [2 * sizes[0]]:  # query, and key with value
         tracer.balance(np.split(np.concatenate(ids, axis=along), 3, axis=along), tracer.where)
         return
-    listed = tracer.called != "chunk" and list(map(int, tracer.given[: len(sizes)])) == sizes
-    one_size = tracer.called == "split" and tracer.given[:1] and int(tracer.given[0]) == sizes[0]
-    numbers = tracer.given[: len(sizes)] if listed else tracer.given[:1] if one_size else []
+    listed = tracer.call_name != "chunk" and list(map(int, tracer.call_integers[: len(sizes)])) == sizes
+    one_size = tracer.call_name == "split" and tracer.call_integers[:1] and int(tracer.call_integers[0]) == sizes[0]
+    numbers = tracer.call_integers[: len(sizes)] if listed else tracer.call_integers[:1] if one_size else []
     for number, own in zip(numbers, ids, strict=False):
-        if isinstance(number, Number):
-            tracer.bind(number, _one_row(own, along))
+        if isinstance(number, TracedInt):
+            tracer.bind_size(number, _one_row(own, along))
     if len(set(sizes)) == 1:
         tracer.balance(ids, tracer.where)
         return
-    reason = tracer.says(f"splits into {tuple(sizes)}, written as numbers")
+    reason = tracer.forward_reason(f"splits into {tuple(sizes)}, written as numbers")
     for n, own in enumerate(ids):
-        if not (n < len(numbers) and isinstance(numbers[n], Number)) and not (one_size and not listed):
-            tracer.slots.freeze(own.ravel(), reason)
+        if not (n < len(numbers) and isinstance(numbers[n], TracedInt)) and not (one_size and not listed):
+            tracer.channel_ids.freeze(own.ravel(), reason)
 
 
 @rule_for("constant_pad_nd", "pad")
@@ -154,10 +154,12 @@ def _pad(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
         if label is None:
             continue
         if before < 0 or after < 0:
-            tracer.freeze(source, tracer.says("crops the channels by padding them with a negative number"), [dim])
+            tracer.freeze(
+                source, tracer.forward_reason("crops the channels by padding them with a negative number"), [dim]
+            )
             labels[dim] = None
         else:
-            labels[dim] = np.concatenate([np.full(before, FIXED), label, np.full(after, FIXED)])
+            labels[dim] = np.concatenate([np.full(before, NO_CHANNEL), label, np.full(after, NO_CHANNEL)])
     if len(args) > 2 and args[2]:
-        labels = all_leaky(tracer, labels)
+        labels = all_nonzero_masked(tracer, labels)
     tracer.set_labels(out, labels)

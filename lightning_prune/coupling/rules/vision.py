@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from lightning_prune.coupling.rules.pointwise import tie_all
-from lightning_prune.coupling.rules.registry import op_name, rule_for
-from lightning_prune.coupling.symbols.channel_ids import FIXED, Ids
-from lightning_prune.coupling.symbols.reasons import words
-from lightning_prune.coupling.tracing.activation_sites import consume, produced_by
+from lightning_prune.coupling.rules.registry import freeze_all, rule_for
+from lightning_prune.coupling.symbols.aten import op_name
+from lightning_prune.coupling.symbols.channel_ids import NO_CHANNEL, Ids
+from lightning_prune.coupling.symbols.reasons import public_name
+from lightning_prune.coupling.tracing.activation_sites import mark_inputs, mark_outputs
 from lightning_prune.coupling.tracing.trace import KERNEL
 from lightning_prune.coupling.tracing.tracer import Tracer
 from lightning_prune.network.tensors import tensors_in
@@ -33,7 +32,7 @@ _RESIZED = "pools, pads or resizes along the channels"
 def _spatial(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source = args[0]
     first = source.dim() - _spatial_dims(func)
-    tracer.freeze(source, tracer.says(_RESIZED), range(first, source.dim()))
+    tracer.freeze(source, tracer.forward_reason(_RESIZED), range(first, source.dim()))
     labels = [*tracer.labels(source)[:first], *[None] * (source.dim() - first)]
     for result in tensors_in(out):
         tracer.set_labels(result, labels)
@@ -53,7 +52,7 @@ def _average(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str,
         if (stride or kernel)[number] == 1 and padding[number] == 0:
             labels[dim] = _averaged(tracer, labels[dim], kernel[number])
         elif labels[dim] is not None:
-            tracer.freeze(source, tracer.says(_RESIZED), [dim])
+            tracer.freeze(source, tracer.forward_reason(_RESIZED), [dim])
             labels[dim] = None
     tracer.set_labels(out, labels)
 
@@ -67,19 +66,19 @@ def _averaged(tracer: Tracer, label: Ids | None, kernel: int) -> Ids | None:
     """Labels behind an average with the channels beside each, as local response norm takes it."""
     if label is None or kernel == 1:
         return label
-    real = np.flatnonzero(label != FIXED)
+    real = np.flatnonzero(label != NO_CHANNEL)
     if len(real) != real[-1] - real[0] + 1 or len(label) - len(real) != kernel - 1:
-        tracer.slots.freeze(label, tracer.says(_RESIZED))
+        tracer.channel_ids.freeze(label, tracer.forward_reason(_RESIZED))
         return None
-    tracer.slots.mark_inexact(label, tracer.says("averages each channel with the channels beside it"))
+    tracer.channel_ids.mark_inexact(label, tracer.forward_reason("averages each channel with the channels beside it"))
     return label[real]
 
 
 @rule_for("max_unpool2d", "max_unpool3d")
 def _unpool(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     first = out.dim() - _spatial_dims(func)
-    tracer.freeze(args[0], tracer.says(_RESIZED), range(first, out.dim()))
-    tracer.freeze(args[1], tracer.says(_RESIZED), range(first, out.dim()))
+    tracer.freeze(args[0], tracer.forward_reason(_RESIZED), range(first, out.dim()))
+    tracer.freeze(args[1], tracer.forward_reason(_RESIZED), range(first, out.dim()))
     given = zip(tracer.labels(args[0])[:first], tracer.labels(args[1])[:first], strict=True)
     tracer.set_labels(out, [*(tie_all(tracer, pair) for pair in given), *[None] * (out.dim() - first)])
 
@@ -87,22 +86,22 @@ def _unpool(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 @rule_for("grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler", "_grid_sampler_2d_cpu_fallback")
 def _grid_sample(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, grid = args[:2]
-    tracer.freeze(grid, tracer.says("takes its values for positions in an image"))
-    tracer.freeze(source, tracer.says("samples along the channels"), range(2, source.dim()))
+    tracer.freeze(grid, tracer.forward_reason("takes its values for positions in an image"))
+    tracer.freeze(source, tracer.forward_reason("samples along the channels"), range(2, source.dim()))
     tracer.set_labels(out, [*tracer.labels(source)[:2], *[None] * (out.dim() - 2)])
 
 
 @rule_for("affine_grid_generator", "torchvision::nms", "nonzero", "_unique2", "unique_dim", "unique_consecutive")
 def _to_positions(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     for tensor in tensors_in([args, kwargs]):
-        tracer.freeze(tensor, tracer.says(f"makes positions of its values ({words(func)})"))
+        tracer.freeze(tensor, tracer.forward_reason(f"makes positions of its values ({public_name(func)})"))
 
 
 @rule_for("torchvision::roi_align", "torchvision::roi_pool", "torchvision::ps_roi_align", "torchvision::ps_roi_pool")
 def _regions(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, regions = args[:2]
-    tracer.freeze(regions, tracer.says("takes its values for the boxes of regions"))
-    tracer.freeze(source, tracer.says("samples along the channels"), [0, 2, 3])
+    tracer.freeze(regions, tracer.forward_reason("takes its values for the boxes of regions"))
+    tracer.freeze(source, tracer.forward_reason("samples along the channels"), [0, 2, 3])
     label = tracer.labels(source)[1]
     if "::ps_" in op_name(func) and label is not None:  # every output channel takes one input channel from each bin
         label = _blocks(tracer, label, source.shape[1] // out[0].shape[1])
@@ -118,7 +117,9 @@ def _blockwise(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
     """Channels that become several side by side, or the other way round."""
     source, name = args[0], op_name(func)
     channels = source.dim() - (2 if name == "col2im" else 3)
-    tracer.freeze(source, tracer.says(f"{_BLOCKWISE[name]} along the channels"), range(channels + 1, source.dim()))
+    tracer.freeze(
+        source, tracer.forward_reason(f"{_BLOCKWISE[name]} along the channels"), range(channels + 1, source.dim())
+    )
     labels = tracer.labels(source)[: channels + 1]
     label, before, after = labels[-1], source.shape[channels], out.shape[channels]
     if label is not None:
@@ -150,19 +151,14 @@ def _deformable(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
     source, weight, offset, mask, bias = args[:5]
     groups = int(args[11])
     for where in (offset, mask):
-        tracer.freeze(where, tracer.says("takes its values for where a deformable convolution samples"))
+        tracer.freeze(where, tracer.forward_reason("takes its values for where a deformable convolution samples"))
     tracer.freeze(weight, KERNEL, [2, 3])
     read, made = tracer.labels(weight)[1], tracer.labels(weight)[0]
     if groups == 1 and int(args[12]) == 1:
-        consume(tracer, weight, read)
+        mark_inputs(tracer, weight, read)
         tracer.tie(tracer.labels(source)[1], read)
     else:
-        _freeze_all(tracer, [source, weight], "calls a deformable convolution with groups, which has no rule yet")
+        freeze_all(tracer, [source, weight], "calls a deformable convolution with groups, which has no rule yet")
     tracer.tie(tracer.labels(bias)[0], made) if made is not None and bias.numel() == len(made) else None
     tracer.set_labels(out, [None, made, None, None])
-    produced_by(tracer, weight, out, 1)
-
-
-def _freeze_all(tracer: Tracer, tensors: Sequence[Tensor], reason: str) -> None:
-    for tensor in tensors:
-        tracer.freeze(tensor, tracer.says(reason))
+    mark_outputs(tracer, weight, out, 1)

@@ -1,27 +1,24 @@
-"""Symbolic values of a traced pass: channel ids, sizes as expressions of widths, and proportions."""
+"""The symbolic values of a traced pass: channel ids, sizes as expressions of widths, and proportions.
 
-from lightning_prune.coupling.symbols.channel_ids import Ids, Reason, Reasons, Slots
+Imports nothing else of ``lightning_prune.coupling``.
+"""
+
+from lightning_prune.coupling.symbols.channel_ids import NO_CHANNEL, ChannelIds, Ids, Reason, Reasons
 from lightning_prune.coupling.symbols.constants import Constants
 from lightning_prune.coupling.symbols.proportions import Factors, Proportion, Scalar, Scalars
-from lightning_prune.coupling.symbols.sizes import (
-    Attribute,
-    Equation,
-    Expression,
-    LinearDim,
-    Number,
-    SizeEquations,
-    SizeOf,
-)
+from lightning_prune.coupling.symbols.sizes import Attribute, Equation, Expression, LinearDim, SizeOf
+from lightning_prune.coupling.symbols.traced_ints import SizeEquations, TracedInt
 
 __all__ = [
+    "NO_CHANNEL",
     "Attribute",
+    "ChannelIds",
     "Constants",
     "Equation",
     "Expression",
     "Factors",
     "Ids",
     "LinearDim",
-    "Number",
     "Proportion",
     "Reason",
     "Reasons",
@@ -29,5 +26,5 @@ __all__ = [
     "Scalars",
     "SizeEquations",
     "SizeOf",
-    "Slots",
+    "TracedInt",
 ]

@@ -1,8 +1,9 @@
-"""What a tensor is proportional to, and which weights can so take up the change of a scalar.
+"""The factors that a tensor is proportional to, and the weights that can compensate for a changed scalar.
 
-Every tensor of a pass is a product of powers of what it is proportional to: rows of weights, and scalars. Where it
-reaches an operation that is not homogeneous, and at the end of the network, this product has to stay what it is. Rows
-can take up a change of a scalar if they are a factor wherever it is one, to the same relative power, and nowhere else.
+Every tensor of a pass is proportional to a product of powers of rows of weights and of scalars. At an operation that is
+not homogeneous, and at the output of the network, this product must keep its value. Rows of a weight can compensate for
+the change of a scalar if they are a factor of the same products as the scalar, to the same relative power, and of no
+others.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ class Proportion:
     """Rows of a weight that a tensor is proportional to.
 
     Attributes:
-        tensors: Names of the weight, and of the bias that is added to what it makes, at the same rows.
+        tensors: Names of the weight, and of the bias that is added to its outputs, with the same rows.
         dim: Dimension of the weight along which the rows lie.
-        ids: Slots of these rows in the weight.
-        start: Slot of its first row.
-        power: How often they are a factor.
+        ids: Channel ids of these rows in the weight.
+        start: Channel id of the first row of the weight.
+        power: The exponent of the rows.
     """
 
     tensors: tuple[str, ...]
@@ -42,19 +43,19 @@ class Proportion:
 
     @property
     def rows(self) -> Ids:
-        """Where the rows are in the weight."""
-        places: Ids = self.ids - self.start
-        return places
+        """Indices of the rows in the weight."""
+        indices: Ids = self.ids - self.start
+        return indices
 
-    def alike(self, other: Proportion) -> bool:
+    def same_power_of(self, other: Proportion) -> bool:
         """Whether ``other`` is the same power of rows of the same tensors."""
         return (self.tensors, self.dim, self.power) == (other.tensors, other.dim, other.power)
 
-    def within(self, other: Proportion) -> bool:
-        """Whether all of its tensors are those of ``other``."""
+    def is_within(self, other: Proportion) -> bool:
+        """Whether all of its tensors are tensors of ``other``."""
         return self.key == other.key and set(self.tensors) <= set(other.tensors)
 
-    def united(self, other: Proportion) -> Proportion:
+    def union(self, other: Proportion) -> Proportion:
         """The rows of both."""
         return self if self.ids is other.ids else replace(self, ids=np.union1d(self.ids, other.ids))
 
@@ -64,62 +65,63 @@ class Factors:
     """Everything that a tensor is proportional to.
 
     Attributes:
-        origins: Rows of weights.
-        scalars: Number of a scalar -> how often it is a factor.
+        proportions: Rows of weights.
+        scalars: Number of a scalar -> its exponent.
     """
 
-    origins: tuple[Proportion, ...] = ()
+    proportions: tuple[Proportion, ...] = ()
     scalars: Mapping[int, int] = field(default_factory=dict)
 
     @property
-    def weight(self) -> Proportion | None:
-        """The one weight that these are the rows of, None where there is more to them."""
-        alone = len(self.origins) == 1 and not self.scalars
-        return self.origins[0] if alone and self.origins[0].power == len(self.origins[0].tensors) == 1 else None
+    def single_weight(self) -> Proportion | None:
+        """The rows of a single weight that are the only factor, None where there are other factors."""
+        if len(self.proportions) != 1 or self.scalars:
+            return None
+        (rows,) = self.proportions
+        return rows if rows.power == len(rows.tensors) == 1 else None
 
     def times(self, other: Factors, sign: int = 1) -> Factors:
-        """Those of a product, or of a quotient for the sign -1."""
-        origins = list(self.origins)
-        for added in other.origins:
+        """The factors of a product, or of a quotient for ``sign=-1``."""
+        proportions = list(self.proportions)
+        for added in other.proportions:
             power = sign * added.power
-            same = (own.key == added.key and same_rows(own.ids, added.ids) for own in origins)
-            at = next((n for n, alike in enumerate(same) if alike), None)
+            same = (own.key == added.key and same_rows(own.ids, added.ids) for own in proportions)
+            at = next((n for n, is_same in enumerate(same) if is_same), None)
             if at is None:
-                origins.append(replace(added, power=power))
+                proportions.append(replace(added, power=power))
             else:
-                origins[at] = replace(origins[at], power=origins[at].power + power)
+                proportions[at] = replace(proportions[at], power=proportions[at].power + power)
         scalars = dict(self.scalars)
         for number, times in other.scalars.items():
             scalars[number] = scalars.get(number, 0) + sign * times
-        return Factors(tuple(origin for origin in origins if origin.power), {n: k for n, k in scalars.items() if k})
+        kept = tuple(rows for rows in proportions if rows.power)
+        return Factors(kept, {number: times for number, times in scalars.items() if times})
 
-    def beside(self, other: Factors | None) -> Factors | None:
-        """Those of a sum, or of tensors side by side; None where the two do not change alike."""
-        if other is None or self.scalars != other.scalars or len(self.origins) != len(other.origins):
+    def merged_with(self, other: Factors | None) -> Factors | None:
+        """The factors of a sum or concatenation of two tensors; None where the two change differently."""
+        if other is None or self.scalars != other.scalars or len(self.proportions) != len(other.proportions):
             return None
-        pairs = list(zip(self.origins, other.origins, strict=True))
-        if not all(own.alike(its) for own, its in pairs):
+        pairs = list(zip(self.proportions, other.proportions, strict=True))
+        if not all(own.same_power_of(theirs) for own, theirs in pairs):
             return None
-        return Factors(tuple(own.united(its) for own, its in pairs), self.scalars)
+        return Factors(tuple(own.union(theirs) for own, theirs in pairs), self.scalars)
 
-    def power_of(self, origin: Proportion) -> int | None:
-        """How often ``origin`` is a factor, None where only a part of it is, or it is one in another way."""
+    def power_of(self, rows: Proportion) -> int | None:
+        """The exponent of ``rows``, None where only some of them are a factor, or along another dimension."""
         power = 0
-        for own in self.origins:
-            if set(own.tensors).isdisjoint(origin.tensors):
+        for own in self.proportions:
+            if set(own.tensors).isdisjoint(rows.tensors):
                 continue
-            inside, turned = (
-                np.isin(own.rows, origin.rows),
-                own.tensors[0] == origin.tensors[0] and own.dim != origin.dim,
-            )
-            if turned or (inside.any() and not (inside.all() and own.within(origin))):
+            inside = np.isin(own.rows, rows.rows)
+            other_dim = own.tensors[0] == rows.tensors[0] and own.dim != rows.dim
+            if other_dim or (inside.any() and not (inside.all() and own.is_within(rows))):
                 return None
             power += own.power if inside.any() else 0
         return power
 
 
 def same_rows(some: Ids, others: Ids) -> bool:
-    """Whether two arrays hold the same, in any order."""
+    """Whether two arrays hold the same ids, in any order."""
     if some is others or np.array_equal(some, others):
         return True
     return some.size == others.size and np.array_equal(np.sort(some), np.sort(others))
@@ -130,12 +132,12 @@ class Scalar:
     """A scalar that a tensor was multiplied by.
 
     Attributes:
-        number: Its position among those of the trace.
+        number: Its position among the scalars of the trace.
         value: The factor.
-        widths: Slots of channels that the tensor carries or was summed over.
+        widths: Ids of the channels that the tensor carries or was summed over.
         where: Qualified name of the module whose forward multiplies.
         run: Number of the pass.
-        scalars: All of the trace.
+        scalars: All scalars of the trace.
     """
 
     number: int
@@ -146,21 +148,21 @@ class Scalar:
     scalars: Scalars = field(repr=False)
 
     @cached_property
-    def origin(self) -> Proportion | None:
-        """The rows that can take up a change, None where none can; to be asked when the passes are over."""
-        leaks = [factors for factors, run in self.scalars.leaks if run == self.run]
-        met = [factors for factors in leaks if self.number in factors.scalars]
-        for origin in _candidates(met):
-            power = self._power_of(origin, leaks)
+    def compensating_rows(self) -> Proportion | None:
+        """The rows that can compensate for a change, None where none can; valid once all passes have run."""
+        fixed = [factors for factors, run in self.scalars.fixed if run == self.run]
+        with_scalar = [factors for factors in fixed if self.number in factors.scalars]
+        for rows in _candidates(with_scalar):
+            power = self._power_of(rows, fixed)
             if power:
-                return replace(origin, power=power)
+                return replace(rows, power=power)
         return None
 
-    def _power_of(self, origin: Proportion, leaks: Iterable[Factors]) -> int | None:
-        """To which power of ``origin`` the scalar is proportional, None where that is not so everywhere."""
+    def _power_of(self, rows: Proportion, fixed: Iterable[Factors]) -> int | None:
+        """The exponent of ``rows`` relative to the scalar's, None where it is not the same in all products."""
         found = set()
-        for factors in leaks:
-            power, times = factors.power_of(origin), factors.scalars.get(self.number, 0)
+        for factors in fixed:
+            power, times = factors.power_of(rows), factors.scalars.get(self.number, 0)
             if power is None or bool(power) != bool(times) or (times and power % times):
                 return None
             if times:
@@ -168,35 +170,35 @@ class Scalar:
         return found.pop() if len(found) == 1 else None
 
 
-def _candidates(met: list[Factors]) -> Iterator[Proportion]:
-    """All rows of a weight that are factors of ``met``, weight by weight; then parts of them, such as keys alone."""
-    first = met[0].origins if met else ()
-    for key in dict.fromkeys(origin.key for origin in first):
-        whole = _united(origin for factors in met for origin in factors.origins if origin.key == key)
-        if whole is not None:
-            yield whole
+def _candidates(products: list[Factors]) -> Iterator[Proportion]:
+    """For each weight, all its rows that are factors of ``products``; then parts of them, such as keys alone."""
+    first = products[0].proportions if products else ()
+    for key in dict.fromkeys(rows.key for rows in first):
+        union = _union(rows for factors in products for rows in factors.proportions if rows.key == key)
+        if union is not None:
+            yield union
     yield from first
 
 
-def _united(origins: Iterable[Proportion]) -> Proportion | None:
-    first, *others = origins
+def _union(proportions: Iterable[Proportion]) -> Proportion | None:
+    first, *others = proportions
     if any(other.tensors != first.tensors for other in others):
         return None
-    return reduce(Proportion.united, others, first)
+    return reduce(Proportion.union, others, first)
 
 
 @dataclass
 class Scalars:
-    """What the passes of one trace have found.
+    """The scalars and constants that the passes of one trace have recorded.
 
     Attributes:
         found: Every scalar, in the order of the passes.
-        leaks: What has to stay what it is, and the number of the pass.
+        fixed: Factors of tensors whose values must not change, with the number of the pass.
         runs: Number of passes.
-        constants: Other numbers that the first pass computes with, and the channels that they meet.
+        constants: Other numbers that the first pass computes with, and the channels that they are combined with.
     """
 
     found: list[Scalar] = field(default_factory=list)
-    leaks: list[tuple[Factors, int]] = field(default_factory=list)
+    fixed: list[tuple[Factors, int]] = field(default_factory=list)
     runs: int = 0
     constants: list[tuple[Constants, Ids]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Why channels stay, in sentences about the user's code."""
+"""Texts for the reasons why channels are frozen: sentences about the user's code."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _NAMES = {
 }  # fmt: skip
 _VERBS = {
     "add": "adds it to", "mul": "multiplies it by", "cat": "concatenates it with", "stack": "stacks it with",
-    "convolution": "convolves", "batch_norm": "normalises", "layer_norm": "normalises", "group_norm": "normalises",
+    "convolution": "convolves", "batch_norm": "normalizes", "layer_norm": "normalizes", "group_norm": "normalizes",
     **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "linear"), "takes its matrix product with"),
 }  # fmt: skip
 
 
 @cache
-def words(func: Any) -> str:
-    """What users call an ATen operation: ``softmax`` for ``aten::_softmax``."""
+def public_name(func: Any) -> str:
+    """The name by which PyTorch's documentation calls an ATen operation: ``softmax`` for ``aten::_softmax``."""
     space, _, name = func._schema.name.rpartition("::")
     if space not in ("aten", "torchvision"):
         return f"{space}::{name}"
@@ -38,31 +38,31 @@ def words(func: Any) -> str:
     return _NAMES.get(plain, plain.replace("linalg_", "linalg."))
 
 
-def called(func: Any) -> str:
-    """The PyTorch function that the forward pass calls, as it is written there, and of which ``func`` is a part.
+def called_function(func: Any) -> str:
+    """The PyTorch function that the forward pass calls and that runs the ATen operation ``func``.
 
-    It is looked up on the stack, so that noting it costs nothing where everything can be followed.
+    It is looked up on the stack, so that it costs nothing where every operation has a rule.
     """
     frame: Any = sys._getframe()
     while frame is not None:
         local = frame.f_locals
         if frame.f_code.co_name == "__torch_function__" and isinstance(local.get("self"), TorchFunctionMode):
             name = resolve_name(local["func"]) or getattr(local["func"], "__name__", None)
-            return words(func) if name is None else str(name)
+            return public_name(func) if name is None else str(name)
         frame = frame.f_back
-    return words(func)
+    return public_name(func)
 
 
-def meets(func: Any, other: Tensor | None, name: str | None, why: str) -> str:
-    """What forward does where ``func`` pairs channels with a tensor because of which they stay.
+def pairing(func: Any, other: Tensor | None, name: str | None, why: str) -> str:
+    """What forward does where ``func`` pairs channels with a tensor that freezes them.
 
     Args:
         func: The ATen operation.
         other: That tensor, if it is known.
         name: Its name, if it is a parameter or buffer.
-        why: What is wrong with it.
+        why: Why it freezes the channels.
     """
     tensor = "a tensor" if name is None else repr(name)
     shape = "" if other is None else f" of shape {tuple(other.shape)}"
-    verb = _VERBS.get(words(func), f"combines it by {words(func)} with")
+    verb = _VERBS.get(public_name(func), f"combines it by {public_name(func)} with")
     return f"{verb} {tensor}{shape}, {why}"

@@ -1,6 +1,6 @@
-"""Results of common operations on the meta device, without PyTorch's own, which are written in Python and take longer.
+"""Faster meta kernels for common operations: PyTorch's own are written in Python.
 
-A batch norm takes PyTorch a millisecond there, ten times as long as everything else the analysis does with it.
+PyTorch needs a millisecond for a batch norm on the meta device, ten times as long as the rest of its analysis.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ _BATCH_NORMS = frozenset(("native_batch_norm", "_native_batch_norm_legit", "_nat
 
 
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The result of an ATen call; on the meta device by a shortcut where there is one."""
+    """The result of an ATen call, on the meta device from a kernel of this module where there is one."""
     first = args[0] if args else None
     if isinstance(first, Tensor) and first.is_meta and first.is_floating_point():
-        shortcut = _shortcut(func)
-        found = shortcut(*args, **kwargs) if shortcut is not None else None
+        kernel = _kernel(func)
+        found = kernel(*args, **kwargs) if kernel is not None else None
         if found is not None:
             return found
     return func(*args, **kwargs)
 
 
 @cache
-def _shortcut(func: Any) -> Callable[..., Any] | None:
+def _kernel(func: Any) -> Callable[..., Any] | None:
     name = func._schema.name.removeprefix("aten::")
     plain = name.rstrip("_")
     if plain in _UNARY:
-        return _itself if name.endswith("_") else _alike
+        return _in_place if name.endswith("_") else _same_shape
     if plain in _BINARY:
-        return _binary_itself if name.endswith("_") else _binary
+        return _binary_in_place if name.endswith("_") else _binary
     if name in _BATCH_NORMS:
         return _batch_norm
     return _OTHERS.get(name)
 
 
-def _alike(source: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+def _same_shape(source: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
     bounded_by_tensors = any(isinstance(other, Tensor) for other in (*args, *kwargs.values()))
     return None if bounded_by_tensors else source.clone()
 
 
-def _itself(source: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+def _in_place(source: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
     bounded_by_tensors = any(isinstance(other, Tensor) for other in (*args, *kwargs.values()))
     return None if bounded_by_tensors else source
 
@@ -65,7 +65,7 @@ def _binary(source: Tensor, other: Any, *args: Any, **kwargs: Any) -> Tensor | N
     return full.clone() if fits and small.dim() > 0 and full.is_contiguous() else None
 
 
-def _binary_itself(source: Tensor, other: Any, *args: Any, **kwargs: Any) -> Tensor | None:
+def _binary_in_place(source: Tensor, other: Any, *args: Any, **kwargs: Any) -> Tensor | None:
     return source if _same(source, other) else None
 
 
@@ -106,10 +106,10 @@ def _addmm(bias: Tensor, left: Tensor, right: Tensor, **kwargs: Any) -> Tensor |
 def _mean(source: Tensor, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor | None:
     if not isinstance(dims, (list, tuple)) or not dims or kwargs:
         return None
-    gone = {dim % source.dim() for dim in dims if -source.dim() <= dim < source.dim()}
-    if len(gone) != len(dims):
+    reduced = {dim % source.dim() for dim in dims if -source.dim() <= dim < source.dim()}
+    if len(reduced) != len(dims):
         return None
-    sizes = [1 if dim in gone else size for dim, size in enumerate(source.shape) if keepdim or dim not in gone]
+    sizes = [1 if dim in reduced else size for dim, size in enumerate(source.shape) if keepdim or dim not in reduced]
     return _empty(sizes, source) if source.is_contiguous() else None
 
 
@@ -118,8 +118,8 @@ def _convolution(
     transposed: bool, output_padding: list[int], groups: int,
 ) -> Tensor | None:  # fmt: skip
     spatial = source.dim() - 2
-    alike = all(len(numbers) == spatial for numbers in (stride, padding, dilation))
-    fits = alike and not transposed and weight.dim() == source.dim() and source.dtype == weight.dtype
+    same_length = all(len(numbers) == spatial for numbers in (stride, padding, dilation))
+    fits = same_length and not transposed and weight.dim() == source.dim() and source.dtype == weight.dtype
     if not fits or source.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
         return None
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
@@ -127,8 +127,8 @@ def _convolution(
     if not (source.is_contiguous() and weight.is_contiguous()):
         return None
     sizes = [
-        (size + 2 * pad - apart * (kernel - 1) - 1) // step + 1
-        for size, kernel, step, pad, apart in zip(
+        (size + 2 * pad - spacing * (kernel - 1) - 1) // step + 1
+        for size, kernel, step, pad, spacing in zip(
             source.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True
         )
     ]

@@ -1,4 +1,4 @@
-"""Labels the tensors of a forward pass while it runs."""
+"""The dispatch mode that labels the tensors of a forward pass while it runs."""
 
 from __future__ import annotations
 
@@ -11,35 +11,48 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune.coupling.symbols import reasons
-from lightning_prune.coupling.symbols.channel_ids import FIXED, Ids, Reason
-from lightning_prune.coupling.symbols.sizes import Expression, Number, SizeOf
+from lightning_prune.coupling.symbols.channel_ids import NO_CHANNEL, Ids, Reason
+from lightning_prune.coupling.symbols.sizes import Expression, SizeOf
+from lightning_prune.coupling.symbols.traced_ints import TracedInt
 from lightning_prune.coupling.tracing import meta_kernels
 from lightning_prune.coupling.tracing.proportionality import ProportionTracker
-from lightning_prune.coupling.tracing.tensor_info import Constant, TensorInfo
+from lightning_prune.coupling.tracing.tensor_info import Constant, TensorInfo, TensorTable
 from lightning_prune.coupling.tracing.trace import Labels, Part, Trace
 from lightning_prune.network.tensors import tensors_in
 
 ATTENTION = "multi_head_attention_forward"
-_FACTS = "_lightning_prune_facts"  # set on the tensors of a pass
 
 
 class Tracer(TorchDispatchMode):
-    """Label the activations of the forward passes that run inside it."""
+    """Dispatch mode that labels the activations of the forward passes inside it with channel ids.
+
+    Args:
+        trace: Collects the results.
+        rule_of: Returns the rule of an ATen overload, None where there is none.
+
+    Attributes:
+        channel_ids: The channel ids of ``trace``, with their ties.
+        proportions: Tracks what tensors are proportional to.
+        constants: Constant tensors by their storage, see ``constant_values``.
+        call_integers: The integers among the arguments of the Python function that is running.
+        call_name: The name of that function, empty where no function with sizes is running.
+    """
 
     def __init__(self, trace: Trace, rule_of: Callable[[Any], Any]) -> None:
         super().__init__()
         self.trace = trace
-        self.slots = trace.slots
+        self.channel_ids = trace.channel_ids
         self._rule_of = rule_of
-        self.origins = ProportionTracker(self)
+        self._table = TensorTable()
+        self.proportions = ProportionTracker(trace, self._table)
         self._paused = False
         self._running: tuple[Any, Sequence[Tensor]] = (None, ())  # an operation and its operands
-        self.constants: dict[int, Constant] = {}  # by their storage, see values.py
-        self.given: list[int] = []  # the numbers that the operation now running was called with in Python
-        self.called = ""  # and its name there
+        self.constants: dict[int, Constant] = {}
+        self.call_integers: list[int] = []
+        self.call_name = ""
         for name, tensor in trace.tensors.items():
             self.set_labels(tensor, trace.labels[name])
-            self.facts(tensor).name = name
+            self.info(tensor).name = name
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func``, then let its rule label the result."""
@@ -49,72 +62,74 @@ class Tracer(TorchDispatchMode):
             return out
         tensors = tensors_in((args, kwargs) if kwargs else args)
         for tensor in tensors:
-            self.reach(tensor)
+            self.mark_reached(tensor)
         self._running = func, tensors
         self.trace.operations.append(func)
         rule = self._rule_of(func)
         if rule is None:
-            self._give_up(tensors, "there is no rule for {} yet")
+            self._freeze_operands(tensors, "there is no rule for {} yet")
             return out
         try:
             rule(self, func, args, kwargs, out)
-            self.origins.after(func, args, kwargs, out)
-        except Exception as error:  # an operation called in a way that nobody thought of must not end the analysis
-            self._give_up(tensors, f"the rule for {{}} does not know such a call ({type(error).__name__})")
+            self.proportions.after(func, args, kwargs, out)
+        except Exception as error:  # a call that a rule does not support must not end the analysis
+            self._freeze_operands(tensors, f"the rule for {{}} does not support this call ({type(error).__name__})")
         return out
 
-    def _give_up(self, tensors: Sequence[Tensor], why: str) -> None:
-        self.origins.leak(tensors)
+    def _freeze_operands(self, tensors: Sequence[Tensor], why: str) -> None:
+        self.proportions.fix(tensors)
         for part in (part for tensor in tensors for part in self.parts(tensor)):
-            name = reasons.called(self._running[0])
+            name = reasons.called_function(self._running[0])
             cure = "please report it, or leave its layers out with Scope(exclude=[...])"
-            self.slots.freeze(part.ids.ravel(), self.at(f"{why.format(name)}; {cure}"))
+            self.channel_ids.freeze(part.ids.ravel(), self.reason_at(f"{why.format(name)}; {cure}"))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Operations inside are not followed."""
+        """Context in which operations run without being traced."""
         self._paused = True
         try:
             yield
         finally:
             self._paused = False
 
-    def facts(self, tensor: Tensor) -> TensorInfo:
-        """What is known about ``tensor``; kept with it, and so for as long as it lives."""
-        found = tensor.__dict__.get(_FACTS)
-        if found is None or found.tracer is not self:
-            found = tensor.__dict__[_FACTS] = TensorInfo(self)
-        return found  # type: ignore[no-any-return]
+    # What is recorded for each tensor
 
-    def reach(self, tensor: Tensor) -> None:
-        """Note that the forward pass uses ``tensor``: a parameter, a buffer, or positions among some channels."""
-        found = tensor.__dict__.get(_FACTS)
-        if found is None or found.tracer is not self:
+    def info(self, tensor: Tensor) -> TensorInfo:
+        """The information that this pass keeps for ``tensor``."""
+        return self._table.info(tensor)
+
+    def name(self, tensor: Tensor) -> str | None:
+        """The qualified name of a parameter or buffer, also of its casts and transposes."""
+        return self._table.name(tensor)
+
+    def parts(self, tensor: Tensor) -> Sequence[Part]:
+        """The channels that ``tensor`` carries."""
+        return self._table.parts(tensor)
+
+    def mark_reached(self, tensor: Tensor) -> None:
+        """Record that the forward pass uses ``tensor``: a parameter, a buffer, or positions of some channels."""
+        found = self._table.find(tensor)
+        if found is None:
             return
         if found.name is not None:
             self.trace.reached.add(found.name)
         if found.positions is not None:
             ids, finder = found.positions
-            self.slots.freeze(ids, self.says(f"uses the positions that {finder} finds among them"))
+            self.channel_ids.freeze(ids, self.forward_reason(f"uses the positions that {finder} finds among them"))
 
-    def note_positions(self, tensor: Tensor, ids: Ids) -> None:
-        """Say that ``tensor`` holds positions among the channels ``ids``: these have to stay if anything uses it."""
-        self.facts(tensor).positions = ids, reasons.words(self._running[0])
-
-    def parts(self, tensor: Tensor) -> Sequence[Part]:
-        """The channels that ``tensor`` carries."""
-        found = tensor.__dict__.get(_FACTS)
-        return found.parts if found is not None and found.tracer is self else ()
+    def set_positions(self, tensor: Tensor, ids: Ids) -> None:
+        """Record that ``tensor`` holds positions of the channels ``ids``, which are frozen if any operation uses it."""
+        self.info(tensor).positions = ids, reasons.public_name(self._running[0])
 
     def set_parts(self, tensor: Tensor, parts: Sequence[Part]) -> None:
-        """Say which channels ``tensor`` carries; what does not fit its shape is frozen."""
+        """Set the channels that ``tensor`` carries; parts that do not fit its shape are frozen."""
         fitting = []
         for part in parts:
             if part.ids.shape == tuple(tensor.shape[dim] for dim in part.dims):
                 fitting.append(part)
             else:
-                self.slots.freeze(part.ids.ravel(), self._lost)
-        self.facts(tensor).parts = fitting
+                self.channel_ids.freeze(part.ids.ravel(), self._not_followed)
+        self.info(tensor).parts = fitting
 
     def labels(self, tensor: Tensor) -> Labels:
         """One label or None for each dimension of ``tensor``; a part over several dimensions is resolved into one."""
@@ -129,109 +144,111 @@ class Tracer(TorchDispatchMode):
             self.set_labels(tensor, labels)
         return labels
 
-    def resolve(self, part: Part) -> Part:
-        """``part`` with channels along one dimension only: what differs along the others is tied."""
-        rows = part.rows()
-        if len(rows) > 1:
-            self.slots.tie(np.tile(rows[0], len(rows) - 1), rows[1:].ravel(), self._met_in_part)
-        return Part.along(part.channel, rows[0])
-
     def set_labels(self, tensor: Tensor, labels: Sequence[Ids | None]) -> None:
-        """Say which channels each dimension of ``tensor`` carries; what does not fit its shape is frozen."""
+        """Set the channels of each dimension of ``tensor``; labels that do not fit its shape are frozen."""
         present = zip(range(tensor.dim()), labels, strict=True)
         self.set_parts(tensor, [Part.along(dim, ids) for dim, ids in present if ids is not None and len(ids) > 1])
 
-    def size(self, tensor: Tensor, dim: int) -> Expression:
+    def resolve(self, part: Part) -> Part:
+        """``part`` with channels along one dimension only: ids that differ along the others are tied."""
+        rows = part.rows()
+        if len(rows) > 1:
+            self.channel_ids.tie(np.tile(rows[0], len(rows) - 1), rows[1:].ravel(), self._partly_paired)
+        return Part.along(part.channel, rows[0])
+
+    def same_parameter(self, source: Tensor, out: Tensor) -> None:
+        """Record that ``out`` is ``source`` in another layout, with the same name and producer."""
+        known, new = self.info(source), self.info(out)
+        new.name, new.producer = known.name or new.name, known.producer or new.producer
+
+    # Ties, frozen channels and sizes
+
+    def tie(self, a: Ids | None, b: Ids | None, reason: str | None = None) -> None:
+        """Tie two labels index by index; where one side carries no channels, the other side is frozen."""
+        if a is None and b is None:
+            return
+        if a is None or b is None:
+            self.channel_ids.freeze(b if a is None else a, reason or self._paired)  # type: ignore[arg-type]
+            return
+        self.channel_ids.tie(a, b, reason or self._partly_paired)
+
+    def freeze(self, tensor: Tensor, reason: Reason, dims: Sequence[int] | None = None) -> None:
+        """Freeze every channel that ``tensor`` carries along ``dims`` (by default along all dimensions)."""
+        for dim, label in enumerate(self.labels(tensor)):
+            if label is not None and (dims is None or dim in dims):
+                self.channel_ids.freeze(label, reason)
+
+    def balance(self, rows: Sequence[Ids], where: str) -> None:
+        """Require that each of ``rows`` loses the same number of channels, not necessarily the same indices."""
+        if len(rows) > 1:
+            self.trace.balances.append(([row.ravel() for row in rows], where))
+
+    def size_expression(self, tensor: Tensor, dim: int) -> Expression:
         """The size of a dimension, as an expression of the channels that it carries."""
         for part in self.parts(tensor):
             if dim == part.channel:
                 return SizeOf(part.rows()[0])
         return int(tensor.shape[dim])
 
-    def number(self, tensor: Tensor, dim: int) -> int:
-        """The size of a dimension, as a number that knows which channels it counts."""
-        size, known = tensor.shape[dim], self.size(tensor, dim)
-        return Number(size, known, self.trace.book) if isinstance(known, SizeOf) else size
+    def traced_size(self, tensor: Tensor, dim: int) -> int:
+        """The size of a dimension, as a ``TracedInt`` where the dimension carries channels."""
+        size, known = tensor.shape[dim], self.size_expression(tensor, dim)
+        return TracedInt(size, known, self.trace.size_equations) if isinstance(known, SizeOf) else size
+
+    def bind_size(self, number: int, ids: Ids) -> None:
+        """Require that ``number`` equals the count of the channels ``ids``, which form a group of their own."""
+        known = ids[ids != NO_CHANNEL]
+        self.trace.pieces.setdefault(known.tobytes(), known)
+        self.trace.size_equations.equate(number, TracedInt(len(ids), SizeOf(ids), self.trace.size_equations))
+
+    def record_shape(self, tensor: Tensor, cut: bool = False) -> None:
+        """Record the shape of ``tensor`` as an expression of its channels, so that a smaller network can be checked.
+
+        Args:
+            tensor: The result of a reshape, or of a slice, selection or split.
+            cut: Whether it is the result of a slice, selection or split.
+        """
+        channels = [self.size_expression(tensor, dim) for dim in range(tensor.dim())]
+        labels = [size.ids if isinstance(size, SizeOf) else None for size in channels]
+        self.trace.shapes.append((self.where, cut, tuple(tensor.shape), labels))
+
+    # Reasons
 
     @property
     def where(self) -> str:
         """Qualified name of the module whose forward is running."""
-        return self.trace.book.where
+        return self.trace.size_equations.where
 
-    def at(self, what: str) -> str:
-        """A reason that begins with the module whose forward is running."""
+    def reason_at(self, what: str) -> str:
+        """A reason that begins with the name of the module whose forward is running."""
         return f"{self.where!r}: {what}" if self.where else what
 
-    def says(self, what: str) -> str:
-        """A reason that begins with the module whose forward is running, and says what forward does there."""
-        return self.at(f"forward {what}")
+    def forward_reason(self, what: str) -> str:
+        """The reason "'module': forward ``what``", for the module whose forward is running."""
+        return self.reason_at(f"forward {what}")
 
-    def _lost(self, ids: Ids) -> str:
-        return self.at(f"its way through {reasons.words(self._running[0])} could not be followed")
+    def _not_followed(self, ids: Ids) -> str:
+        return self.reason_at(f"these channels could not be followed through {reasons.public_name(self._running[0])}")
 
-    def _met(self, ids: Ids) -> str:
+    def _paired(self, ids: Ids) -> str:
         tensors = self._running[1]
-        other = next((tensor for tensor in tensors if self._stays(tensor, ids)), None)
+        other = next((tensor for tensor in tensors if self._has_fixed_size(tensor, ids)), None)
         if other is not None:
-            return self._meets(other, f"whose size {len(ids)} cannot shrink")
-        return self._meets(next((t for t in tensors if not self.parts(t)), None), "whose channels come from no layer")
+            return self._pairing(other, f"whose size {len(ids)} cannot shrink")
+        other = next((tensor for tensor in tensors if not self.parts(tensor)), None)
+        return self._pairing(other, "whose channels come from no layer")
 
-    def _met_in_part(self, ids: Ids) -> str:
-        mixed = (t for t in self._running[1] if any((part.ids == FIXED).any() for part in self.parts(t)))
-        return self._meets(next(mixed, None), "of which only some channels come from a layer")
+    def _partly_paired(self, ids: Ids) -> str:
+        mixed = (t for t in self._running[1] if any((part.ids == NO_CHANNEL).any() for part in self.parts(t)))
+        return self._pairing(next(mixed, None), "of which only some channels come from a layer")
 
-    def _meets(self, other: Tensor | None, why: str) -> str:
-        return self.says(reasons.meets(self._running[0], other, None if other is None else self.name(other), why))
+    def _pairing(self, other: Tensor | None, why: str) -> str:
+        name = None if other is None else self.name(other)
+        return self.forward_reason(reasons.pairing(self._running[0], other, name, why))
 
-    def _stays(self, tensor: Tensor, ids: Ids) -> bool:
-        """Whether ``tensor`` has a dimension of the size of ``ids`` without channels, and not these elsewhere."""
+    def _has_fixed_size(self, tensor: Tensor, ids: Ids) -> bool:
+        """Whether ``tensor`` has an unlabelled dimension of the size of ``ids``, and carries none of ``ids``."""
         parts = self.parts(tensor)
         taken = {dim for part in parts for dim in part.dims}
-        alike = any(size == len(ids) for dim, size in enumerate(tensor.shape) if dim not in taken)
-        return alike and not any(np.isin(part.ids, ids).any() for part in parts)
-
-    def check_size(self, tensor: Tensor, cut: bool = False) -> None:
-        """Note the shape of ``tensor``: what it becomes with fewer channels can be foreseen, and is checked.
-
-        Args:
-            tensor: The result of a reshape, or a part that was ``cut`` out.
-            cut: Whether it was.
-        """
-        channels = [self.size(tensor, dim) for dim in range(tensor.dim())]
-        labels = [size.ids if isinstance(size, SizeOf) else None for size in channels]
-        self.trace.sizes.append((self.where, cut, tuple(tensor.shape), labels))
-
-    def bind(self, number: int, ids: Ids) -> None:
-        """Say that ``number`` counts the channels ``ids``, which are a group of their own from now on."""
-        known = ids[ids != FIXED]
-        self.trace.pieces.setdefault(known.tobytes(), known)
-        self.trace.book.equate(number, Number(len(ids), SizeOf(ids), self.trace.book))
-
-    def balance(self, rows: Sequence[Ids], where: str) -> None:
-        """Say that each of ``rows`` has to lose as many channels as the others, whichever they are."""
-        if len(rows) > 1:
-            self.trace.balances.append(([row.ravel() for row in rows], where))
-
-    def tie(self, a: Ids | None, b: Ids | None, reason: str | None = None) -> None:
-        """Tie two labels index by index; where one side is no channel, the other side has to stay."""
-        if a is None and b is None:
-            return
-        if a is None or b is None:
-            self.slots.freeze(b if a is None else a, reason or self._met)  # type: ignore[arg-type]
-            return
-        self.slots.tie(a, b, reason or self._met_in_part)
-
-    def freeze(self, tensor: Tensor, reason: Reason, dims: Sequence[int] | None = None) -> None:
-        """Keep every channel that ``tensor`` carries along ``dims`` (all of them by default)."""
-        for dim, label in enumerate(self.labels(tensor)):
-            if label is not None and (dims is None or dim in dims):
-                self.slots.freeze(label, reason)
-
-    def name(self, tensor: Tensor) -> str | None:
-        """The qualified name of a parameter or buffer, also behind a cast or transpose of it."""
-        return self.facts(tensor).name
-
-    def same_parameter(self, source: Tensor, out: Tensor) -> None:
-        """Say that ``out`` is ``source`` in another layout: its name and its producer stay known."""
-        known, new = self.facts(source), self.facts(out)
-        new.name, new.producer = known.name or new.name, known.producer or new.producer
+        same_size = any(size == len(ids) for dim, size in enumerate(tensor.shape) if dim not in taken)
+        return same_size and not any(np.isin(part.ids, ids).any() for part in parts)

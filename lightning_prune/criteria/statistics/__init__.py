@@ -1,4 +1,4 @@
-"""What criteria need gathered during training."""
+"""Statistics of activations, gradients and weights that criteria gather during training."""
 
 from lightning_prune.criteria.statistics.activation_averages import (
     COUNT,

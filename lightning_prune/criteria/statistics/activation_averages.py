@@ -1,4 +1,4 @@
-"""Values that layers put out or take in."""
+"""Averages of the outputs and inputs of layers."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lightning_prune.coupling.groups import Group
 from lightning_prune.criteria.statistics.attention import projections
 from lightning_prune.criteria.statistics.recurrent_layers import sequence_in
 from lightning_prune.criteria.statistics.statistics import Statistics
-from lightning_prune.network.layer_outputs import is_recurrent, projects_in_one
+from lightning_prune.network.layer_outputs import has_packed_projection, is_recurrent
 from lightning_prune.surgery.plan import Plan, select
 
-COUNT = "examples of "  # before the name of a layer: how many values each of its totals is the sum of
+COUNT = "examples of "  # prefix of a layer name: number of values in each of its totals
 
 
 @dataclass(frozen=True)
 class LayerCall:
-    """A layer, what it was given, and what it returned."""
+    """One call of a layer: its arguments and its output."""
 
     layer: nn.Module
     args: tuple[Any, ...]
@@ -31,7 +31,7 @@ class LayerCall:
 
 
 class LayerValues(Statistics):
-    """Sums of what is seen of single layers in forward passes, and how many examples they are sums over."""
+    """Sums over the inputs or outputs of layers in forward passes, and the numbers of values they are sums of."""
 
     looks_at = "activations"
 
@@ -47,11 +47,11 @@ class LayerValues(Statistics):
         self._handles, self._observed = [], []
 
     def unseen(self) -> list[str]:
-        """Layers that no forward pass has reached."""
+        """Observed layers that have not been called."""
         return [name for name in self._observed if name not in self.totals]
 
     def commit(self, loss_scale: float = 1.0) -> None:
-        """Count a step."""
+        """Count an observed step."""
         self.steps += self.active
 
     def _hook(self, module: nn.Module, name: str, dim: int) -> None:
@@ -61,12 +61,18 @@ class LayerValues(Statistics):
 
     @torch.no_grad()
     def take(self, name: str, dim: int, call: LayerCall) -> None:
-        """Add one pass through the layer ``name``."""
+        """Add the values of one call of the layer ``name``.
+
+        Args:
+            name: Name of the layer.
+            dim: Dimension of the channels in the values, negative.
+            call: The call.
+        """
         values = self._values(call) if self.active else []
         if not values or any(not isinstance(part, Tensor) or part.dim() < -dim for part in values):
             return
         parts = [part.detach().movedim(dim, 0).flatten(1).float() for part in values]
-        count = parts[0].shape[1]  # attention may have more keys than queries
+        count = parts[0].shape[1]  # attention layers may have more keys than queries
         sums = [self._sum(rows) * (count / rows.shape[1]) for rows in parts]
         whole = torch.cat(sums) if len(sums) > 1 else sums[0]
         for key, value in ((name, whole), (COUNT + name, whole.new_full((), count))):
@@ -75,7 +81,7 @@ class LayerValues(Statistics):
 
     @abstractmethod
     def _values(self, call: LayerCall) -> Sequence[Any]:
-        """What is looked at, with other channels in each part."""
+        """The observed tensors; each contains other channels."""
 
     @abstractmethod
     def _sum(self, rows: Tensor) -> Tensor:
@@ -83,7 +89,7 @@ class LayerValues(Statistics):
 
 
 class _Observer:
-    """A forward hook; copies of the network (for tracing, averaging) get one that does nothing."""
+    """Forward hook of an observed layer. In copies of the network it has no owner and does nothing."""
 
     def __init__(self, owner: LayerValues | None, name: str, dim: int) -> None:
         self.owner, self.name, self.dim = owner, name, dim
@@ -99,8 +105,8 @@ class _Observer:
         return _Observer, (None, self.name, self.dim)
 
 
-class _OfOutputs(LayerValues):
-    """What the layers that make channels put out."""
+class _OutputStatistics(LayerValues):
+    """Sums over the outputs of the layers that make channels."""
 
     def attach(self, module: nn.Module, groups: Iterable[Group] = (), parameters: Collection[str] = ()) -> None:
         """Hook every layer that makes channels of ``groups``."""
@@ -110,27 +116,27 @@ class _OfOutputs(LayerValues):
             self._hook(module, name, dim)
 
     def _values(self, call: LayerCall) -> Sequence[Any]:
-        if projects_in_one(call.layer):
+        if has_packed_projection(call.layer):
             return projections(call.layer, call.args, call.kwargs)
         return [sequence_in(call.output) if is_recurrent(call.layer) else call.output]
 
 
-class AbsoluteActivations(_OfOutputs):
+class AbsoluteActivations(_OutputStatistics):
     """Sums of |activation|."""
 
     def _sum(self, rows: Tensor) -> Tensor:
         return rows.abs().sum(1)
 
 
-class PositiveActivations(_OfOutputs):
-    """How many activations are above zero, which a ReLU would let through."""
+class PositiveActivations(_OutputStatistics):
+    """Numbers of positive activations, which a ReLU passes on."""
 
     def _sum(self, rows: Tensor) -> Tensor:
         return (rows > 0).sum(1).float()
 
 
 class SquaredInputs(LayerValues):
-    """Sums of the squares of what linear layers and convolutions read, for each of their input channels."""
+    """Sums of squared inputs of linear layers and convolutions, for each input channel."""
 
     def __init__(self, every_n_steps: int = 1) -> None:
         super().__init__(every_n_steps)
@@ -146,7 +152,7 @@ class SquaredInputs(LayerValues):
                 self._hook(module, path, dim)
 
     def follow(self, plan: Plan) -> None:
-        """Cut the totals as the layers were cut; those of grouped convolutions begin anew."""
+        """Slice the totals as the layers were sliced; those of grouped convolutions are reset."""
         for path in [key for key in self.totals if not key.startswith(COUNT)]:
             dims = plan.keep.get(f"{path}.weight" if path else "weight", {})
             if dims and path in self._grouped:
@@ -162,7 +168,7 @@ class SquaredInputs(LayerValues):
 
 
 def input_dim(layer: nn.Module) -> int | None:
-    """Where the channels are in what a layer reads, counted from the end; None for layers that are not observed."""
+    """Dimension of the channels in the input of a layer, negative; None for layers that are not observed."""
     if isinstance(layer, nn.Linear):
         return -1
     dims = {nn.Conv1d: -2, nn.Conv2d: -3, nn.Conv3d: -4}

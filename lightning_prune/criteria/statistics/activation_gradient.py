@@ -1,4 +1,4 @@
-"""Activation times gradient, channel by channel."""
+"""Sums of activation times gradient for each channel."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from lightning_prune.coupling.groups import Group
 from lightning_prune.criteria.statistics.attention import products, projections, sources
 from lightning_prune.criteria.statistics.recurrent_layers import PerExample, parts_of
 from lightning_prune.criteria.statistics.statistics import Statistics, all_finite
-from lightning_prune.network.layer_outputs import is_recurrent, projects_in_one
+from lightning_prune.network.layer_outputs import has_packed_projection, is_recurrent
 
 Key = TypeVar("Key")
 
 
 class ActivationGradient(Statistics):
-    """|mean over space of activation × gradient|, summed over examples, for each channel of the observed layers.
+    """|mean over positions of activation × gradient|, summed over examples, for each channel of the observed layers.
 
-    Molchanov et al. 2016, eq. 8. A forward hook keeps a copy of the activation (code such as ``relu_`` overwrites the
-    original), a hook on its gradient consumes it in the backward pass. Of a recurrent layer everything that it returns
-    counts, the last states too, and time is space; what it hands on inside is not seen.
+    Molchanov et al. 2016, 'Pruning convolutional neural networks for resource efficient inference', eq. 8. A forward
+    hook copies the activation, because operations such as ``relu_`` overwrite it; a hook on its gradient uses the copy
+    in the backward pass. Of a recurrent layer, all returned tensors are observed, including the last states, with time
+    steps as positions; states inside the layer are not observed.
     """
 
     def __init__(self, every_n_steps: int = 1) -> None:
         super().__init__(every_n_steps)
         self.pending: dict[str, Tensor] = {}
-        self.parts: dict[tuple[str, int], Tensor] = {}  # of calls of recurrent layers: (examples, channels)
+        self.parts: dict[tuple[str, int], Tensor] = {}  # sums of one call of a recurrent layer: (examples, channels)
         self.calls = 0
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._observed: list[str] = []
@@ -42,7 +43,7 @@ class ActivationGradient(Statistics):
             self._handles.append(
                 module.get_submodule(name).register_forward_hook(_Observer(self, name, dim), with_kwargs=True)
             )
-        self._observed = [name for name in where if not projects_in_one(module.get_submodule(name))]
+        self._observed = [name for name in where if not has_packed_projection(module.get_submodule(name))]
 
     def detach(self) -> None:
         """Remove all hooks."""
@@ -51,12 +52,12 @@ class ActivationGradient(Statistics):
         self._handles, self._observed = [], []
 
     def begin_step(self, step: int) -> None:
-        """Forget what no backward pass committed, and decide whether to observe this batch."""
+        """Drop sums that were not committed, and decide whether to observe this batch."""
         super().begin_step(step)
         self._drop()
 
     def before_backward(self, loss: Tensor, loss_scale: float = 1.0) -> None:
-        """Let what other statistics differentiate on the way be forgotten when the backward pass itself begins."""
+        """Drop sums from derivatives that other statistics computed before the backward pass of the training begins."""
         if self.active and loss.requires_grad:
             loss.register_hook(lambda gradient: self._drop())
 
@@ -64,7 +65,7 @@ class ActivationGradient(Statistics):
         self.pending, self.parts = {}, {}
 
     def commit(self, loss_scale: float = 1.0) -> None:
-        """Add the pending sums of one backward pass."""
+        """Add the sums of one backward pass, divided by the loss scale."""
         pending, parts = self.pending, self.parts
         self._drop()
         for (name, _), value in parts.items():
@@ -77,12 +78,12 @@ class ActivationGradient(Statistics):
         self.steps += 1
 
     def unseen(self) -> list[str]:
-        """Layers that no gradient reached; frozen or compiled, the projections of attention never show theirs."""
+        """Observed layers without a gradient, except for attention layers, which have none where frozen or compiled."""
         return [name for name in self._observed if name not in self.totals]
 
 
 class _Observer:
-    """A forward hook; copies of the network (for tracing, averaging) get one that does nothing."""
+    """Forward hook of an observed layer. In copies of the network it has no owner and does nothing."""
 
     def __init__(self, owner: ActivationGradient | None, name: str, dim: int) -> None:
         self.owner, self.name, self.dim = owner, name, dim
@@ -93,7 +94,7 @@ class _Observer:
             return
         if is_recurrent(module):
             self._sequences(owner, parts_of(module, output))
-        elif projects_in_one(module):
+        elif has_packed_projection(module):
             self._projections(owner, module, args, kwargs, output[0])
         elif isinstance(output, Tensor) and output.requires_grad and output.dim() >= -self.dim:
             activation = output.detach().clone()
@@ -104,7 +105,7 @@ class _Observer:
             output.register_hook(consume)
 
     def _sequences(self, owner: ActivationGradient, parts: list[tuple[Tensor, PerExample]]) -> None:
-        """The absolute value comes after the sum over all parts, so that their gradients have to be waited for."""
+        """Observe a recurrent layer; the absolute value is taken of the sum over all parts, in ``commit``."""
         owner.calls += 1
         key = self.name, owner.calls
 
@@ -116,9 +117,9 @@ class _Observer:
                 tensor.register_hook(partial(consume, activation=tensor.detach().clone(), per_example=per_example))
 
     def _projections(self, owner: ActivationGradient, layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-        """Queries, keys and values side by side, as the rows of their weight; a product may make several of them."""
-        made = projections(layer, args, kwargs)
-        width = made[0].shape[-1]
+        """Observe queries, keys and values, in the order of their rows; one product may compute several."""
+        projected = projections(layer, args, kwargs)
+        width = projected[0].shape[-1]
 
         def consume(gradients: tuple[Tensor | None, ...], first: int) -> None:
             gradient = gradients[0]
@@ -126,7 +127,7 @@ class _Observer:
                 return
             value = gradient.new_zeros(3 * width, dtype=torch.float32)
             for part, one in enumerate(gradient.split(width, -1), first):
-                product = _product(made[part], one.reshape(made[part].shape))
+                product = _product(projected[part], one.reshape(projected[part].shape))
                 value[part * width : (part + 1) * width] = product.mean(0).abs().sum(0)
             _add(owner.pending, self.name, value)
 
@@ -146,21 +147,21 @@ def _add(sums: dict[Key, Tensor], key: Key, value: Tensor) -> None:
 
 
 def _product(activation: Tensor, gradient: Tensor) -> Tensor:
-    """In float32, and in place where it may be: that is half of the time, and no memory."""
+    """Activation × gradient in float32; in place where possible, which takes half of the time and no memory."""
     values = activation.float()
     if values is activation and _graph_is_kept():
-        values = activation.clone()  # another backward pass may need it
+        values = activation.clone()  # another backward pass may use it
     return values.mul_(gradient.detach())
 
 
 def _graph_is_kept() -> bool:
-    """Whether the backward pass that runs now was asked to retain the graph."""
+    """Whether the running backward pass retains the graph."""
     kept: bool = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
     return kept
 
 
 def channel_sums(product: Tensor, dim: int) -> Tensor:
-    """Sum over examples of |mean over space|: (N, ..., C, ...) -> (C,), with C at ``dim`` (negative).
+    """Sum over examples of |mean over positions|: (N, ..., C, ...) -> (C,), with C at ``dim`` (negative).
 
     Example:
         >>> channel_sums(torch.tensor([[[1.0, -3.0]], [[4.0, 0.0]]]), -2)  # two examples, one channel, two positions

@@ -1,7 +1,7 @@
-"""What the projections inside ``nn.MultiheadAttention`` put out, which no layer of its own shows.
+"""Queries, keys and values of ``nn.MultiheadAttention``, which are not the output of any submodule.
 
-Queries, keys and values are computed again from what the layer is given. Their gradients are those of the matrix
-products that read ``in_proj_weight``, found in the graph between the layer's output and its input.
+They are computed again from the arguments of the layer. Their gradients are those of the matrix products that read
+``in_proj_weight``, found in the autograd graph between the output of the layer and its input.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn import functional as F
 
-_PRODUCTS = ("Addmm", "Mm", "Bmm", "Baddbmm", "Linear")  # a compiled network is one node with other gradients
+_PRODUCTS = ("Addmm", "Mm", "Bmm", "Baddbmm", "Linear")  # a compiled network is a single node
 
 
 @torch.no_grad()
@@ -38,25 +38,31 @@ def sources(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
 
 
 def products(output: Tensor, given: Iterable[Tensor], weight: Tensor) -> Iterator[tuple[Node, int]]:
-    """The matrix products between ``given`` and ``output`` that read ``weight``, and which part of it each begins with.
+    """The matrix products between ``given`` and ``output`` that read ``weight``, with the first part that each reads.
 
-    Parts are those of a split; a product that reads the whole weight begins with part 0.
+    Args:
+        output: Output of the layer.
+        given: Its inputs, where the search ends.
+        weight: The weight, which may be split into parts.
+
+    Returns:
+        Pairs of autograd node and index of the first part; 0 for a product that reads the whole weight.
     """
-    known = {tensor.grad_fn for tensor in given}
-    due = [output.grad_fn]
-    while due:
-        node = due.pop()
-        if node is None or node in known:
+    visited = {tensor.grad_fn for tensor in given}
+    pending = [output.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in visited:
             continue
-        known.add(node)
+        visited.add(node)
         edges = node.next_functions
-        due += [below for below, _ in edges]
+        pending += [below for below, _ in edges]
         parts = [_part(below, number, weight) for below, number in edges] if node.name().startswith(_PRODUCTS) else []
         yield from ((node, part) for part in parts if part is not None)
 
 
 def _part(node: Node | None, number: int, weight: Tensor) -> int | None:
-    """Which part of ``weight`` the result ``number`` of ``node`` is, through casts and views; None if it is not."""
+    """Index of the part of ``weight`` that output ``number`` of ``node`` contains, through casts and views, or None."""
     part = 0
     while node is not None and len(node.next_functions) == 1:
         if "Split" in node.name():

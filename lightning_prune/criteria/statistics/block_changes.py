@@ -1,4 +1,4 @@
-"""What blocks make of what they receive."""
+"""Cosine similarities between inputs and outputs of blocks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lightning_prune.criteria.statistics.activation_averages import LayerCall, L
 
 
 class BlockChanges(LayerValues):
-    """Sums of one minus the cosine similarity between what modules receive first and what they return.
+    """Sums of one minus the cosine similarity between the first input of a module and its output.
 
-    What a module receives is copied until it returns: a block may change its input in place.
+    The input is copied until the module returns, because a block may change it in place.
     """
 
     def __init__(self, every_n_steps: int = 1) -> None:
@@ -30,24 +30,24 @@ class BlockChanges(LayerValues):
         parameters: Collection[str] = (),
         blocks: Iterable[str] = (),
     ) -> None:
-        """Begin to observe the modules called ``blocks``; attaching again replaces that."""
+        """Observe the modules named ``blocks``, in place of those observed before."""
         self.detach()
         for name in blocks:
             self._handles.append(module.get_submodule(name).register_forward_pre_hook(_Receiver(self, name)))
             self._hook(module, name, -1)
 
     def receive(self, name: str, inputs: Any) -> None:
-        """A pass through the module ``name`` begins."""
+        """Copy the first input of the module ``name`` when it is called."""
         if self.active and inputs and isinstance(inputs[0], Tensor):
             self._received[name] = inputs[0].detach().clone()
 
     def take(self, name: str, dim: int, call: LayerCall) -> None:
-        """Add one pass through the module ``name``, by what it received."""
+        """Add one call of the module ``name``, with the copy of its input."""
         received = self._received.pop(name, None)
         super().take(name, dim, replace(call, args=() if received is None else (received,)))
 
     def end_step(self) -> None:
-        """Also forget what a pass received that was broken off."""
+        """Stop observing until the next step, and drop inputs of calls that did not return."""
         super().end_step()
         self._received = {}
 
@@ -61,7 +61,7 @@ class BlockChanges(LayerValues):
 
 
 class _Receiver:
-    """A forward pre-hook; copies of the network (for tracing, averaging) get one that does nothing."""
+    """Forward pre-hook of an observed block. In copies of the network it has no owner and does nothing."""
 
     def __init__(self, owner: BlockChanges | None, name: str) -> None:
         self.owner, self.name = owner, name
@@ -78,6 +78,6 @@ class _Receiver:
 
 
 def _vectors(values: Tensor) -> Tensor:
-    """(batch, token, feature) as it is, everything else with a vector for each example; in float32."""
+    """(batch, token, feature) unchanged, other tensors with one vector per example; in float32."""
     values = values.detach().float()
     return values if values.dim() in (1, 3) else values.flatten(1)

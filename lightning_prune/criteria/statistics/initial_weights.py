@@ -1,4 +1,4 @@
-"""Weights as they were in the beginning."""
+"""Copies of the initial weights."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import torch
 from torch import nn
 
 from lightning_prune.coupling.groups import Group
-from lightning_prune.criteria.statistics.weight_gradients import OfParameters
+from lightning_prune.criteria.statistics.weight_gradients import ParameterStatistics
 from lightning_prune.surgery.plan import Plan
 
 
-class InitialWeights(OfParameters):
-    """The parameters as they were when they were first observed, on the CPU; events leave them standing."""
+class InitialWeights(ParameterStatistics):
+    """Copies of the parameters from when they were first observed, on the CPU; kept through pruning events."""
 
     lasting = True
     looks_at = "weights from before and after a training"
 
     def attach(self, module: nn.Module, groups: Iterable[Group] = (), parameters: Collection[str] = ()) -> None:
-        """Keep copies of the parameters of which there is none yet; a resumed training has them."""
+        """Copy the parameters without a copy; a resumed training has the copies of its checkpoint."""
         super().attach(module, groups, parameters)
         for name, parameter in self._parameters.items():
             if name not in self.totals:
                 self.totals[name] = parameter.detach().to("cpu", torch.float32, copy=True)
-        self.steps = 1  # there is nothing to wait for
+        self.steps = 1  # scores are available from the start
 
     def unseen(self) -> list[str]:
-        """Nothing: all is there from the beginning."""
+        """Empty: the copies are complete from the start."""
         return []
 
     def follow(self, plan: Plan) -> None:
-        """Cut the copies as the parameters were cut, and make up for changed scalars as they did."""
+        """Slice the copies as the parameters were sliced, and scale them by the same factors."""
         super().follow(plan)
         for name in plan.scales.keys() & self.totals.keys():
             for dim, factors in plan.scales[name].items():

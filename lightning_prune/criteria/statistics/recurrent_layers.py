@@ -1,4 +1,4 @@
-"""What recurrent layers and cells return, and to which example and hidden unit it belongs."""
+"""Outputs of recurrent layers and cells, reduced to one row per example and one column per hidden unit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PerExample = Callable[[Tensor], Tensor]
 
 
 def sequence_in(output: Any) -> Tensor:
-    """The hidden states that a recurrent layer or cell returns first, units last; without the padding if packed."""
+    """The first output of a recurrent layer or cell: hidden states with units last, without padding if packed."""
     while isinstance(output, tuple):
         output = output[0]
     found: Tensor = output
@@ -22,10 +22,10 @@ def sequence_in(output: Any) -> Tensor:
 
 
 def parts_of(layer: nn.Module, output: Any) -> list[tuple[Tensor, PerExample]]:
-    """The tensors in what a recurrent layer or cell returns, and the mean over steps for values of their shape.
+    """The tensors that a recurrent layer or cell returns, each with a function that averages over time steps.
 
-    Steps, layers and both kinds of states add up, so that what the functions return can be added as well: for each
-    example one row, for each column of the output one column. Examples are in the order of the packed sequence.
+    Every function maps values of the shape of its tensor to (examples, columns of the output), so that the results can
+    be added. Layers and both kinds of states are summed. Examples are in the order of the packed sequence.
     """
     if isinstance(layer, nn.RNNCellBase):
         tensors = output if isinstance(output, tuple) else (output,)
@@ -55,13 +55,13 @@ def _mean(values: Tensor, dim: int, columns: int) -> Tensor:
 
 
 def _by_owner(values: Tensor, owners: Tensor, steps: Tensor) -> Tensor:
-    """Of packed rows, each of which belongs to an example."""
+    """The mean over the packed rows of each example."""
     sums = values.new_zeros(len(steps), values.shape[-1]).index_add_(0, owners.to(values.device), values)
     return sums / steps.to(values.device)
 
 
 def _states(values: Tensor, columns: int, order: Tensor | None, steps: Tensor) -> Tensor:
-    """Of last states, (layers times directions, examples, units): directions become columns beside each other."""
+    """Last states, (layers times directions, examples, units) -> (examples, directions times units), over the steps."""
     width = values.shape[-1]
     sums = values.reshape(-1, columns // width, values[0].numel() // width, width).sum(0)
     if order is not None:

@@ -1,4 +1,4 @@
-"""Products with the Hessian of the loss."""
+"""Sums of products with the Hessian of the loss."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 from lightning_prune.criteria.statistics.statistics import all_finite
-from lightning_prune.criteria.statistics.weight_gradients import OfParameters
+from lightning_prune.criteria.statistics.weight_gradients import ParameterStatistics
 
 
-class Curvature(OfParameters):
-    """Sums over backward passes of products with the Hessian of the loss, by differentiating twice.
+class Curvature(ParameterStatistics):
+    """Sums over backward passes of products with the Hessian of the loss, computed by double differentiation.
 
     Pearlmutter 1994, 'Fast exact multiplication by the Hessian'.
     """
 
     def before_backward(self, loss: Tensor, loss_scale: float = 1.0) -> None:
-        """Differentiate ``loss`` once more than the training does; the graph stays for its backward pass.
+        """Differentiate ``loss`` twice; the graph is retained for the backward pass of the training.
 
-        The scale, which keeps small numbers from vanishing in half precision, goes at the end.
+        The loss scale prevents underflow in half precision; results are divided by it at the end.
         """
         own = {name: p for name, p in self._parameters.items() if p.requires_grad}
         if not self.active or not own or not loss.requires_grad:
@@ -30,7 +30,7 @@ class Curvature(OfParameters):
         vectors = {name: self._vector(name, gradient.detach() / loss_scale) for name, gradient in found.items()}
         product = torch.stack([(found[name] * vectors[name]).sum().float() for name in found]).sum()
         if not product.requires_grad:
-            second: tuple[Tensor | None, ...] = (None,) * len(found)  # the loss is linear in all of them
+            second: tuple[Tensor | None, ...] = (None,) * len(found)  # the loss is linear in all parameters
         else:
             second = torch.autograd.grad(product, [own[n] for n in found], retain_graph=True, allow_unused=True)
         values = {n: torch.zeros_like(own[n]) if h is None else h for n, h in zip(found, second, strict=True)}
@@ -42,8 +42,8 @@ class Curvature(OfParameters):
 
     @abstractmethod
     def _vector(self, name: str, gradient: Tensor) -> Tensor:
-        """What the Hessian is multiplied by, of the shape of the parameter."""
+        """The vector that the Hessian is multiplied by, of the shape of the parameter."""
 
     @abstractmethod
     def _term(self, weight: Tensor, vector: Tensor, product: Tensor) -> Tensor:
-        """What is added; a new tensor."""
+        """The summand for one parameter; a new tensor of its shape."""

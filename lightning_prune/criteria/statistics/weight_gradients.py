@@ -1,4 +1,4 @@
-"""Weights and their gradients."""
+"""Sums over optimizer steps of functions of weights and their gradients."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from lightning_prune.network.sharded import is_sharded
 from lightning_prune.surgery.plan import Plan, select
 
 
-class OfParameters(Statistics):
-    """Totals of the shapes of parameters, by their names."""
+class ParameterStatistics(Statistics):
+    """Base of statistics of parameters: parameter name -> total of its shape."""
 
     over_ranks = "mean"
 
@@ -29,29 +29,29 @@ class OfParameters(Statistics):
         self._parameters: dict[str, nn.Parameter] = {}
 
     def attach(self, module: nn.Module, groups: Iterable[Group] = (), parameters: Collection[str] = ()) -> None:
-        """Observe the parameters named, and those in which units of ``groups`` live.
+        """Observe ``parameters``, and the parameters that contain units of ``groups``.
 
         Raises:
             ValueError: If ranks hold only parts of the parameters.
         """
         if is_sharded(module):
             raise ValueError(
-                "a criterion that gathers for every weight needs whole parameters, of which every rank has a part; use "
-                "Magnitude() or Random(), or strategy='ddp'"
+                "a criterion that gathers statistics of every weight needs whole parameters, but ranks have shards; "
+                "use Magnitude() or Random(), or strategy='ddp'"
             )
         names = {*parameters, *(member.tensor for group in groups for member in group.members)}
         self._parameters = {name: p for name, p in module.named_parameters() if name in names}
 
     def detach(self) -> None:
-        """Let go of the parameters."""
+        """Stop observing; the totals are kept."""
         self._parameters = {}
 
     def unseen(self) -> list[str]:
-        """Matrices without a total; a bias in front of a norm may never get a gradient."""
+        """Weight matrices without a total; a bias before a norm layer may never get a gradient."""
         return [name for name, p in self._parameters.items() if p.dim() > 1 and name not in self.totals]
 
     def follow(self, plan: Plan) -> None:
-        """Cut the totals as the parameters were cut; what was removed as a whole has none any more."""
+        """Slice the totals as the parameters were sliced, and drop those of removed modules."""
         left = {name: total for name, total in self.totals.items() if not is_inside(name, plan.removed_modules)}
         self.totals = {name: select(total, plan.keep.get(name, {})) for name, total in left.items()}
 
@@ -61,79 +61,80 @@ class OfParameters(Statistics):
         self.totals[name] = values if total is None else total.to(values.device).add_(values)
 
     def state_dict(self) -> dict[str, object]:  # type: ignore[override]
-        """Copies: the totals go on growing in place."""
+        """Copies of the totals, which are changed in place, and the number of steps."""
         return {"totals": {name: total.clone() for name, total in self.totals.items()}, "steps": self.steps}
 
 
-class StepGradients(OfParameters):
-    """Sums over optimizer steps of what is made of weights and their gradients.
+class StepGradients(ParameterStatistics):
+    """Base of statistics of the gradients at optimizer steps.
 
-    A step's gradient is the mean over everything that was accumulated for it, on all ranks. Steps whose gradients are
-    not finite do not count.
+    The gradient of a step is the mean over all accumulated batches and ranks. Steps whose gradients are not finite are
+    left out.
 
     Args:
-        every_n_steps: Take in every n-th optimizer step of each parameter, which few batches may end with.
+        every_n_steps: Observe every n-th optimizer step of each parameter; with gradient accumulation there are fewer
+            of these than batches.
     """
 
     def __init__(self, every_n_steps: int = 1) -> None:
         super().__init__(every_n_steps)
-        self._met: dict[str, int] = {}  # optimizer steps of each parameter since the last event
+        self._seen: dict[str, int] = {}  # optimizer steps of each parameter since the last event
 
     @torch.no_grad()
     def before_optimizer_step(self, parameters: Collection[int], loss_scale: float = 1.0) -> None:
-        """Take in the gradients of the observed parameters that have one."""
-        own = {n: p.grad for n, p in self._parameters.items() if id(p) in parameters and p.grad is not None}
-        due = {name: gradient for name, gradient in own.items() if self._met.get(name, 0) % self.every_n_steps == 0}
-        self._met.update({name: self._met.get(name, 0) + 1 for name in own})
-        self._take_in({name: gradient / loss_scale if loss_scale != 1 else gradient for name, gradient in due.items()})
+        """Add the gradients of the observed parameters that have one."""
+        gradients = {n: p.grad for n, p in self._parameters.items() if id(p) in parameters and p.grad is not None}
+        observed = {n: g for n, g in gradients.items() if self._seen.get(n, 0) % self.every_n_steps == 0}
+        self._seen.update({name: self._seen.get(name, 0) + 1 for name in gradients})
+        self._add_gradients({n: g / loss_scale if loss_scale != 1 else g for n, g in observed.items()})
 
     @contextmanager
     def calibrating(self) -> Iterator[None]:
-        """Take in the gradients of every backward pass by themselves."""
+        """A context in which the gradients of every backward pass are added, without an optimizer."""
         own = {name: p for name, p in self._parameters.items() if p.requires_grad}
 
         @torch.no_grad()
-        def take_in(gradients: Sequence[Tensor | None]) -> None:
-            self._take_in({name: g for name, g in zip(own, gradients, strict=True) if g is not None})
+        def add_gradients(gradients: Sequence[Tensor | None]) -> None:
+            self._add_gradients({name: g for name, g in zip(own, gradients, strict=True) if g is not None})
 
-        handle = register_multi_grad_hook(list(own.values()), take_in) if own else None
+        handle = register_multi_grad_hook(list(own.values()), add_gradients) if own else None
         try:
             yield
         finally:
             if handle is not None:
                 handle.remove()
 
-    def _take_in(self, gradients: Mapping[str, Tensor]) -> None:
+    def _add_gradients(self, gradients: Mapping[str, Tensor]) -> None:
         dense = {name: gradient.to_dense() if gradient.is_sparse else gradient for name, gradient in gradients.items()}
         if dense and all_finite(dense.values()):
             self._add_terms({name: gradient.float() for name, gradient in dense.items()})
             self.steps += 1
 
     def reset(self) -> None:
-        """Forget everything gathered so far; the next step is observed."""
+        """Drop all totals; the next step is observed."""
         super().reset()
-        self._met = {}
+        self._seen = {}
 
     def state_dict(self) -> dict[str, object]:  # type: ignore[override]
-        """Also the steps that were met."""
-        return {**super().state_dict(), "met": dict(self._met)}
+        """Totals, number of steps, and the optimizer steps of each parameter (``met``)."""
+        return {**super().state_dict(), "met": dict(self._seen)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what ``state_dict`` returned."""
+        """Restore the state that ``state_dict`` returned."""
         super().load_state_dict(state)
-        self._met = dict(state.get("met", {}))
+        self._seen = dict(state.get("met", {}))
 
     @abstractmethod
     def _add_terms(self, gradients: Mapping[str, Tensor]) -> None:
-        """Add what one step brings."""
+        """Add the values of one step; gradients are float32 and dense."""
 
 
 class WeightGradients(StepGradients):
-    """Sums of what ``term`` makes of a weight and its gradient.
+    """Sums of a function of weights and gradients.
 
     Args:
-        term: (weights, gradients) -> values, float32 and of one shape; returns a new tensor.
-        every_n_steps: Take in every n-th optimizer step of each parameter.
+        term: (weights, gradients) -> values, all float32 and of one shape; returns a new tensor.
+        every_n_steps: Observe every n-th optimizer step of each parameter.
     """
 
     def __init__(self, term: Callable[[Tensor, Tensor], Tensor], every_n_steps: int = 1) -> None:
@@ -146,7 +147,7 @@ class WeightGradients(StepGradients):
 
 
 class MovementScores(StepGradients):
-    """Scores that each step moves by −w · g − penalty · σ(score) · (1 − σ(score)), from 0 on and through all events.
+    """Movement scores: each step adds −w · g − penalty · σ(score) · (1 − σ(score)); kept through events.
 
     Args:
         penalty: Weight of Σ σ(score) in the loss.
@@ -171,13 +172,13 @@ class GateGradients(StepGradients):
     """Sums of (γ · ∂L/∂γ + β · ∂L/∂β)² for every channel of the observed batch norms, by the names of their γ."""
 
     def attach(self, module: nn.Module, groups: Iterable[Group] = (), parameters: Collection[str] = ()) -> None:
-        """Observe the batch norms behind ``groups``."""
+        """Observe the batch norms that follow the channels of ``groups``."""
         super().attach(module, groups, parameters)
         norms = {name for name, child in module.named_modules() if isinstance(child, _NormBase)}
         self._parameters = {n: p for n, p in self._parameters.items() if n.rpartition(".")[0] in norms}
 
     def unseen(self) -> list[str]:
-        """Scales without a total."""
+        """Scales γ without a total."""
         return [name for name in self._parameters if _is_scale(name) and name not in self.totals]
 
     def _add_terms(self, gradients: Mapping[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.dense_reference import DenseReference
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
-from lightning_prune.coupling import Coupling, Group, Member, Passes, analyse
+from lightning_prune.coupling import Coupling, Group, Member, Passes, find_coupling
 from lightning_prune.network.example_input import Example
 
 SCORES = {
@@ -22,7 +22,7 @@ SCORES = {
 def chain(a: int, b: int) -> Coupling:
     """3 inputs, a and b hidden units, 2 outputs: 4a + ab + 3b + 2 parameters, 3a + ab + 2b MACs."""
     net = nn.Sequential(nn.Linear(3, a), nn.ReLU(), nn.Linear(a, b), nn.ReLU(), nn.Linear(b, 2))
-    return analyse(net, Example.of(torch.zeros(2, 3)))
+    return find_coupling(net, Example.of(torch.zeros(2, 3)))
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,9 @@ def widths(a: int, b: int) -> dict[str, int]:
 
 
 def test_original_counts_the_dense_network(space: ChannelSpace) -> None:
-    assert space.origin == DenseReference(params=60, macs=48, units=widths(4, 6))
-    assert (space.original_params, space.original_macs) == (60, 48)
-    assert space.now == space.original == widths(4, 6)
+    assert space.dense == DenseReference(params=60, macs=48, units=widths(4, 6))
+    assert (space.dense.params, space.dense.macs) == (60, 48)
+    assert space.now == space.dense_units == widths(4, 6)
 
 
 @pytest.mark.parametrize("a", range(1, 5))
@@ -49,16 +49,16 @@ def test_costs_of_every_width(space: ChannelSpace, a: int, b: int) -> None:
 
 
 def test_original_stays_when_the_network_shrinks(space: ChannelSpace) -> None:
-    later = ChannelSpace(chain(3, 4), {"0.weight": torch.zeros(3), "2.weight": torch.zeros(4)}, space.origin)
-    assert later.original == widths(4, 6)
+    later = ChannelSpace(chain(3, 4), {"0.weight": torch.zeros(3), "2.weight": torch.zeros(4)}, space.dense)
+    assert later.dense_units == widths(4, 6)
     assert later.now == widths(3, 4)
-    assert later.original_params == 60
+    assert later.dense.params == 60
     assert later.params(later.now) == 12 + 12 + 12 + 2
 
 
 def test_groups_with_one_unit_left_are_remembered(space: ChannelSpace) -> None:
     assert space.exhausted == {}
-    later = ChannelSpace(chain(1, 6), {"2.weight": torch.zeros(6)}, space.origin)
+    later = ChannelSpace(chain(1, 6), {"2.weight": torch.zeros(6)}, space.dense)
     assert later.exhausted == {"0.weight": 4}
     assert later.params({"2.weight": 2}) == 4 + 2 + 6 + 2
 
@@ -108,7 +108,7 @@ def test_every_group_gives_its_share(space: ChannelSpace, removed: float, kept: 
 
 
 def test_shares_refer_to_the_original(space: ChannelSpace) -> None:
-    later = ChannelSpace(chain(3, 4), {"0.weight": torch.zeros(3), "2.weight": torch.zeros(4)}, space.origin)
+    later = ChannelSpace(chain(3, 4), {"0.weight": torch.zeros(3), "2.weight": torch.zeros(4)}, space.dense)
     assert later.keep_share(0.5) == widths(2, 3)
     assert later.keep_share(0.1) == widths(3, 4)  # nothing comes back
 
@@ -134,7 +134,7 @@ def test_ties_go_to_the_first_group_and_unit() -> None:
 
 def one_group(units: int, channels_per_unit: int, round_to: int, least: int = 1) -> ChannelSpace:
     index = torch.arange(units * channels_per_unit).reshape(units, channels_per_unit)
-    group = Group("w", (Member("w", 0, index, False),), (), least=least)
+    group = Group("w", (Member("w", 0, index, False),), (), min_units=least)
     coupling = Coupling({"w": group}, {}, {}, {}, (), on_meta=False, passes=Passes())
     return ChannelSpace(coupling, {"w": torch.arange(float(units))}, DenseReference(0, 0, {"w": units}), round_to)
 
@@ -238,7 +238,7 @@ def test_no_group_becomes_narrower_than_min_width(
     assert space.floor == {"w": floor}
     assert space.keep_share(1.0) == space.keep_after(now) == space.keep_each(now) == {"w": floor}
     assert space.removable == now - floor
-    assert list(space.settled) == (["w"] if floor == now else [])
+    assert list(space.at_minimum) == (["w"] if floor == now else [])
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_no_group_becomes_narrower_than_min_width(
     ],
 )
 def test_what_cannot_become_narrower_says_why(now: int, settings: dict[str, int], least: int, reason: str) -> None:
-    assert replace(one_group(now, 1, 1, least), **settings).settled["w"].startswith(reason)
+    assert replace(one_group(now, 1, 1, least), **settings).at_minimum["w"].startswith(reason)
 
 
 # ---- bundles: "stream" gives 2 of its 8 units a step, "heads" 1 of its 4; "free" is by itself
@@ -338,7 +338,7 @@ def test_one_group_of_a_bundle_keeps_all_of_them_wide() -> None:
     assert space.floor == steps(3, 3)
     space = bundled(min_width=5)
     assert space.floor == steps(4, 4)
-    assert space.settled["stream"] == (
+    assert space.at_minimum["stream"] == (
         "min_width=5: not all groups that shrink together have a smaller width that fits"
     )
     coupling = by_hand({"stream": 8, "heads": 4}, (TIED,), least={"stream": 5})
@@ -367,8 +367,8 @@ def test_a_bundle_has_the_same_number_of_steps_in_all_groups() -> None:
 
 def test_a_bundle_at_its_last_step_still_counts() -> None:
     """The head has one unit left, which is no group any more; the stream cannot shrink without it."""
-    origin = bundled().origin
-    later = space_of(by_hand({"stream": 2, "free": 4}, (TIED,)), {"free": BUNDLED["free"]}, origin)
+    reference = bundled().dense
+    later = space_of(by_hand({"stream": 2, "free": 4}, (TIED,)), {"free": BUNDLED["free"]}, reference)
     assert later.exhausted == {"stream": 8, "heads": 4}
     assert later.last == {"free": 1, "stream": 2, "heads": 1}
 
@@ -378,9 +378,9 @@ def test_a_bundle_at_its_last_step_still_counts() -> None:
 
 def classes(ranking: str, **more) -> ChannelSpace:
     coupling = by_hand({"a": 4, "b": 4, "c": 4})
-    origin = DenseReference.of(coupling, classes={"a": "a", "b": "a", "c": "c"})
+    reference = DenseReference.of(coupling, classes={"a": "a", "b": "a", "c": "c"})
     scores = {"a": [1.0, 2.0, 3.0, 4.0], "b": [1.5, 5.0, 6.0, 7.0], "c": [10.0, 20.0, 30.0, 40.0]}
-    return space_of(coupling, scores, origin, ranking=ranking, **more)
+    return space_of(coupling, scores, reference, ranking=ranking, **more)
 
 
 def test_classes_are_ranked_in_isolation_and_give_equal_shares() -> None:
@@ -396,21 +396,21 @@ def test_what_a_class_has_given_before_counts() -> None:
     """6 of 8 are gone from a and b, 1 of 4 from c: it is c's turn until its share is gone, too."""
     dense = classes("isomorphic")
     coupling = by_hand({"b": 1, "c": 3})  # 'a' has one unit left and is no group any more
-    later = space_of(coupling, {"b": [7.0], "c": [20.0, 30.0, 40.0]}, dense.origin, ranking="isomorphic")
+    later = space_of(coupling, {"b": [7.0], "c": [20.0, 30.0, 40.0]}, dense.dense, ranking="isomorphic")
     assert later.exhausted == {"a": 4}
     assert later.keep_after(2) == {"b": 1, "c": 1}
     coupling = by_hand({"a": 3, "b": 4, "c": 2})  # 1 of 8, 2 of 4
     scores = {"a": [2.0, 3.0, 4.0], "b": [1.5, 5.0, 6.0, 7.0], "c": [30.0, 40.0]}
-    later = space_of(coupling, scores, dense.origin, ranking="isomorphic")
+    later = space_of(coupling, scores, dense.dense, ranking="isomorphic")
     assert [tuple(later.keep_after(n).values()) for n in (1, 3, 4)] == [(3, 3, 2), (1, 3, 2), (1, 2, 2)]
 
 
 def test_the_last_unit_of_a_group_is_not_gone() -> None:
     """3 of 8 are gone from a and b, 3 of 8 from c: both have given the same; of equals the lower score is next."""
     dense = by_hand({"a": 4, "b": 4, "c": 8})
-    origin = DenseReference.of(dense, classes={"a": "a", "b": "a", "c": "c"})
+    reference = DenseReference.of(dense, classes={"a": "a", "b": "a", "c": "c"})
     scores = {"b": [1.0, 2.0, 3.0, 4.0], "c": [5.0, 6.0, 7.0, 8.0, 9.0]}
-    later = space_of(by_hand({"b": 4, "c": 5}), scores, origin, ranking="isomorphic")
+    later = space_of(by_hand({"b": 4, "c": 5}), scores, reference, ranking="isomorphic")
     assert [later.keep_after(n) for n in (1, 2)] == [{"b": 3, "c": 5}, {"b": 3, "c": 4}]
 
 
@@ -433,8 +433,8 @@ def test_classes_differ_by_no_more_than_a_unit(sizes: list[int], kinds: list[str
     scores = {
         n: data.draw(st.lists(st.floats(0, 1), min_size=s, max_size=s)) for n, s in zip(names, sizes, strict=True)
     }
-    origin = DenseReference.of(coupling, classes=dict(zip(names, kinds, strict=False)))
-    space = space_of(coupling, scores, origin, ranking="isomorphic")
+    reference = DenseReference.of(coupling, classes=dict(zip(names, kinds, strict=False)))
+    space = space_of(coupling, scores, reference, ranking="isomorphic")
     kept = space.keep_after(count)
     assert sum(space.now.values()) - sum(kept.values()) == min(count, space.removable)
     total = {k: sum(s for s, kind in zip(sizes, kinds, strict=False) if kind == k) for k in set(kinds[: len(sizes)])}

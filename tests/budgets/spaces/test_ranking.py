@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.budgets.spaces.ranking import group_kind, isomorphism_classes, rank_steps
-from lightning_prune.coupling import Bundle, Coupling, analyse
+from lightning_prune.coupling import Bundle, Coupling, find_coupling
 from lightning_prune.network.example_input import Example
 
 
@@ -25,7 +25,7 @@ def test_classes_take_turns_by_the_share_that_is_gone() -> None:
 
 
 def classes_of(net: nn.Module, example: Tensor, bundles: tuple[Bundle, ...] = ()) -> dict[str, str]:
-    coupling = replace(analyse(net, Example.of(example)), bundles=bundles)
+    coupling = replace(find_coupling(net, Example.of(example)), bundles=bundles)
     return isomorphism_classes(net, coupling, list(coupling.groups))
 
 
@@ -54,7 +54,7 @@ def conv_net() -> nn.Sequential:
 
 def test_kinds_by_hand() -> None:
     net = conv_net()
-    coupling = analyse(net, Example.of(torch.zeros(2, 3, 8, 8)))
+    coupling = find_coupling(net, Example.of(torch.zeros(2, 3, 8, 8)))
     conv, norm = "torch.nn.modules.conv.Conv2d", "torch.nn.modules.batchnorm.BatchNorm2d"
     made = [(conv, "bias", 0, False, 1), (conv, "weight", 0, False, 1), (conv, "weight", 1, True, 1)]
     norms = [(norm, leaf, 0, False, 1) for leaf in ("bias", "running_mean", "running_var", "weight")]
@@ -77,7 +77,7 @@ def test_what_a_unit_owns_makes_a_kind() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Flatten(), nn.Linear(16, 2))
     pooled = nn.Sequential(nn.Conv2d(1, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     kinds = [
-        group_kind(each, analyse(each, Example.of(torch.zeros(2, 1, 2, 2))).groups["0.weight"])
+        group_kind(each, find_coupling(each, Example.of(torch.zeros(2, 1, 2, 2))).groups["0.weight"])
         for each in (net, pooled)
     ]
     assert kinds[0] != kinds[1]
@@ -103,7 +103,7 @@ def test_the_module_itself_may_hold_a_parameter() -> None:
     coupling = Coupling({}, {}, {}, {}, (), False, True)
     assert isomorphism_classes(net, coupling, []) == {}
     outer = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    group = analyse(outer, Example.of(torch.zeros(1, 3))).groups["0.weight"]
+    group = find_coupling(outer, Example.of(torch.zeros(1, 3))).groups["0.weight"]
     member = replace(group.members[0], tensor="weight")
     assert group_kind(net, replace(group, members=(member,))) == (
         ("torch.nn.modules.linear.Linear", "weight", 0, False, 1),
@@ -113,6 +113,6 @@ def test_the_module_itself_may_hold_a_parameter() -> None:
 @pytest.mark.parametrize("reads", [True, False])
 def test_reading_is_not_making(reads: bool) -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    group = analyse(net, Example.of(torch.zeros(1, 3))).groups["0.weight"]
+    group = find_coupling(net, Example.of(torch.zeros(1, 3))).groups["0.weight"]
     flipped = replace(group, members=tuple(replace(m, reads=m.reads if reads else not m.reads) for m in group.members))
     assert (group_kind(net, flipped) == group_kind(net, group)) is reads

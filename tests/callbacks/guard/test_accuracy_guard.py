@@ -221,9 +221,9 @@ def test_a_training_that_was_ended_says_so_when_it_is_resumed(tmp_path: Path, cu
         trainer.fit(module, loader(), loader(), ckpt_path=path)
     said = [str(w.message) for w in caught if str(w.message).startswith("AccuracyGuard")]
     assert said == [
-        "AccuracyGuard has ended this training: score 0.5000 against 0.9000 (baseline): dropped by more than 0.05. It "
-        "prunes no more, whatever max_drop is now, and stops at once unless Trainer(min_epochs=...) keeps it going. To "
-        "train this network on, raise min_epochs; to prune on, resume without this guard."
+        "AccuracyGuard has ended this training: score 0.5000 against 0.9000 (baseline): dropped by more than 0.05. "
+        "Nothing more is pruned, regardless of max_drop, and training stops at once unless Trainer(min_epochs=...) "
+        "prevents it. To continue training, raise min_epochs; to continue pruning, resume without this guard."
     ] * (cure != "no guard")
     assert events.epochs == ([5, 7] if cure == "no guard" else [])
     assert trainer.current_epoch == {None: 5, "max_drop": 5, "min_epochs": 7, "no guard": 20}[cure]
@@ -547,4 +547,4 @@ def test_without_a_pruner_there_is_nothing_to_guard(tmp_path: Path) -> None:
     )
     with pytest.raises(MisconfigurationException) as caught:
         trainer.fit(Scripted([0.9]), loader(), loader())
-    assert str(caught.value) == "AccuracyGuard has no pruning to guard; add IterativePruning(...)"
+    assert str(caught.value) == "AccuracyGuard has no effect without pruning; add IterativePruning(...)"

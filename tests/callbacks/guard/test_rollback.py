@@ -260,7 +260,7 @@ def test_a_drop_at_the_end_is_rolled_back_too(tmp_path: Path, caplog: pytest.Log
     assert same(everything(trainer, *pruners), before.seen[2])  # before the second round; the first one had two calls
     assert widths(module.net) == [6, 6, 3]
     assert caplog.messages[-1].endswith(
-        "dropped by more than 0.1, the network of epoch 1 is back, the training has ended"
+        "dropped by more than 0.1, the network of epoch 1 is restored, the training has ended"
     )
     trainer.save_checkpoint(tmp_path / "saved.ckpt")
     assert widths(load_pruned(Judged([0.9]), tmp_path / "saved.ckpt").net) == [6, 6, 3]
@@ -270,7 +270,7 @@ def test_a_drop_at_the_end_is_rolled_back_too(tmp_path: Path, caplog: pytest.Log
 
 def test_an_event_that_no_validation_follows_is_taken_back(tmp_path: Path) -> None:
     module = Judged([0.9])
-    with pytest.warns(UserWarning, match="no validation followed the last event; the network of epoch 1 is back"):
+    with pytest.warns(UserWarning, match="no validation followed the last event; the network of epoch 1 is restored"):
         run(tmp_path, module, *CHANNELS(Rounds(2, 1, 2)), guard(), epochs=3, check_val_every_n_epoch=2)
     assert widths(module.net) == [8, 8, 3]
 

@@ -53,7 +53,7 @@ class Start(Callback):
 
 SAYS = (
     r"the accepted network of epoch {} is not at '{}/accepted-\w+/\w+\.ckpt': the training that wrote it has ended and "
-    "removed it, or the file was not taken along. "
+    "removed it, or the file was not copied to this machine. "
 )
 
 
@@ -61,15 +61,15 @@ SAYS = (
 def test_an_unjudged_network_takes_the_place_if_it_is_accepted(tmp_path: Path, kept: bool) -> None:
     """Sixteen units, validated and not judged: the network of twenty that was accepted is gone."""
     path = interrupted(tmp_path, [1.0, float(kept)], 2, epochs=9)
-    says = SAYS.format(0, tmp_path) + "The network that was resumed has not been judged since its last event"
+    says = SAYS.format(0, tmp_path) + "The resumed network has not been validated since its last event"
     with pytest.warns(UserWarning, match=says), pytest.raises(BegunError):
         resumed(tmp_path, path, [], Start())  # before anything is trained
     with pytest.warns(UserWarning, match=says) as caught:
         module, judge = resumed(tmp_path, path, [0.0])
-    stays = [
-        str(warning.message) for warning in caught if "It cannot come back: the network as" in str(warning.message)
+    unrestored = [
+        str(warning.message) for warning in caught if "It cannot be restored: the current" in str(warning.message)
     ]
-    assert len(stays) == (not kept)
+    assert len(unrestored) == (not kept)
     assert [verdict.rolled_back for verdict in judge.verdicts] == ([False, False, True] if kept else [False, False])
     assert module.validated == ([12] if kept else [])
     assert module.width == 16
@@ -78,7 +78,7 @@ def test_an_unjudged_network_takes_the_place_if_it_is_accepted(tmp_path: Path, k
 def test_an_accepted_network_takes_the_place_at_once(tmp_path: Path) -> None:
     """After a drop twenty units have come back, and are trained up to min_epochs."""
     path = interrupted(tmp_path, [1, 0, 1, 0], 4, epochs=9, min_epochs=5)
-    says = SAYS.format(2, tmp_path) + "The network that was resumed takes its place: after a drop it comes back."
+    says = SAYS.format(2, tmp_path) + "The resumed network replaces it: a rollback restores that one."
     with pytest.warns(UserWarning, match=says):
         module, judge = resumed(tmp_path, path, [0.0], min_epochs=5)
     assert [verdict.rolled_back for verdict in judge.verdicts] == [False, True, False, True, True]

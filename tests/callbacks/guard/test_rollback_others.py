@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from lightning_prune import AccuracyGuard, IterativePruning, SparsityLogger, load_pruned
 from lightning_prune.budgets import Ratio
 from lightning_prune.callbacks import PruningSummary
-from lightning_prune.callbacks.pruning.step_sizes import StepControl
+from lightning_prune.callbacks.pruning.due_events import DueEvents
 from lightning_prune.schedules import Rounds
 
 WeightAveraging: Any = getattr(lightning_callbacks, "EMAWeightAveraging", None)  # not in all versions we support
@@ -212,7 +212,7 @@ def test_callbacks_that_conclude_the_training_come_after_the_guard(tmp_path: Pat
             run(tmp_path, Judged([0.9]), pruning, callback, guard(), epochs=2, logger=CSVLogger(tmp_path))
         assert str(caught.value) == (
             f"AccuracyGuard on_drop='rollback' must come before {type(callback).__name__} in callbacks, which would "
-            "conclude the training with a network that is then taken back"
+            "conclude the training with a network that is then rolled back"
         )
 
 
@@ -232,28 +232,28 @@ def test_averages_of_a_part_that_a_callback_keeps_are_refused(tmp_path: Path) ->
         def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
             self.average = AveragedModel(pl_module.net)
 
-    with pytest.raises(MisconfigurationException, match="cannot bring back what Keeps averages, a part of the network"):
+    with pytest.raises(MisconfigurationException, match="cannot restore the average of Keeps, which covers a part"):
         run(tmp_path, Judged([0.9]), *CHANNELS(Rounds(1, 1, 2)), guard(), Keeps(), epochs=2)
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------
 
 
-def test_state_of_the_steps_is_plain_and_complete(tmp_path: Path) -> None:
-    steps = StepControl()
-    steps.take(steps.next(1.0, 0.5, 0.0))
-    steps.take_back(0.5, 0.0)
-    torch.save(steps.state_dict(), tmp_path / "state.pt")
-    again = StepControl()
+def test_state_of_due_events_is_plain_and_complete(tmp_path: Path) -> None:
+    due = DueEvents(Rounds(1, 1, 2))
+    due.take(1.0, due.next(1.0, 0.0))
+    due.roll_back(0.5, 0.0)
+    torch.save(due.state_dict(), tmp_path / "state.pt")
+    again = DueEvents(Rounds(1, 1, 2))
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert vars(again) == vars(steps)
-    step = again.next(2.0, 1.0, 0.0)
+    assert vars(again) == vars(due)
+    step = again.next(2.0, 0.0)
     assert (step.time, step.aim) == (1.0, 0.25)
-    assert again.is_due(0.5, 0.0)  # at once
-    again.take(step)
-    assert not again.is_due(0.5, 0.25)  # what is left waits for the time of the next event
-    assert again.is_due(1.0, 0.25)
-    assert again.next(2.0, 1.0, 0.25).aim == 0.5
+    assert again.is_due(1.0, 0.0, epoch=1)  # at once
+    again.take(2.0, step)
+    assert not again.is_due(2.0, 0.25, epoch=2)  # the rest of the event follows at the time of the next one
+    assert again.is_due(3.0, 0.25, epoch=3)
+    assert again.next(3.0, 0.25).aim == 0.5
 
 
 class OneByOne(TorchCheckpointIO):

@@ -150,11 +150,11 @@ class Halving(TorchCheckpointIO):
         super().save_checkpoint(checkpoint, path, storage_options)
 
 
-@pytest.mark.parametrize("hook", ["write", "bring_back"])
+@pytest.mark.parametrize("hook", ["write", "restore"])
 def test_an_interrupted_write_or_rollback_leaves_no_wrong_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: str
 ) -> None:
-    """Neither names a file that is not complete, nor holds a network that is half brought back."""
+    """Neither names a file that is not complete, nor holds a network that is half restored."""
     pruning = lambda: IterativePruning(Rounds(1, 1, 3), Ratio(12 / 20))  # noqa: E731
     judge = guard()
     halving = Halving()
@@ -165,12 +165,12 @@ def test_an_interrupted_write_or_rollback_leaves_no_wrong_checkpoint(
         raise PowerFailureError
 
     with monkeypatch.context() as patch:
-        if hook == "bring_back":
+        if hook == "restore":
             patch.setattr("lightning_prune.callbacks.guard.rollback_checkpoint._load_optimizers", fail)
         with pytest.raises(PowerFailureError):
             trainer.fit(Sized(16), loader(), loader())
-    if hook == "bring_back":
-        with pytest.raises(RuntimeError, match="in the middle of a rollback, which leaves the network half brought"):
+    if hook == "restore":
+        with pytest.raises(RuntimeError, match="in the middle of a rollback, which leaves the network half restored"):
             trainer.save_checkpoint(tmp_path / "last.ckpt")
         return
     halving.broken = lambda: False

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lightning_prune import IterativePruning, Scope, SlimmingPenalty
 from lightning_prune.budgets import Ratio
 from lightning_prune.callbacks import GroupLasso
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.tensors import named_tensors
 from lightning_prune.penalties import unit_norms
@@ -25,7 +25,7 @@ EXAMPLE = Example.of(torch.zeros(2, 2, 3, 4))
 
 
 def norms(lit: Lit) -> dict[str, Tensor]:
-    groups = analyse(lit, EXAMPLE).groups
+    groups = find_coupling(lit, EXAMPLE).groups
     return {name: unit_norms(group, dict(named_tensors(lit))) for name, group in groups.items()}
 
 
@@ -35,7 +35,7 @@ class InTheLoss(Lit):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = F.cross_entropy(self(batch[0]), batch[1])
         own = dict(named_tensors(self))
-        for group in analyse(self, EXAMPLE).groups.values():
+        for group in find_coupling(self, EXAMPLE).groups.values():
             squares, count = 0.0, 0
             for member in group.members:
                 if own[member.tensor].requires_grad:

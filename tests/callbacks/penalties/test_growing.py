@@ -229,5 +229,5 @@ def test_shards_are_refused(tmp_path: Path) -> None:
     class ModelParallelStrategy(SingleDeviceStrategy):
         """A stand-in: only its name is looked at."""
 
-    with pytest.raises(MisconfigurationException, match="GrowingPenalty looks at whole parameters"):
+    with pytest.raises(MisconfigurationException, match="GrowingPenalty needs whole parameters"):
         fit(tmp_path, Lit(), GrowingPenalty(STEPWISE, Ratio(0.5)), strategy=ModelParallelStrategy())

@@ -465,7 +465,7 @@ def test_masks_let_go_of_the_block(tmp_path: Path) -> None:
     class Kept(Callback):
         def on_prune(self, trainer: Trainer, pl_module: LightningModule, plan: Any, report: Any) -> None:
             own = {id(parameter) for parameter in pl_module.parameters()}
-            kept.append([id(parameter) in own for parameter in masks._events.masks._parameters])
+            kept.append([id(parameter) in own for parameter in masks._events.masks._enforcer._parameters])
 
     kept: list[list[bool]] = []
     masks = IterativePruning(Constant(1), Sparsity(0.5), granularity=Weights())
@@ -526,7 +526,7 @@ def test_optimizers_with_one_state_for_all_are_refused(tmp_path: Path, optimizer
         def configure_optimizers(self) -> Any:
             return torch.optim.LBFGS(self.parameters())
 
-    with pytest.raises(MisconfigurationException, match="which blocks cannot be cut from"):
+    with pytest.raises(MisconfigurationException, match="from which blocks cannot be removed"):
         fit(tmp_path, Flat(), blocks(), max_epochs=2)
 
 

@@ -28,7 +28,7 @@ LATER = Constant(1)
     ("arguments", "message"),
     [
         ((LATER, HALF, "tailor"), "criterion='tailor' is not known; did you mean 'Taylor'? (APoZ, BatchNormScale"),
-        ((LATER, HALF, "zzz"), "criterion='zzz' is not known; it has to be one of them"),
+        ((LATER, HALF, "zzz"), "criterion='zzz' is not known; use one of"),
         ((LATER, HALF, Taylor), "IterativePruning criterion=<class 'lightning_prune.criteria.taylor.Taylor'> is not a"),
         (("cubic", HALF), "IterativePruning schedule='cubic' is not a Schedule; it takes an object such as Rounds("),
         ((HALF, LATER), "IterativePruning schedule=Ratio(share=0.5, per_layer=True) is not a Schedule"),
@@ -231,7 +231,7 @@ def test_a_budget_that_runs_out_says_so_and_training_goes_on(tmp_path, granulari
         (
             Constant(3, unit="step"),
             {"max_epochs": 1, "accumulate_grad_batches": 2},
-            r"will not be reached. End it earlier or train longer.",
+            r"will not be reached. End the schedule earlier, or train longer.",
         ),
     ],
     ids=str,
@@ -248,7 +248,7 @@ def test_a_schedule_that_outlasts_the_training(tmp_path, schedule, options, mess
 def test_shares_of_a_training_without_an_end(tmp_path, options, granularity) -> None:
     lit = Lit()
     pruning = IterativePruning(Constant(0.5, unit="share"), HALF, granularity=granularity)
-    message = r"Constant\(.*\) is in shares of the training, which has no end: set max_epochs or max_steps on the Tr"
+    message = r"Constant\(.*\) is in shares of the training, whose length is not limited: set max_epochs or max_steps"
     fails_before_the_second_batch(tmp_path, lit, pruning, message, **options)
     assert not lit.losses
 
@@ -271,7 +271,7 @@ def test_epochs_and_steps_need_no_end(tmp_path) -> None:
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_that_cannot_hand_shapes_back(tmp_path, granularity, method) -> None:
     trainer = trainer_for(tmp_path, strategy=f"ddp_{method}", devices=2)
-    message = rf"bring pruned shapes back from processes started by '{method}' \(DDPStrategy\); use strategy='ddp'"
+    message = rf"return pruned shapes from processes started by '{method}' \(DDPStrategy\); use strategy='ddp'"
     with pytest.raises(MisconfigurationException, match=message):
         check_trainer(trainer, granularity)
     trainer = trainer_for(tmp_path, IterativePruning(LATER, HALF), strategy=f"ddp_{method}", devices=2)

@@ -240,7 +240,7 @@ def test_it_is_logged(tmp_path) -> None:
 
 
 def test_a_training_without_an_end_is_refused(tmp_path) -> None:
-    with pytest.raises(MisconfigurationException, match="ends at a share of the training, which has no end"):
+    with pytest.raises(MisconfigurationException, match="ends at a share of the training, whose length is not limited"):
         trainer_for(tmp_path, dynamic(Regrowth()), max_epochs=-1).fit(Lit())
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_prune import IterativePruning, SparsityLogger
 from lightning_prune.budgets import Ratio
 from lightning_prune.callbacks import PruningSummary
-from lightning_prune.network.sharded import is_sharded, own_part, part_like, whole
+from lightning_prune.network.sharded import full_tensor, is_sharded, local_tensor, shard_like
 from lightning_prune.schedules import Constant
 
 SCRIPT = """
@@ -30,7 +30,7 @@ from lightning_prune import IterativePruning, Weights
 from lightning_prune.budgets import Sparsity
 from lightning_prune.criteria import Magnitude, Random
 from lightning_prune.schedules import Cubic, Linear
-from lightning_prune.network.sharded import reshard, whole
+from lightning_prune.network.sharded import reshard, full_tensor
 
 ranks, folder = int(sys.argv[1]), Path(sys.argv[2])
 torch.set_num_threads(1)
@@ -62,9 +62,9 @@ class Whole(Callback):
     def on_train_epoch_end(self, trainer, pl_module):
         reshard(pl_module)
         parameters = dict(pl_module.named_parameters())
-        self.weights.append({name: whole(p.detach()).clone() for name, p in parameters.items()})
+        self.weights.append({name: full_tensor(p.detach()).clone() for name, p in parameters.items()})
         state = trainer.optimizers[0].state
-        self.momenta.append({name: whole(state[p]["momentum_buffer"]).clone() for name, p in parameters.items()})
+        self.momenta.append({name: full_tensor(state[p]["momentum_buffer"]).clone() for name, p in parameters.items()})
 
 
 def main():
@@ -134,13 +134,13 @@ def test_callbacks_that_look_at_whole_parameters_say_so(tmp_path, callback, monk
     class ModelParallelStrategy(SingleDeviceStrategy):
         """A stand-in: only its name is looked at."""
 
-    with pytest.raises(MisconfigurationException, match=f"{callback.__name__} looks at whole parameters"):
+    with pytest.raises(MisconfigurationException, match=f"{callback.__name__} needs whole parameters"):
         fit(tmp_path, Lit(), callback(), IterativePruning(Constant(1), Ratio(0.5)), strategy=ModelParallelStrategy())
 
 
 def test_plain_tensors_are_their_own_part() -> None:
     lit = Lit()
     weight = lit.net[0].weight
-    assert whole(weight) is own_part(weight) is weight
+    assert full_tensor(weight) is local_tensor(weight) is weight
     assert not is_sharded(lit)
-    assert torch.equal(part_like(torch.ones(3), weight), torch.ones(3))
+    assert torch.equal(shard_like(torch.ones(3), weight), torch.ones(3))

@@ -73,7 +73,7 @@ def test_without_such_a_callback_it_is_an_error_at_once(tmp_path) -> None:
     lit = Lit()
     for number in (0, 1):
         lit.net[number].requires_grad_(False)
-    message = r"Scope\(exclude=\['net.1'\]\), or unfreeze it with a callback, BaseFinetuning\."
+    message = r"Scope\(exclude=\['net.1'\]\), or unfreeze it with a BaseFinetuning callback\."
     with pytest.raises(MisconfigurationException, match=message):
         fit(tmp_path, lit, IterativePruning(Rounds(3, 1, 2), Ratio(0.5), Taylor()), max_epochs=5)
     assert len(lit.losses) == 1

@@ -40,7 +40,7 @@ def test_shares_pass_where_epochs_end(tmp_path) -> None:
     assert 0.8 < fraction < 1
     assert start.startswith(f"{SHARES} is in shares of the training, but the training data have no length: ")
     assert f"ended after 4 epochs and {4 * STEPS} steps, before the last event of" in end
-    assert "85.7% of what is to go has gone" in end
+    assert "at 85.7% of the way to the budget" in end
 
 
 def test_shares_of_steps_are_known(tmp_path) -> None:
@@ -51,7 +51,7 @@ def test_shares_of_steps_are_known(tmp_path) -> None:
 def test_epochs_that_never_come(tmp_path) -> None:
     fraction, (said,) = run(tmp_path, Rounds(3, 1, 2), max_epochs=-1, max_steps=2 * STEPS)
     assert fraction == 0
-    assert "0.0% of what is to go has gone. End it earlier, count in steps, or train longer." in said
+    assert "at 0.0% of the way to the budget. End the schedule earlier, use unit='step', or train longer." in said
 
 
 def test_epochs_that_come(tmp_path) -> None:

@@ -118,7 +118,7 @@ def test_without_a_logger_it_says_so(tmp_path: Path) -> None:
 
 
 def test_without_pruning_it_says_so(tmp_path: Path) -> None:
-    with pytest.raises(MisconfigurationException, match="no pruning to log"):
+    with pytest.raises(MisconfigurationException, match="SparsityLogger has no effect without pruning"):
         trainer_of(tmp_path, SparsityLogger()).fit(Classifier())
 
 

@@ -147,7 +147,7 @@ def test_the_dense_network_is_the_one_just_before_the_first_event(tmp_path: Path
 def test_without_a_pruner_there_is_nothing_to_sum_up(tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException) as caught:
         make_trainer(tmp_path, [PruningSummary()]).fit(Scripted([0.9]), loader(), loader())
-    assert str(caught.value) == "PruningSummary has no pruning to sum up; add IterativePruning(...)"
+    assert str(caught.value) == "PruningSummary has no effect without pruning; add IterativePruning(...)"
 
 
 # --- the end --------------------------------------------------------------------------------------------------------

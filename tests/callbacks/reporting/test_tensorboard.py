@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams import metadata as hparams_metadata
 from lightning_prune import AccuracyGuard, Scope, SparsityLogger
 from lightning_prune.callbacks.reporting.hyperparameters import in_words
 from lightning_prune.callbacks.reporting.tensorboard import add_histograms
-from lightning_prune.callbacks.reporting.tradeoff_figure import Point, scatter
+from lightning_prune.callbacks.reporting.tradeoff_figure import TradeoffPoint, scatter
 from lightning_prune.criteria import Criterion, Magnitude
 
 
@@ -113,7 +113,11 @@ def test_points_are_the_last_validation_of_each_size(tmp_path: Path) -> None:
 
 
 def test_figure_shows_the_points() -> None:
-    points = [Point(0, 3, 1000, 900, 0.9), Point(1, 5, 600, 500, 0.95), Point(2, 9, 400, 50, 0.8)]
+    points = [
+        TradeoffPoint(0, 3, 1000, 900, 0.9),
+        TradeoffPoint(1, 5, 600, 500, 0.95),
+        TradeoffPoint(2, 9, 400, 50, 0.8),
+    ]
     axes = scatter(points, "val_acc", nonzero=False).axes[0]
     assert axes.collections[0].get_offsets().tolist() == [[1000, 0.9], [600, 0.95], [400, 0.8]]
     assert [text.get_text() for text in axes.texts] == ["dense, epoch 3", "epoch 9", "epoch 5"]
@@ -127,7 +131,7 @@ def test_figure_leaves_pyplot_alone() -> None:
     import matplotlib.pyplot as plt
 
     before = plt.get_fignums()
-    scatter([Point(0, 0, 10, 10, 0.5)], "val_acc", nonzero=False)
+    scatter([TradeoffPoint(0, 0, 10, 10, 0.5)], "val_acc", nonzero=False)
     assert plt.get_fignums() == before
 
 

@@ -163,5 +163,5 @@ def test_arguments(batches) -> None:
 
 
 def test_nothing_prunes(tmp_path) -> None:
-    with pytest.raises(MisconfigurationException, match="has no pruning to recalibrate after"):
+    with pytest.raises(MisconfigurationException, match="has no effect without pruning"):
         trainer_for(tmp_path, RecalibrateBatchNorm(), max_epochs=1).fit(Lit())

@@ -180,7 +180,7 @@ def test_a_point_after_the_first_event(tmp_path) -> None:
 
 @pytest.mark.parametrize("callback", [Rewind(), FinetuneLR()], ids=["Rewind", "FinetuneLR"])
 def test_without_pruning(tmp_path, callback) -> None:
-    with pytest.raises(MisconfigurationException, match="has no pruning to"):
+    with pytest.raises(MisconfigurationException, match="has no effect without pruning"):
         fit(tmp_path, Lit(), callback, max_epochs=1)
 
 

@@ -238,14 +238,14 @@ class TwoPaths(NoForward):
         (TwoParts, "its training step calls 'body' and 'head'"),
         (FrozenBackbone, "its training step calls 'body' and 'head'"),
         (Manual, "its training step calls no module, then fails on a copy without a Trainer: "),
-        (InTurns, "its training step calls 'net' first, in which 'other.0.weight' has no part"),
-        (TwoPaths, "its training step calls 'net' first, in which 'net.heads.1.weight' has no part"),
+        (InTurns, "its training step calls 'net' first, whose output does not depend on 'other.0.weight'"),
+        (TwoPaths, "its training step calls 'net' first, whose output does not depend on 'net.heads.1.weight'"),
     ],
 )
 def test_training_steps_that_do_not_show_the_network(tmp_path, kind, reason: str) -> None:
     message = (
         rf"the forward of {kind.__name__} runs on no part of the first training batch \(list\): .*; and {reason}.*"
-        r"\. Define `forward` as what the network does, and set `example_input_array`"
+        r"\. Define `forward` to run the network, and set `example_input_array`"
     )
     with pytest.raises(MisconfigurationException, match=message):
         fit(tmp_path, kind(), IterativePruning(Constant(1), HALF), max_epochs=2)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_prune.coupling.grouping.bundles import bundled, known_attributes
+from lightning_prune.coupling.grouping.bundles import find_bundles, solve_attributes
 from lightning_prune.coupling.symbols.sizes import Attribute, Equation, LinearDim, Operation, evaluate
 
 A, B, C = (Attribute("net", name) for name in "abc")
@@ -54,7 +54,7 @@ def values_at(known, removed) -> dict[str, int]:
 )  # fmt: skip
 def test_attributes_by_hand(pairs, before, removed, after, swap) -> None:
     pairs = [pair[::-1] for pair in pairs] if swap else pairs
-    known = known_attributes(equations(*pairs), before)
+    known = solve_attributes(equations(*pairs), before)
     assert values_at(known, {}) == {attribute.name: value for attribute, value in before.items()}
     assert values_at(known, removed) == after
 
@@ -64,27 +64,27 @@ def test_an_attribute_by_itself_says_more_than_arithmetic() -> None:
     width = LinearDim(13, {"g": 1.0})
     pairs = equations((div(mul(A, 2), 3), LinearDim(8, {"h": 1.0})), (A, width))
     for ordered in (pairs, pairs[::-1]):
-        assert values_at(known_attributes(ordered, {A: 13}), {"g": 3}) == {"a": 10}
+        assert values_at(solve_attributes(ordered, {A: 13}), {"g": 3}) == {"a": 10}
 
 
 def test_an_attribute_by_itself_keeps_its_rest() -> None:
     # a = 12 and a // 2 = 6: with 9 channels and 4, twice 4 is not 9
     pairs = equations((div(A, 2), LinearDim(6, {"h": 1.0})), (A, G))
     for ordered in (pairs, pairs[::-1]):
-        assert values_at(known_attributes(ordered, {A: 12}), {"g": 3, "h": 2}) == {"a": 9}
+        assert values_at(solve_attributes(ordered, {A: 12}), {"g": 3, "h": 2}) == {"a": 9}
 
 
 def test_what_equations_leave_open_is_a_constant() -> None:
     open_product = equations((mul(A, B), G))  # either could shrink: both stay
-    assert values_at(known_attributes(open_product, {A: 3, B: 4}), {"g": 6}) == {"a": 3, "b": 4}
+    assert values_at(solve_attributes(open_product, {A: 3, B: 4}), {"g": 6}) == {"a": 3, "b": 4}
     rest = equations((div(A, 5), LinearDim(2, {"g": 1.0})))  # 12 // 5 = 2, which says 10 and not 12
-    assert values_at(known_attributes(rest, {A: 12}), {"g": 1}) == {"a": 12}
-    assert known_attributes([], {A: 12}) == {}
-    assert known_attributes(equations((A, A)), {A: 12}) == {A: 12}
+    assert values_at(solve_attributes(rest, {A: 12}), {"g": 1}) == {"a": 12}
+    assert solve_attributes([], {A: 12}) == {}
+    assert solve_attributes(equations((A, A)), {A: 12}) == {A: 12}
 
 
 def bundles_of(sizes, pairs, known=None):
-    bundles, stuck = bundled(sizes, equations(*pairs), known or {})
+    bundles, stuck = find_bundles(sizes, equations(*pairs), known or {})
     return [dict(bundle.quantum) for bundle in bundles], stuck
 
 
@@ -165,8 +165,8 @@ def test_a_stuck_group_frees_the_rest() -> None:
 
 def test_attributes_are_put_in_before() -> None:
     pairs = [(mul(A, 3), G), (A, LinearDim(4, {"d": 1.0}))]
-    known = known_attributes(equations(*pairs), {A: 4})
-    bundles, stuck = bundled({"g": 12, "d": 4}, equations(*pairs), known)
+    known = solve_attributes(equations(*pairs), {A: 4})
+    bundles, stuck = find_bundles({"g": 12, "d": 4}, equations(*pairs), known)
     assert ([dict(b.quantum) for b in bundles], stuck) == ([{"g": 3, "d": 1}], {})
     assert bundles[0].reason == "'block': forward ties their sizes"
 

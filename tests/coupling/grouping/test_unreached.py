@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_prune import IterativePruning, prune_once
 from lightning_prune.budgets import Ratio
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.network.example_input import Example
 from lightning_prune.schedules import Rounds
 
@@ -53,7 +53,7 @@ def test_any_other_input_finds_its_way(rows: int, seed: int) -> None:
     assert {e[0].out_features for e in network.experts} == {HIDDEN // 2, *([HIDDEN] if len(known) < EXPERTS else [])}
     for number, expert in enumerate(network.experts):
         assert expert[0].out_features == (HIDDEN // 2 if number in known else HIDDEN)
-    said = [str(warning.message) for warning in caught if "Values may decide" in str(warning.message)]
+    said = [str(warning.message) for warning in caught if "If values decide" in str(warning.message)]
     assert network.stem.out_features == (WIDTH // 2 if len(known) == EXPERTS else WIDTH)
     assert len(said) == (len(known) < EXPERTS)
     if said:
@@ -84,7 +84,7 @@ def test_a_layer_that_is_never_used_holds_nothing_where_values_decide_nothing() 
         def forward(self, inputs: Tensor) -> Tensor:
             return self.layers[1](self.layers[0](inputs))
 
-    assert list(analyse(Unused(), Example.of(torch.zeros(2, WIDTH))).groups) == ["layers.0.weight"]
+    assert list(find_coupling(Unused(), Example.of(torch.zeros(2, WIDTH))).groups) == ["layers.0.weight"]
 
 
 @pytest.mark.parametrize("where", ["beside it", "in a part of an entry"])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import ops
 
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.network.example_input import Example
 
 WIDTH = 8
@@ -204,7 +204,7 @@ def net_around(op: Op) -> Net:
 @pytest.mark.parametrize("name", OPS)
 def test_units_are_those_written_down_by_hand(name: str) -> None:
     op = OPS[name]
-    coupling = analyse(net_around(op), Example.of(image().double()))
+    coupling = find_coupling(net_around(op), Example.of(image().double()))
     made, read = op.owns
     assert groups_of(coupling) == {
         "a.weight": (op.units, {("a.weight", 0): made, ("a.bias", 0): made, ("b.weight", 1): read}),
@@ -218,14 +218,14 @@ def test_units_are_those_written_down_by_hand(name: str) -> None:
 def test_removing_equals_masking(name: str, seed: int) -> None:
     torch.manual_seed(seed)
     net = net_around(OPS[name])
-    assert all(group.inexact is None for group in analyse(net, Example.of(image().double())).groups.values())
+    assert all(group.inexact is None for group in find_coupling(net, Example.of(image().double())).groups.values())
     assert removal_error(net, image().double(), seed) <= 1e-10
 
 
 @pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.inexact])
 def test_what_sees_the_number_of_channels_is_removable_but_reported_as_inexact(name: str) -> None:
     net = net_around(OPS[name])
-    found = analyse(net, Example.of(image().double())).groups["a.weight"].inexact
+    found = find_coupling(net, Example.of(image().double())).groups["a.weight"].inexact
     assert re.search(OPS[name].inexact, str(found))
     removal_error(net, image().double())
     assert net.a.out_channels < WIDTH

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_prune.coupling.symbols.channel_ids import FIXED, Slots
+from lightning_prune.coupling.symbols.channel_ids import NO_CHANNEL, ChannelIds
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.layer_attributes import sync_attributes
 
@@ -24,7 +24,7 @@ def components_by_hand(count: int, pairs: list[tuple[int, int]]) -> list[int]:
 @given(st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.tuples(*[st.integers(0, n - 1)] * 2)))))
 def test_units_are_the_connected_components_of_the_ties(graph: tuple[int, list[tuple[int, int]]]) -> None:
     count, pairs = graph
-    slots = Slots()
+    slots = ChannelIds()
     slots.new(count)
     for a, b in pairs:
         slots.tie(np.array([a]), np.array([b]), "")
@@ -32,7 +32,7 @@ def test_units_are_the_connected_components_of_the_ties(graph: tuple[int, list[t
 
 
 def test_a_long_chain_of_ties_is_one_unit() -> None:
-    slots = Slots()
+    slots = ChannelIds()
     first = ids = slots.new(3)
     for _ in range(2000):
         following = slots.new(3)
@@ -42,9 +42,9 @@ def test_a_long_chain_of_ties_is_one_unit() -> None:
 
 
 def test_a_slot_tied_to_a_fixed_index_is_frozen_and_the_others_are_not() -> None:
-    slots = Slots()
+    slots = ChannelIds()
     a, b = slots.new(3), slots.new(2)
-    slots.tie(a, np.concatenate([b, [FIXED]]), "padded")
+    slots.tie(a, np.concatenate([b, [NO_CHANNEL]]), "padded")
     units = slots.units()
     assert units.tolist() == [0, 1, 2, 0, 1]
     reasons = slots.frozen_units(units)
@@ -53,7 +53,7 @@ def test_a_slot_tied_to_a_fixed_index_is_frozen_and_the_others_are_not() -> None
 
 
 def test_the_first_reason_is_kept() -> None:
-    slots = Slots()
+    slots = ChannelIds()
     ids = slots.new(2)
     slots.freeze(ids[:1], "first")
     slots.freeze(ids, "second")

@@ -17,9 +17,7 @@ from lightning_prune.coupling.symbols.sizes import (
     Equation,
     Expression,
     LinearDim,
-    Number,
     Operation,
-    SizeEquations,
     SizeOf,
     attributes_in,
     evaluate,
@@ -28,6 +26,7 @@ from lightning_prune.coupling.symbols.sizes import (
     sizes_in,
     solved_for,
 )
+from lightning_prune.coupling.symbols.traced_ints import SizeEquations, TracedInt
 
 A, B = Attribute("net", "a"), Attribute("net", "b")
 OPERATORS: dict[str, Callable[[int, int], int]] = {
@@ -35,8 +34,8 @@ OPERATORS: dict[str, Callable[[int, int], int]] = {
 }
 
 
-def number(value: int, expression: Expression = A, book: SizeEquations | None = None) -> Number:
-    return Number(value, expression, SizeEquations() if book is None else book)
+def number(value: int, expression: Expression = A, size_equations: SizeEquations | None = None) -> TracedInt:
+    return TracedInt(value, expression, SizeEquations() if size_equations is None else size_equations)
 
 
 def value_of(expression: Expression, values: dict[Attribute, int]) -> int:
@@ -48,8 +47,8 @@ def value_of(expression: Expression, values: dict[Attribute, int]) -> int:
 
 @given(st.lists(st.tuples(st.sampled_from(sorted(OPERATORS)), st.booleans(), st.integers(-9, 9)), max_size=8))
 def test_arithmetic_gives_what_int_gives_and_remembers_how(steps) -> None:
-    book = SizeEquations()
-    plain, found = 12, number(12, A, book)
+    size_equations = SizeEquations()
+    plain, found = 12, number(12, A, size_equations)
     for name, swapped, other in steps:
         operands = (other, plain) if swapped else (plain, other)
         try:
@@ -60,19 +59,19 @@ def test_arithmetic_gives_what_int_gives_and_remembers_how(steps) -> None:
             continue
         found = OPERATORS[name](other, found) if swapped else OPERATORS[name](found, other)
         plain = expected
-        assert isinstance(found, Number)
+        assert isinstance(found, TracedInt)
         assert int(found) == plain
-        assert found.book is book
+        assert found.size_equations is size_equations
     assert value_of(found.expression, {A: 12}) == plain
     assert set(attributes_in(found.expression)) == {A}
 
 
 @given(st.integers(-20, 20), st.integers(-20, 20), st.sampled_from(sorted(OPERATORS)))
 def test_two_numbers(a, b, name) -> None:
-    book = SizeEquations()
+    size_equations = SizeEquations()
     if name in ("floordiv", "mod") and b == 0:
         return
-    found = OPERATORS[name](number(a, A, book), number(b, B, book))
+    found = OPERATORS[name](number(a, A, size_equations), number(b, B, size_equations))
     assert int(found) == OPERATORS[name](a, b)
     assert value_of(found.expression, {A: a, B: b}) == int(found)
     assert value_of(found.expression, {A: a, B: b}) == evaluate(
@@ -111,35 +110,35 @@ def test_copies_and_files() -> None:
 
 
 def test_equal_numbers_have_to_stay_equal() -> None:
-    book = SizeEquations()
-    book.where = "blocks.0"
-    a, b = number(12, A, book), number(12, B, book)
+    size_equations = SizeEquations()
+    size_equations.where = "blocks.0"
+    a, b = number(12, A, size_equations), number(12, B, size_equations)
     assert a == b
-    assert [(e.left, e.right, e.where) for e in book.equations] == [(A, B, "blocks.0")]
-    assert a != number(13, B, book)
+    assert [(e.left, e.right, e.where) for e in size_equations.equations] == [(A, B, "blocks.0")]
+    assert a != number(13, B, size_equations)
     assert not (a != b)  # noqa: SIM202  (the operator is what is tested)
-    assert len(book.equations) == 2
+    assert len(size_equations.equations) == 2
     assert a == a
     assert a == 12
     assert 12 == a  # noqa: SIM300
     assert a != "12"
     assert (a == None) is False  # noqa: E711
-    assert len(book.equations) == 2  # constants and what is no number say nothing
+    assert len(size_equations.equations) == 2  # constants and what is no number say nothing
 
 
 def test_numbers_of_another_trace_are_constants() -> None:
-    book, other = SizeEquations(), SizeEquations()
-    found = number(12, A, book) + number(3, B, other)
+    size_equations, other = SizeEquations(), SizeEquations()
+    found = number(12, A, size_equations) + number(3, B, other)
     assert list(attributes_in(found.expression)) == [A]
     assert value_of(found.expression, {A: 12}) == 15
-    assert other.expression(number(12, A, book)) == 12
-    book.equate(number(12, A, other), 12)
-    assert book.equations == []
-    book.equate(number(12, A, book), True)
-    book.equate(number(12, A, book), "twelve")
-    assert book.equations == []
-    book.equate(number(12, A, book), 12)  # a constant: the attribute must stay
-    assert [(e.left, e.right) for e in book.equations] == [(A, 12)]
+    assert other.expression(number(12, A, size_equations)) == 12
+    size_equations.equate(number(12, A, other), 12)
+    assert size_equations.equations == []
+    size_equations.equate(number(12, A, size_equations), True)
+    size_equations.equate(number(12, A, size_equations), "twelve")
+    assert size_equations.equations == []
+    size_equations.equate(number(12, A, size_equations), 12)  # a constant: the attribute must stay
+    assert [(e.left, e.right) for e in size_equations.equations] == [(A, 12)]
 
 
 class Layer(nn.Module):
@@ -157,20 +156,20 @@ class Layer(nn.Module):
 
 
 def test_which_attributes_are_tagged() -> None:
-    book, outer = SizeEquations(), nn.ModuleDict({"a": Layer(), "b": Layer()})
+    size_equations, outer = SizeEquations(), nn.ModuleDict({"a": Layer(), "b": Layer()})
     outer["a"].inside.append(Layer())
-    book.tag_attributes(outer)
+    size_equations.tag_attributes(outer)
     own = {("dim", None): 12, ("sizes", 0): 4, ("sizes", 1): 8, ("window", 0): 7, ("window", 1): 7}
     expected = {Attribute(path, *key): value for path in ("a", "b", "a.inside.1") for key, value in own.items()}
     norms = {Attribute(f"{path}.norm", "num_features"): 5 for path in ("a", "b", "a.inside.1")}
-    assert book.values == {**expected, **norms}
+    assert size_equations.values == {**expected, **norms}
     layer = outer["a"]
-    assert isinstance(layer.dim, Number)
+    assert isinstance(layer.dim, TracedInt)
     assert (type(layer.sizes), type(layer.window)) == (tuple, list)
     assert (layer.dim, layer.sizes, layer.window) == (12, (4, 8), [7, 7])
     assert layer.sizes[1].expression == Attribute("a", "sizes", 1)
     for name in ("flag", "_hidden"):
-        assert not isinstance(getattr(layer, name), Number)
+        assert not isinstance(getattr(layer, name), TracedInt)
     assert type(layer.linear.in_features) is int
     assert type(layer.training) is bool
 

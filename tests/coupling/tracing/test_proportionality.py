@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from lightning_prune import Scope, prune_once
 from lightning_prune.budgets import Ratio
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.coupling.symbols.constants import scalar_of
 from lightning_prune.coupling.symbols.proportions import Factors, Proportion, Scalar, Scalars
 from lightning_prune.network.example_input import Example
 from lightning_prune.surgery.apply import zero_removed
-from lightning_prune.surgery.removal import plan_removal, rescaled
+from lightning_prune.surgery.removal import compensate_scalars, plan_removal
 
 aten = torch.ops.aten
 
@@ -152,16 +152,16 @@ GONE = ["first.weight"]
 def test_rescaled_by_hand() -> None:
     """An analysis with one scalar, and what other values of it in the smaller network would need."""
     net = made(lambda net, x: net.second(net.first(x) / math.sqrt(net.first(x).shape[-1])))
-    coupling = analyse(net, Example.of(data()))
+    coupling = find_coupling(net, Example.of(data()))
     number = next(n for n, s in enumerate(coupling.scalars) if s.value == pytest.approx(12**-0.5))
     gone = torch.zeros(12, dtype=torch.bool)
     gone[:3] = True
     plan = plan_removal({"first.weight": gone}, coupling)
     values = [s.value for s in coupling.scalars]
-    assert rescaled(plan, GONE, coupling, values)[0].scales == {}
-    assert rescaled(plan, GONE, coupling, ())[0].scales == {}
+    assert compensate_scalars(plan, GONE, coupling, values)[0].scales == {}
+    assert compensate_scalars(plan, GONE, coupling, ())[0].scales == {}
     values[number] = 2 * values[number]
-    found, inexact = rescaled(plan, GONE, coupling, values)
+    found, inexact = compensate_scalars(plan, GONE, coupling, values)
     if coupling.scalars[number].rows:
         assert inexact == {}
         assert set(found.scales) == {"first.weight", "first.bias"}
@@ -322,7 +322,7 @@ def test_homogeneous_images_are_exact(name: str) -> None:
 
 def test_noise_keeps_what_a_tensor_is_proportional_to() -> None:
     net = made(lambda net, x: net.second(F.dropout(net.first(x), 0.5, True) * 0.3))
-    (scalar,) = analyse(net, Example.of(data())).scalars
+    (scalar,) = find_coupling(net, Example.of(data())).scalars
     assert set(scalar.rows) == {"first.weight", "first.bias"}
 
 
@@ -357,20 +357,20 @@ def origin(name: str, rows: list[int], power: int = 1, dim: int = 0) -> Proporti
 def test_factors_of_products_and_sums_by_hand() -> None:
     a, b = Factors((origin("a", [0, 1]),), {0: 1}), Factors((origin("b", [0]), origin("a", [1, 0])), {0: 1, 1: 1})
     product = a.times(b)
-    assert [(o.tensors, o.power) for o in product.origins] == [(("a",), 2), (("b",), 1)]
+    assert [(o.tensors, o.power) for o in product.proportions] == [(("a",), 2), (("b",), 1)]
     assert product.scalars == {0: 2, 1: 1}
     quotient = a.times(b, -1)
-    assert [(o.tensors, o.power) for o in quotient.origins] == [(("b",), -1)]
+    assert [(o.tensors, o.power) for o in quotient.proportions] == [(("b",), -1)]
     assert quotient.scalars == {1: -1}
-    assert a.beside(b) is None
-    assert a.beside(Factors((origin("a", [0, 1]),))) is None
-    both = a.beside(Factors((origin("a", [3]),), {0: 1}))
+    assert a.merged_with(b) is None
+    assert a.merged_with(Factors((origin("a", [0, 1]),))) is None
+    both = a.merged_with(Factors((origin("a", [3]),), {0: 1}))
     assert both is not None
-    assert both.origins[0].rows.tolist() == [0, 1, 3]
+    assert both.proportions[0].rows.tolist() == [0, 1, 3]
 
 
 @pytest.mark.parametrize(
-    ("leaks", "power"),
+    ("fixed", "power"),
     [
         ([Factors((origin("a", [0, 1]),), {0: 1})], 1),
         ([Factors((origin("a", [0, 1], 2),), {0: 1})], 2),
@@ -388,10 +388,10 @@ def test_factors_of_products_and_sums_by_hand() -> None:
         ([], None),
     ],
 )  # fmt: skip
-def test_which_rows_take_up_a_scalar(leaks: list[Factors], power: int | None) -> None:
-    scalars = Scalars(leaks=[(factors, 1) for factors in leaks])
+def test_which_rows_take_up_a_scalar(fixed: list[Factors], power: int | None) -> None:
+    scalars = Scalars(fixed=[(factors, 1) for factors in fixed])
     scalars.found.append(Scalar(0, 0.5, np.empty(0, np.int64), "", 1, scalars))
-    found = scalars.found[0].origin
+    found = scalars.found[0].compensating_rows
     assert (None if found is None else found.power) == power
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.criteria.statistics import AbsoluteActivations, PositiveActivations, SquaredInputs, Statistics
 from lightning_prune.network.example_input import Example
 from lightning_prune.surgery.plan import Plan
@@ -25,7 +25,7 @@ def make() -> nn.Sequential:
 
 def observing(cls: type, net: nn.Module, every_n_steps: int = 1) -> Statistics:
     statistics = cls(every_n_steps)
-    groups = analyse(net, Example.of(X)).groups.values() if isinstance(net[0], nn.Linear) else ()
+    groups = find_coupling(net, Example.of(X)).groups.values() if isinstance(net[0], nn.Linear) else ()
     statistics.attach(net, groups, NAMES)
     return statistics
 
@@ -92,7 +92,7 @@ def test_hooks_come_and_go(cls: type) -> None:
 
     net = make()
     statistics = observing(cls, net)
-    statistics.attach(net, analyse(net, Example.of(X)).groups.values(), NAMES)
+    statistics.attach(net, find_coupling(net, Example.of(X)).groups.values(), NAMES)
     assert hooks() == len(TOTALS[cls])
     statistics.detach()
     assert hooks() == 0
@@ -118,7 +118,7 @@ def test_a_state_goes_on(cls: type) -> None:
 def test_inference_mode_and_half_precision(cls: type) -> None:
     net = make().bfloat16()
     statistics = observing(cls, make())
-    statistics.attach(net, analyse(make(), Example.of(X)).groups.values(), NAMES)
+    statistics.attach(net, find_coupling(make(), Example.of(X)).groups.values(), NAMES)
     for step in range(2):
         statistics.begin_step(step)
         with torch.inference_mode():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_prune.coupling import Activation, Group, analyse
+from lightning_prune.coupling import Activation, Group, find_coupling
 from lightning_prune.criteria.statistics import ActivationGradient, channel_sums
 from lightning_prune.network.example_input import Example
 
@@ -43,7 +43,7 @@ class Net(nn.Module):
 
 @pytest.fixture
 def groups() -> list[Group]:
-    return list(analyse(Net(), Example.of(torch.zeros(2, 2, 4, 4))).groups.values())
+    return list(find_coupling(Net(), Example.of(torch.zeros(2, 2, 4, 4))).groups.values())
 
 
 def make(in_place: bool = False, norm: bool = True) -> tuple[Net, Tensor]:
@@ -225,7 +225,7 @@ def test_bfloat16_networks_are_summed_in_float32() -> None:
     nn.init.ones_(layer.weight)
     net = nn.Sequential(layer, nn.Linear(2, 1, bias=False).bfloat16())
     nn.init.ones_(net[1].weight)
-    groups = analyse(net, Example.of(torch.zeros(2, 1, dtype=torch.bfloat16))).groups.values()
+    groups = find_coupling(net, Example.of(torch.zeros(2, 1, dtype=torch.bfloat16))).groups.values()
     statistics = ActivationGradient()
     statistics.attach(net, groups)
     statistics.begin_step(0)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from lightning_prune import Channels, IterativePruning, prune_once
 from lightning_prune.budgets import Ratio
-from lightning_prune.coupling import Activation, Group, Member, analyse
+from lightning_prune.coupling import Activation, Group, Member, find_coupling
 from lightning_prune.criteria import MeanActivation, Taylor
 from lightning_prune.criteria.statistics import COUNT, AbsoluteActivations, ActivationGradient
 from lightning_prune.criteria.statistics.attention import products
@@ -165,7 +165,7 @@ def test_heads_and_their_dimensions_are_ranked(criterion: Any, attention: Any) -
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, HEADS, 12, dropout=0.0, batch_first=True), 2)
     net = nn.Sequential(nn.Linear(3, WIDTH), encoder, nn.Linear(WIDTH, 2))
     inputs = torch.randn(4, 5, 3)
-    groups = analyse(net, Example.of(inputs), attention).groups.values()
+    groups = find_coupling(net, Example.of(inputs), attention).groups.values()
     assert all(group.activations for group in groups)
 
     def calibrate(copy: nn.Module) -> None:
@@ -189,7 +189,7 @@ def test_compiled_attention_is_seen_as_it_is_or_not_at_all() -> None:
     """In some versions hooks keep the layer out of what is compiled."""
     torch.manual_seed(0)
     net, inputs = encoder(), torch.randn(4, 5, 3)
-    groups = list(analyse(net, Example.of(inputs)).groups.values())
+    groups = list(find_coupling(net, Example.of(inputs)).groups.values())
     found = []
     for backend in (None, "aot_eager"):
         if backend is not None:
@@ -229,7 +229,7 @@ def test_frozen_attention_stays(tmp_path) -> None:
     lit, pruning = LitEncoder(), IterativePruning(Rounds(1, 1, 2), Ratio(0.5), Taylor())
     off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = Trainer(max_epochs=4, accelerator="cpu", callbacks=[pruning], default_root_dir=tmp_path, **off)
-    with pytest.warns(UserWarning, match=r"no gradient shows the projections inside 'net.1.layers.0.self_attn'"):
+    with pytest.warns(UserWarning, match=r"no gradient of the projections inside 'net.1.layers.0.self_attn'"):
         trainer.fit(lit, DataLoader(torch.randn(16, 5, 3), 8))
     assert pruning.pruner.event == 2
     layer = lit.net[1].layers[0]

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from lightning_prune import Channels, prune_once
 from lightning_prune.budgets import Ratio
-from lightning_prune.coupling import Group, analyse
+from lightning_prune.coupling import Group, find_coupling
 from lightning_prune.criteria import MeanActivation, Taylor
 from lightning_prune.criteria.statistics import AbsoluteActivations, ActivationGradient
 from lightning_prune.criteria.statistics.recurrent_layers import parts_of, sequence_in
@@ -53,7 +53,7 @@ class Reader(nn.Module):
 
 
 def groups_of(net: nn.Module, inputs: Tensor) -> list[Group]:
-    return list(analyse(net, Example.of(inputs)).groups.values())
+    return list(find_coupling(net, Example.of(inputs)).groups.values())
 
 
 def gathered(statistics: Any, net: nn.Module, inputs: Tensor) -> Tensor:

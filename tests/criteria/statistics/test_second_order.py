@@ -5,7 +5,7 @@ import torch
 from helpers.gathering import one_step
 from torch import Tensor, nn
 
-from lightning_prune.coupling import analyse
+from lightning_prune.coupling import find_coupling
 from lightning_prune.criteria import GraSP, Hessian
 from lightning_prune.criteria.statistics import ActivationGradient, Curvature
 from lightning_prune.network.example_input import Example
@@ -105,7 +105,7 @@ def test_frozen_and_unused_parameters_are_left_out(criterion: Hessian | GraSP) -
 @pytest.mark.parametrize("first", ["curvature", "activations"])
 def test_activations_that_another_pruner_observes_see_the_backward_pass_alone(first: str) -> None:
     net, batch = make()
-    groups = list(analyse(net, Example.of(batch)).groups.values())
+    groups = list(find_coupling(net, Example.of(batch)).groups.values())
     found = []
     for both in (False, True):
         activations, curvature = ActivationGradient(), observing(Hessian(), net)

@@ -1,4 +1,4 @@
-"""What surgery has to take along: the DDP wrapper, dropped before it and built anew after it, and averaged copies."""
+"""Application of an event on one rank: to the network, its optimizers, its averaged copies and its DDP wrapper."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lightning_prune.surgery.plan import Plan
 from lightning_prune.surgery.report import Report
 
 
-def carry_out(trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: Pruner, report: Report) -> None:
-    """Change the network, what optimizers and averages remember of it, and the wrapper around it, on this rank."""
-    _take_averages_along(trainer, pl_module, report)
+def apply_on_rank(trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: Pruner, report: Report) -> None:
+    """Apply the plan of ``report`` to the network, its optimizers and its averaged copies, and rebuild its wrapper."""
+    _apply_to_averages(trainer, pl_module, report.plan)
     with unwrapped(trainer):
         track_plan(pl_module, report.plan)
         pruner.apply(pl_module, report, trainer.strategy.optimizers)
@@ -27,15 +27,15 @@ def carry_out(trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: Pruner
 
 
 def mask_averages(trainer: pl.Trainer, pl_module: pl.LightningModule, masks: Mapping[str, Tensor]) -> None:
-    """Zero in averaged copies, inside the network and outside, what new ``masks`` of its parameters hide."""
+    """Apply new ``masks`` of the network's parameters to its averaged copies, inside the network and outside."""
     plan = with_averages(Plan(masks=masks), pl_module)
     own = dict(pl_module.named_parameters())
     for name in plan.masks.keys() - masks.keys():
         own[name].data.mul_(plan.masks[name].to(own[name].device))
-    apply_to_copies([*trainer.callbacks, *pl_module.modules()], plan, pl_module, track_plan)  # type: ignore[attr-defined]
+    _apply_to_averages(trainer, pl_module, plan)
 
 
-def _take_averages_along(trainer: pl.Trainer, pl_module: pl.LightningModule, report: Report) -> None:
-    """Prune the averaged copies that callbacks and modules keep; the report already plans those inside the network."""
+def _apply_to_averages(trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan) -> None:
+    """Apply ``plan`` to the averaged copies that callbacks and modules keep."""
     holders = [*trainer.callbacks, *pl_module.modules()]  # type: ignore[attr-defined]
-    apply_to_copies(holders, report.plan, pl_module, track_plan)
+    apply_to_copies(holders, plan, pl_module, track_plan)

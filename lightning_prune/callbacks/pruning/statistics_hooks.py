@@ -1,4 +1,4 @@
-"""What a pruner's statistics see of a training."""
+"""Hooks of a Trainer that feed the statistics of a pruner."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lightning_prune.callbacks.pruning.decide import unseen_anywhere
 from lightning_prune.callbacks.trainer.ranks import over_ranks
 from lightning_prune.pruners.pruner import Pruner
 
-_CERTAIN = 50  # batches after which a layer without gradients is not just taking turns with another
+_CERTAIN = 50  # batches after which a layer without gradients cannot be one that alternates with another
 
 
-class Observing:
-    """Lets the statistics of a pruner, where its criterion needs any, gather in a Trainer.
+class StatisticsHooks:
+    """Feeds the statistics that the criterion of a pruner gathers; does nothing if it gathers none.
 
     Attributes:
-        complete: Whether everything that is observed has been reached.
+        complete: Whether every observed layer has been reached by gradients.
     """
 
     def __init__(self, pruner: Pruner) -> None:
@@ -28,47 +28,47 @@ class Observing:
         self.complete = False
         self._frozen: set[str] = set()
 
-    def prepared(self, pl_module: pl.LightningModule) -> None:
-        """The pruner observes what trains now."""
+    def note_frozen(self, pl_module: pl.LightningModule) -> None:
+        """Record which parameters are frozen, and therefore not observed."""
         self._frozen = {name for name, parameter in pl_module.named_parameters() if not parameter.requires_grad}
 
     def begin_step(self, pl_module: pl.LightningModule, batch_idx: int) -> None:
-        """A training batch begins; with an epoch, layers may have been unfrozen."""
+        """Begin a training batch; at the beginning of an epoch, observe parameters that have been unfrozen."""
         if self._statistics is None:
             return
         if batch_idx == 0 and any(p.requires_grad for name, p in pl_module.named_parameters() if name in self._frozen):
             self._pruner.observe(pl_module)
-            self.prepared(pl_module)
+            self.note_frozen(pl_module)
             self.complete = False
         self._statistics.begin_step(batch_idx)
 
     def begin_backward(self, trainer: pl.Trainer, loss: Tensor) -> None:
-        """Look at a loss, which AMP may have scaled."""
+        """Pass on the loss, and the factor by which AMP has scaled it."""
         if self._statistics is not None:
             self._statistics.before_backward(loss, _scale(trainer))
 
     def end_backward(self, trainer: pl.Trainer) -> None:
-        """Take in one backward pass."""
+        """Add one backward pass."""
         if self._statistics is not None:
             self._statistics.commit(_scale(trainer))
 
     def begin_optimizer_step(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
-        """Look at the gradients, from which AMP has taken its scale unless the optimizer does that itself."""
+        """Observe the gradients, which AMP has unscaled unless the optimizer does so itself."""
         if self._statistics is not None:
             own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
             scaled = getattr(optimizer, "_step_supports_amp_scaling", False)
             self._statistics.before_optimizer_step(own, _scale(trainer) if scaled else 1.0)
 
     def end_step(self) -> None:
-        """A training batch has ended."""
+        """End a training batch."""
         if self._statistics is not None:
             self._statistics.end_step()
 
     def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batches: int) -> None:
-        """Say if the first batches do not reach what has to be ranked, or train what the analysis has not seen.
+        """Check that the first batches reach every layer that is to be scored, and train none that was not analyzed.
 
         Raises:
-            MisconfigurationException: If after so many ``batches`` it is certain that gradients never will.
+            MisconfigurationException: If a layer has no gradient after ``batches`` batches, and none is to be expected.
         """
         if self.complete or (batches > _CERTAIN and not trainer.is_last_batch):
             return
@@ -79,19 +79,19 @@ class Observing:
             self.complete = not unseen
 
     def end(self) -> None:
-        """Take all hooks off the network."""
+        """Remove all hooks from the network."""
         if self._statistics is not None:
             self._statistics.detach()
 
     def move_to(self, device: Any) -> None:
-        """The totals have come from a file."""
+        """Move the totals, which were loaded from a file, to a device."""
         if self._statistics is not None:
             self._statistics.totals = {name: total.to(device) for name, total in self._statistics.totals.items()}
 
-    def fill_in(self, trainer: pl.Trainer, state: dict[str, Any]) -> None:
-        """Let a pruner's ``state`` say the same on all ranks, of which only rank 0 writes a file and all read it.
+    def reduce_state(self, trainer: pl.Trainer, state: dict[str, Any]) -> None:
+        """Replace the totals in a pruner's ``state`` by their means over ranks.
 
-        Where totals add up, so do their means again.
+        Rank 0 writes the checkpoint, and all ranks load it. The sum of totals over ranks stays the same.
         """
         if self._statistics is not None:
             state["statistics"]["totals"] = over_ranks(trainer, self._statistics.totals, "mean")

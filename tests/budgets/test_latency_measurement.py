@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lightning_prune.budgets import latency_table
-from lightning_prune.budgets.latency_table import Conditions, Copies, Curve, Stopwatch, measure_table
-from lightning_prune.coupling import analyse
+from lightning_prune.budgets import latency_measurement
+from lightning_prune.budgets.latency_measurement import Copies, Stopwatch, measure_table
+from lightning_prune.budgets.spaces.latency_table import Conditions, Curve
+from lightning_prune.coupling import find_coupling
 from lightning_prune.network import timing
 from lightning_prune.network.example_input import Example
 from lightning_prune.network.timing import time_network, time_ratio, timed_layers
@@ -56,7 +57,7 @@ def test_parameters_that_are_gone_count_nothing() -> None:
 def test_a_table_foresees_what_goes_by_weights(monkeypatch) -> None:
     """(10 a + ab + 4 b) / 1000 for two examples, which are twice one, at any widths between those measured."""
     net = chain()
-    coupling = analyse(net, EXAMPLE)
+    coupling = find_coupling(net, EXAMPLE)
     with fake_time(monkeypatch):
         table = measure_table((chain(a, b), EXAMPLE) for a, b in [(40, 20), (20, 10), (10, 5), (1, 1)])
     for a, b in [(40, 20), (33, 20), (7, 19), (1, 1), (40, 1)]:
@@ -67,13 +68,13 @@ def test_a_table_foresees_what_goes_by_weights(monkeypatch) -> None:
 
 def test_layers_that_seem_to_take_more_than_all_are_scaled(monkeypatch) -> None:
     """Hooks take time, too."""
-    monkeypatch.setattr(latency_table, "time_network", lambda *_: (6.0, {"0": 4.0, "2": 6.0, "4": 2.0}))
+    monkeypatch.setattr(latency_measurement, "time_network", lambda *_: (6.0, {"0": 4.0, "2": 6.0, "4": 2.0}))
     table = measure_table([(chain(), EXAMPLE)])
     assert [curve.ms for curve in table.curves] == [(2.0,), (3.0,), (1.0,), (0.0,)]
 
 
 def test_what_is_in_no_layer_is_the_rest(monkeypatch) -> None:
-    monkeypatch.setattr(latency_table, "time_network", lambda *_: (20.0, {"0": 4.0, "2": 6.0, "4": 2.0}))
+    monkeypatch.setattr(latency_measurement, "time_network", lambda *_: (20.0, {"0": 4.0, "2": 6.0, "4": 2.0}))
     table = measure_table([(chain(), EXAMPLE)])
     assert [curve.ms for curve in table.curves] == [(4.0,), (6.0,), (2.0,), (8.0,)]
     assert table.curves[-1].sizes == (10 * 40 + 40 * 20 + 20 * 4,)
@@ -81,7 +82,7 @@ def test_what_is_in_no_layer_is_the_rest(monkeypatch) -> None:
 
 def test_the_state_is_the_table_and_what_was_measured(monkeypatch) -> None:
     net, conditions = chain(), Conditions(2)
-    copies, half = Copies(net, EXAMPLE, analyse(net, EXAMPLE)), {"0.weight": torch.arange(40) < 20}
+    copies, half = Copies(net, EXAMPLE, find_coupling(net, EXAMPLE)), {"0.weight": torch.arange(40) < 20}
     stopwatch, other = Stopwatch(), Stopwatch()
     with fake_time(monkeypatch) as clock:
         stopwatch.add(conditions, copies, [{}, half])
@@ -100,11 +101,11 @@ def test_what_was_measured_is_what_the_next_ratio_refers_to(monkeypatch) -> None
     half = {"0.weight": torch.arange(40) < 20}
     with fake_time(monkeypatch) as clock:
         stopwatch = Stopwatch()
-        stopwatch.add(conditions, Copies(net, EXAMPLE, analyse(net, EXAMPLE)), [{}])
-        stopwatch.measured(conditions, Copies(net, EXAMPLE, analyse(net, EXAMPLE)), half)
+        stopwatch.add(conditions, Copies(net, EXAMPLE, find_coupling(net, EXAMPLE)), [{}])
+        stopwatch.measured(conditions, Copies(net, EXAMPLE, find_coupling(net, EXAMPLE)), half)
         clock.slowness = 7
         smaller = chain(20, 20)
-        copies = Copies(smaller, EXAMPLE, analyse(smaller, EXAMPLE))
+        copies = Copies(smaller, EXAMPLE, find_coupling(smaller, EXAMPLE))
         quarter = stopwatch.measured(conditions, copies, {"2.weight": torch.arange(20) < 10})
     assert quarter == pytest.approx(2 * total(chain(20, 10)))
 
@@ -222,7 +223,7 @@ def test_layers_are_what_computes_with_parameters_of_its_own() -> None:
 
 def test_copies_have_the_batch_that_is_asked_for() -> None:
     net = chain()
-    copies = Copies(net, EXAMPLE, analyse(net, EXAMPLE))
+    copies = Copies(net, EXAMPLE, find_coupling(net, EXAMPLE))
     for batch in (1, 2, 5):
         network, inputs = copies.cut({"2.weight": torch.arange(20) < 15}, Conditions(batch, "cpu"))
         assert inputs.args[0].shape == (batch, 10)

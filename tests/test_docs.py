@@ -1,0 +1,218 @@
+"""The documentation: code of every page runs, links between pages hold, and the reference is complete."""
+
+import importlib
+import importlib.util
+import io
+import os
+import re
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import lightning_prune
+from lightning_prune import IterativePruning
+from lightning_prune.budgets import Sparsity
+from lightning_prune.cli import PruneCLI
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs" / "pages"
+GUIDES = sorted([*PAGES.glob("how-to/*.md"), *PAGES.glob("tutorials/*.md")])
+SCRIPTS = {"several-gpus"}  # Lightning starts further processes, which run the same file
+SHORT = ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"]
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of one language, in their order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text_of(page), re.MULTILINE | re.DOTALL)
+
+
+def names(pages: list[Path]) -> list[str]:
+    return [page.stem for page in pages]
+
+
+def write_images(root: Path, splits: dict[str, int], classes: int = 10) -> None:
+    random = np.random.default_rng(0)
+    for split, count in splits.items():
+        for label in range(classes):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+def run_command(arguments: list[str]) -> PruneCLI:
+    with redirect_stdout(io.StringIO()):
+        return PruneCLI(args=[*arguments, *SHORT])
+
+
+def hooks(name: str) -> ModuleType:
+    """A file of ``docs/``."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---- code
+
+
+WITH_PYTHON = [page for page in GUIDES if blocks(page, "python")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [p for p in WITH_PYTHON if p.stem not in SCRIPTS], ids=lambda page: page.stem)
+def test_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "page"}
+    for number, block in enumerate(blocks(page, "python"), 1):
+        exec(compile(block, f"{page.name}, block {number} of Python", "exec"), namespace)
+    pruning = namespace.get("pruning")
+    if isinstance(pruning, IterativePruning):
+        assert pruning.sparsity > 0.2
+
+
+@pytest.mark.slow
+def test_python_of_several_gpus_runs_on_two_processes(tmp_path: Path) -> None:
+    (block,) = blocks(PAGES / "how-to" / "several-gpus.md", "python")
+    assert 'ACCELERATOR, DEVICES = "cpu", 2' in block
+    (tmp_path / "script.py").write_text(block, encoding="utf-8")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stderr + done.stdout
+    assert "Pruning event 2" in done.stderr + done.stdout
+
+
+def test_yaml_of_the_how_to_runs_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = PAGES / "how-to" / "yaml.md"
+    (recipe,) = blocks(page, "yaml")
+    Path("photos.yaml").write_text(recipe, encoding="utf-8")
+    write_images(tmp_path / "photos", {"train": 1, "val": 1})
+    cli = run_command(["fit", "--config", "photos.yaml", "--data.init_args.batch_size=2"])
+    assert cli.model.network.conv1.in_channels == 3
+    assert cli.trainer.global_step == 1
+    assert {"train_loss", "val_acc"} <= set(cli.trainer.callback_metrics)
+    callbacks = re.findall(r"- class_path: (\w+)", recipe)
+    assert len(callbacks) == 3
+    assert set(callbacks) <= {type(callback).__name__ for callback in cli.trainer.callbacks}  # type: ignore[attr-defined]
+
+
+def test_commands_of_the_yaml_tutorial_run_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = PAGES / "tutorials" / "yaml-and-tensorboard.md"
+    (recipe,) = blocks(page, "yaml")
+    Path("digits.yaml").write_text(recipe, encoding="utf-8")
+    commands = [line.split() for block in blocks(page, "sh") for line in block.splitlines() if "digits.yaml" in line]
+    fits = [command[1:] for command in commands if command[:2] == ["lightning-prune", "fit"]]
+    assert len(fits) == 2
+    pruning = [c for fit in fits for c in run_command(fit).trainer.callbacks if isinstance(c, IterativePruning)]
+    assert [str(callback.pruner.budget) for callback in pruning] == [str(Sparsity(0.8)), str(Sparsity(0.95))]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.stem)
+def test_a_how_to_begins_with_complete_code(page: Path) -> None:
+    if page.parent.name == "how-to":
+        first = text_of(page).split("\n", 2)[2]
+        assert first.startswith("```python\n")
+    for block in blocks(page, "python"):
+        compile(block, page.name, "exec")
+
+
+def test_each_task_has_a_page() -> None:
+    assert names([page for page in GUIDES if page.parent.name == "how-to"]) == [
+        "choose-a-method", "logging", "prune-once", "prune-while-training", "resume-and-load", "several-gpus",
+        "start-from-checkpoint", "yaml",
+    ]  # fmt: skip
+    assert text_of(PAGES / "how-to" / "yaml.md").split("\n", 2)[2].startswith("```yaml\n")
+
+
+# ---- links and names
+
+
+def test_links_between_pages_and_images_exist() -> None:
+    broken = []
+    for page in PAGES.rglob("*.md"):
+        for target in re.findall(r"\]\(([^)\s#:]+)(?:#[^)]*)?\)", text_of(page)):
+            if not (page.parent / target).is_file():
+                broken.append(f"{page.relative_to(PAGES)}: {target}")
+    assert broken == []
+
+
+def test_the_navigation_names_every_page_once() -> None:
+    listed = re.findall(r": ([\w/-]+\.md)$", (ROOT / "docs" / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(str(page.relative_to(PAGES)) for page in PAGES.rglob("*.md"))
+
+
+def test_files_that_pages_name_exist() -> None:
+    pattern = r"(?<![\w/.])((?:recipes|examples|benchmarks|docs)/[\w./]*\w)"
+    found = {path for page in PAGES.rglob("*.md") for path in re.findall(pattern, text_of(page))}
+    assert len(found) > 5
+    assert {path for path in found if not (ROOT / path).exists()} == set()
+
+
+# ---- reference
+
+
+@pytest.mark.parametrize("name", ["criteria", "schedules", "budgets", "callbacks", "tasks"])
+def test_api_page_of_a_package_shows_all_its_names(name: str) -> None:
+    page = text_of(PAGES / "reference" / "api" / f"{name}.md")
+    (filters,) = re.findall(r"filters: \[(.*)\]", page)
+    hidden = [re.compile(pattern) for pattern in re.findall(r"'!(.*?)'", filters)]
+    assert f"::: lightning_prune.{name}\n" in page
+    shown_apart = re.findall(rf"^::: lightning_prune\.{name}\.(\w+)$", page, re.MULTILINE)
+    for public in importlib.import_module(f"lightning_prune.{name}").__all__:
+        left_out = any(pattern.search(public) for pattern in hidden)
+        assert left_out == (public in (*shown_apart, "CRITERIA")), public
+
+
+def test_api_page_of_the_package_shows_all_its_names() -> None:
+    shown = {
+        path.rsplit(".", 1)[1]: path
+        for page in (PAGES / "reference" / "api").glob("*.md")
+        for path in re.findall(r"^::: (lightning_prune\.[\w.]+)$", text_of(page), re.MULTILINE)
+    }
+    callbacks = importlib.import_module("lightning_prune.callbacks").__all__
+    assert {name for name in lightning_prune.__all__ if name not in {*shown, *callbacks}} == set()
+    for path in shown.values():
+        module, _, name = path.rpartition(".")
+        assert hasattr(importlib.import_module(module), name), path
+
+
+def test_metrics_page_names_what_the_logging_how_to_names() -> None:
+    rows = re.findall(r"^\| (`.+?) \|", text_of(PAGES / "how-to" / "logging.md"), re.MULTILINE)
+    metrics = {name for row in rows for name in re.findall(r"`([a-z]+/[^`]+)`", row)}
+    assert len(metrics) > 4
+    reference = text_of(PAGES / "reference" / "metrics.md")
+    assert {name for name in metrics if f"`{name}`" not in reference} == set()
+
+
+def test_recipes_page_is_filled_from_the_methods() -> None:
+    assert "<!-- recipes" in text_of(PAGES / "reference" / "recipes.md")
+    fill = hooks("hooks").on_page_markdown
+    table = fill("a\n\n<!-- recipes -->\n\nb")
+    assert table.startswith("a\n\n| ")
+    assert table.endswith("|\n\nb")
+    recipes = [f"recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")]
+    assert len(recipes) > 40
+    assert {recipe for recipe in recipes if f"`{recipe}`" not in table} == set()
+    blocks_only = fill("<!-- recipes: blocks -->")
+    assert "block_influence" in blocks_only
+    assert "gradual_magnitude" not in blocks_only
+    with pytest.raises(ValueError, match="no method removes 'layers'; use weights, channels or blocks"):
+        fill("<!-- recipes: layers -->")
