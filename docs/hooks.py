@@ -1,34 +1,33 @@
-"""MkDocs hooks: fill in the tables of recipes from the list of methods of the package."""
+"""MkDocs hooks: fill in the tables of recipes from the headers of the recipe files."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from lightning_prune import methods
+from lightning_prune.methods import METHODS, markdown_table
 
 RECIPES = re.compile(r"<!-- recipes(?:: (\w+))? -->")
+LINK = re.compile(r"\[(`\w+`)\]\([^)]*\)")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace ``<!-- recipes -->`` with the table of all recipes, ``<!-- recipes: weights -->`` with those of weights.
 
-    The word after the colon is what the method removes: ``weights``, ``channels`` or ``blocks``.
+    The word after the colon is the granularity: ``weights``, ``channels`` or ``blocks``.
     """
     return RECIPES.sub(lambda place: recipes_table(place[1]), markdown)
 
 
-def recipes_table(removes: str | None = None) -> str:
-    """A Markdown table with one row for each method.
+def recipes_table(granularity: str | None = None) -> str:
+    """A Markdown table with one row for each method; the files are not part of the site and are named without a link.
 
     Raises:
-        ValueError: If no method removes ``removes``.
+        ValueError: If no method has this granularity.
     """
-    chosen = [method for method in methods.METHODS if removes in (None, method.removes)]
+    chosen = [method for method in METHODS if granularity in (None, method.granularity)]
     if not chosen:
-        raise ValueError(f"<!-- recipes: {removes} -->: no method removes {removes!r}; use weights, channels or blocks")
-    rows = ["| method | removes | description | file |", "|---|---|---|---|"]
-    for method in chosen:
-        description = method.line.replace("|", r"\|")
-        rows.append(f"| {method.name} | {method.removes} | {description} | `{method.file}` |")
-    return "\n".join(rows)
+        raise ValueError(
+            f"<!-- recipes: {granularity} -->: no method prunes {granularity}; use weights, channels or blocks"
+        )
+    return LINK.sub(r"\1", markdown_table(chosen))

@@ -13,12 +13,13 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 import lightning_prune
 from lightning_prune import IterativePruning
 from lightning_prune.budgets import Sparsity
-from lightning_prune.cli import PruneCLI
+from lightning_prune.callbacks.command_line import PruneCLI
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "pages"
@@ -62,6 +63,7 @@ def hooks(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -208,11 +210,42 @@ def test_recipes_page_is_filled_from_the_methods() -> None:
     table = fill("a\n\n<!-- recipes -->\n\nb")
     assert table.startswith("a\n\n| ")
     assert table.endswith("|\n\nb")
-    recipes = [f"recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")]
+    assert "](" not in table
+    recipes = [path.stem for path in (ROOT / "recipes").glob("*.yaml")]
     assert len(recipes) > 40
-    assert {recipe for recipe in recipes if f"`{recipe}`" not in table} == set()
+    assert {recipe for recipe in recipes if f"| `{recipe}` |" not in table} == set()
     blocks_only = fill("<!-- recipes: blocks -->")
     assert "block_influence" in blocks_only
     assert "gradual_magnitude" not in blocks_only
-    with pytest.raises(ValueError, match="no method removes 'layers'; use weights, channels or blocks"):
+    with pytest.raises(ValueError, match="no method prunes layers; use weights, channels or blocks"):
         fill("<!-- recipes: layers -->")
+
+
+# ---- the trade-off figure
+
+
+def test_points_of_the_tradeoff_figure_by_hand() -> None:
+    rows = [
+        {"method": "a", "sparsity": 0.5, "bytes": 10, "accuracy": 0.9},
+        {"method": "a", "sparsity": 0.5, "bytes": 30, "accuracy": 0.8},
+        {"method": "a", "sparsity": 0.0, "bytes": 90, "accuracy": 1.0},
+        {"method": "b", "sparsity": 0.5, "bytes": 1, "accuracy": 0.1},
+    ]
+    figure = hooks("tradeoff_figure")
+    ((name, (large, small)),) = figure.curves(rows, {"a": "A", "missing": "C"}, "bytes").items()
+    assert (name, large.size, large.accuracy, large.deviation) == ("A", 90, 100.0, 0.0)
+    assert (small.size, small.accuracy) == (20, pytest.approx(85.0))
+    assert small.deviation == pytest.approx(50**0.5)
+
+
+def test_tradeoff_figure_is_drawn_from_the_results(tmp_path: Path, saved: list[Figure]) -> None:
+    figure = hooks("tradeoff_figure")
+    figure.draw(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    ((left, right),) = [drawn.axes for drawn in saved]
+    assert left.get_xlabel() == "MACs of one forward pass, millions"
+    assert right.get_xlabel() == "compressed state dict, KiB"
+    rows = figure.content("cifar10_small")["rows"]
+    (own,) = [row for row in rows if (row["method"], row["goal"]) == ("lightning_prune", 2.5)]
+    drawn = [point for line in left.lines for point in zip(*line.get_data(), strict=True)]
+    assert (own["macs"] / 1e6, 100 * own["accuracy"]) in drawn
