@@ -171,7 +171,7 @@ def test_a_way_that_values_and_a_width_decide_on_is_said_to_be_inexact() -> None
 
     net = Net(run, a=nn.Linear(3, 16), b=nn.Linear(16, 16), o=nn.Linear(16, 2))
     report = prune_once(net, image(4, 3))
-    assert set(report.inexact.values()) == {"with fewer channels the forward pass takes another way"}
+    assert set(report.inexact.values()) == {"with fewer channels the forward pass follows a different code path"}
 
 
 def test_values_that_decide_on_the_way_leave_the_rest_exact() -> None:
