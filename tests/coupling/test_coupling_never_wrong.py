@@ -251,7 +251,7 @@ SETTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-FOLLOWS = "forward calls an operation with numbers that follow the width, such as its padding or epsilon"
+FOLLOWS = "forward calls an operation with numbers that depend on the width, such as its padding or epsilon"
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -334,7 +334,7 @@ def test_whether_a_width_is_large_enough_to_compute_with(name: str) -> None:
     net = made(lambda net, x: WHETHER[name](net, x, net.first(x) + 0.1))
     report = prune_once(net, data())
     assert set(report.widths) == {"first.weight"}
-    assert report.inexact == {"first.weight": "forward computes with a number that follows the width"}
+    assert report.inexact == {"first.weight": "forward computes with a number that depends on the width"}
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_a_code_path_that_depends_on_values_and_a_width_is_reported_as_inexact()
 
     net = Net(run, a=nn.Linear(3, 16), b=nn.Linear(16, 16), o=nn.Linear(16, 2))
     report = prune_once(net, image(4, 3))
-    assert set(report.inexact.values()) == {"with fewer channels the forward pass takes another way"}
+    assert set(report.inexact.values()) == {"with fewer channels the forward pass follows a different code path"}
 
 
 def test_a_code_path_that_depends_on_values_leaves_the_other_groups_exact() -> None:

@@ -204,7 +204,7 @@ def uneven(schedule: Any) -> IterativePruning:
 def test_training_equals_that_of_a_small_network(tmp_path, name) -> None:
     lit, cuts = Learner(OPTIMIZERS[name]), Cuts()
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*begins anew")
+        warnings.filterwarnings("error", message=".*is reset")
         trainer = fit(tmp_path, lit, uneven(Rounds(1, 2, 2)), cuts, max_epochs=EPOCHS)
     assert cuts.events == 2
     assert (cuts.cut > 0) == (name not in PLAIN)
@@ -294,7 +294,7 @@ def test_state_that_cannot_be_sliced_is_reset_with_one_warning(tmp_path) -> None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(tmp_path, lit, uneven(Constant(1)), Left(), max_epochs=3)
-    said = [str(w.message) for w in caught if "begins anew" in str(w.message)]
+    said = [str(w.message) for w in caught if "is reset" in str(w.message)]
     assert len(said) == 1
     assert "Flat keeps 'row'" in said[0]
     assert "of 10 pruned parameters" in said[0]

@@ -142,7 +142,7 @@ BRANCHES = {
 @pytest.mark.parametrize("name", BRANCHES)
 def test_a_width_that_selects_the_code_path_is_frozen(name: str) -> None:
     net = made(lambda net, x: BRANCHES[name](net, net.first(x)))
-    with pytest.raises(ValueError, match="'with fewer channels the forward pass takes another way'"):
+    with pytest.raises(ValueError, match="'with fewer channels the forward pass follows a different code path'"):
         pruned(net)
 
 
@@ -336,7 +336,7 @@ def test_a_number_that_depends_on_a_shrinking_width_is_reported() -> None:
     net = made(run)
     report = prune_once(net, data(), budget=Ratio(0.5), scope=Scope(include=["first"]))
     assert set(report.widths) == {"first.weight"}
-    assert report.inexact == {"first.weight": "forward multiplies by a number that follows the width"}
+    assert report.inexact == {"first.weight": "forward multiplies by a number that depends on the width"}
 
 
 def test_the_reason_names_the_module() -> None:
@@ -347,7 +347,7 @@ def test_the_reason_names_the_module() -> None:
     net = Net(lambda net, x: net.second(net.inner(net.first(x)))).double()
     net.inner = Inner()
     report, _ = pruned(net)
-    assert report.inexact == {"first.weight": "'inner': forward computes with a number that follows the width"}
+    assert report.inexact == {"first.weight": "'inner': forward computes with a number that depends on the width"}
 
 
 def origin(name: str, rows: list[int], power: int = 1, dim: int = 0) -> Proportion:
