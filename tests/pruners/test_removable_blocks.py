@@ -164,7 +164,7 @@ def test_reasons() -> None:
         "twice": "a forward pass calls it 2 times",
         "tied": "it shares a parameter with 'tie.weight'",
         "tie": "it shares a parameter with 'tied.weight'",
-        "one": "the network also has it, or a part of it, under the name 'other'",
+        "one": "the network contains it, or a part of it, also under the name 'other'",
         "named": "its input is not its first argument by place; call it with that first: block(x, mask=mask)",
         "pair": "what it receives first or what it returns is not one tensor",
         "halved": "it turns torch.float32 into torch.bfloat16",
