@@ -111,11 +111,11 @@ def test_widths_of_a_network(round_to: int, min_width: int, share: float, kept: 
     frozen = {name: reason for name, reason in report.frozen.items() if name in report.widths}
     assert set(frozen) <= {name for name, (before, after) in report.widths.items() if before == after}
     if (round_to, min_width) == (8, 1):
-        assert frozen == {"4.weight": "round_to=8: its 6 channels are the smallest width that fits"}
+        assert frozen == {"4.weight": "round_to=8: its 6 channels are the smallest width that is allowed"}
     if (round_to, min_width) == (1, 11):
         assert frozen == {
-            "0.weight": "min_width=11: its 10 channels are the smallest width that fits",
-            "4.weight": "min_width=11: its 6 channels are the smallest width that fits",
+            "0.weight": "min_width=11: its 10 channels are the smallest width that is allowed",
+            "4.weight": "min_width=11: its 6 channels are the smallest width that is allowed",
         }
 
 

@@ -1,4 +1,4 @@
-"""How long a network takes at any widths: foreseen from a table by layer, which is measured once, and measured."""
+"""Latency measurements: the latency table of a network, and the latency of smaller copies."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from lightning_prune.network.timing import device_of, time_network, time_ratio, 
 from lightning_prune.surgery.apply import apply_plan
 from lightning_prune.surgery.removal import plan_removal
 
-SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # removed from every group, where a table is measured
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # removed from every group for the table
 
-Removed = Mapping[str, Tensor]  # group name -> bool tensor (units,), True where the unit goes
+Removed = Mapping[str, Tensor]  # group name -> bool tensor (units,), True where the unit is removed
 _Made = TypeVar("_Made")
 
 
 class Stopwatch:
-    """Measures the tables that budgets ask for, each once, and what cut networks take beside the one there is.
+    """Measures latency tables, and the latency of smaller copies relative to the present network.
 
-    A machine is not always as fast as when a table was measured. So a cut network is timed in turns with the network
-    as it is, whose latency is known, and what counts is their ratio.
+    The speed of a machine changes after a table is measured. A copy is therefore timed alternating with the present
+    network, whose latency is known, and its latency is computed from the ratio.
     """
 
     def __init__(self) -> None:
         self.tables: dict[Conditions, LatencyTable] = {}
-        self._known: dict[Conditions, dict[str, float]] = {}  # shapes of a network that was timed -> milliseconds
+        self._known: dict[Conditions, dict[str, float]] = {}  # shapes of a measured network -> milliseconds
 
     def add(self, conditions: Conditions, copies: Copies, removals: Iterable[Removed]) -> None:
-        """Measure a table at some widths, the widest first; of several ranks the first does, for all of them."""
+        """Measure a table at several widths, the widest first; the first rank measures for all ranks."""
         self.tables[conditions] = from_first_rank(
             lambda: measure_table(copies.cut(removed, conditions) for removed in removals)
         )
         self._known[conditions] = {}
 
     def measured(self, conditions: Conditions, copies: Copies, removed: Removed) -> float:
-        """Milliseconds that a network without some units takes."""
+        """Milliseconds of a pass of the network without the units in ``removed``."""
         network, inputs = copies.cut(removed, conditions)
         now, _ = copies.cut({}, conditions)
         known = self._known[conditions]
@@ -51,14 +51,14 @@ class Stopwatch:
         return ms
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Plain numbers."""
+        """The tables and known latencies, as plain numbers."""
         return [
             {"conditions": asdict(conditions), "known": dict(self._known[conditions]), **asdict(table)}
             for conditions, table in self.tables.items()
         ]
 
     def load_state_dict(self, state: Iterable[Mapping[str, Any]]) -> None:
-        """Take over what ``state_dict`` returned; tables that it does not have stay."""
+        """Load what ``state_dict`` returned; tables that it does not contain are kept."""
         for table in state:
             conditions = Conditions(**table["conditions"])
             curves = tuple(
@@ -70,12 +70,12 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Copies:
-    """Makes smaller copies of a network.
+    """Creates smaller copies of a network.
 
     Attributes:
-        model: The network; it is not touched.
+        model: The network; it is not changed.
         example: What its forward receives.
-        coupling: Its analysis.
+        coupling: Its dependency groups.
     """
 
     model: nn.Module
@@ -83,10 +83,10 @@ class Copies:
     coupling: Coupling
 
     def cut(self, removed: Removed, conditions: Conditions) -> tuple[nn.Module, Example]:
-        """A copy without some units, and what to time it on.
+        """A copy without the units in ``removed``, and its inputs for the measurement.
 
         Raises:
-            ValueError: If the example has no batch to enlarge, or there is no such device.
+            ValueError: If the example has no batch dimension to enlarge, or the device is not available.
         """
         inputs = (self.example.whole or self.example).repeated(conditions.batch)
         if inputs.batch != conditions.batch:
@@ -101,9 +101,9 @@ class Copies:
 
 
 def measure_table(networks: Iterable[tuple[nn.Module, Example]]) -> LatencyTable:
-    """The table through what copies of a network at several widths take, the widest first.
+    """The latency table of copies of a network at several widths, the widest first.
 
-    Layers are timed where they are, in passes of the whole network: memory and caches are as they will be.
+    Layers are timed within passes of the whole network, under realistic conditions of memory and caches.
     """
     sizes: list[dict[str, int]] = []
     times: list[tuple[float, dict[str, float]]] = []
@@ -113,7 +113,7 @@ def measure_table(networks: Iterable[tuple[nn.Module, Example]]) -> LatencyTable
         sizes.append({name: parameter.numel() for name, parameter in network.named_parameters()})
         total, by_layer = time_network(network, inputs, list(parts))
         spent = sum(by_layer.values())
-        scale = min(1.0, total / spent) if spent > 0 else 1.0  # timing a layer takes time, too
+        scale = min(1.0, total / spent) if spent > 0 else 1.0  # timing the layers has an overhead
         times.append((total, {layer: ms * scale for layer, ms in by_layer.items()}))
 
     def curve(parameters: list[str], ms: Callable[[float, dict[str, float]], float]) -> Curve:
@@ -127,9 +127,9 @@ def measure_table(networks: Iterable[tuple[nn.Module, Example]]) -> LatencyTable
 
 
 def from_first_rank(make: Callable[[], _Made]) -> _Made:
-    """What ``make`` returns on the first rank, on every rank; so do its errors, which else one rank alone would raise.
+    """The result of ``make`` on the first rank, broadcast to all ranks; errors are raised on all ranks as well.
 
-    Where there is a process group, every rank has to take part.
+    If there is a process group, every rank has to take part.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return make()
@@ -137,7 +137,7 @@ def from_first_rank(make: Callable[[], _Made]) -> _Made:
     if distributed.get_rank() == 0:
         try:
             made[0] = make()
-        except Exception as error:  # whatever it is, the other ranks wait
+        except Exception as error:  # of any type, because the other ranks wait
             made[1] = f"{error}" if isinstance(error, ValueError) else f"latency cannot be measured: {error!r}"
     distributed.broadcast_object_list(made)
     if made[1] is not None:
@@ -146,5 +146,5 @@ def from_first_rank(make: Callable[[], _Made]) -> _Made:
 
 
 def _shapes(network: nn.Module) -> str:
-    """What tells networks of several widths apart."""
+    """Identifies a network by its shapes."""
     return " ".join("x".join(map(str, parameter.shape)) for parameter in network.parameters())

@@ -1,4 +1,4 @@
-"""One pruner for each granularity: analyze, score, choose, try on a copy, report."""
+"""Pruners, one for each granularity: they analyze, score, choose, try on a copy and report."""
 
 from lightning_prune.pruners.arguments import check_types
 from lightning_prune.pruners.block_pruner import BlockPruner

@@ -1,4 +1,4 @@
-"""Kinds: what each argument of a pruning method has to be."""
+"""Arguments: checks of the types that a pruning method takes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lightning_prune.scope import Scope
 
 
 def check_types(taker: str, **arguments: object) -> None:
-    """Every argument has to be an object of its kind.
+    """Check that every argument is an object of the required type.
 
     Args:
-        taker: What the arguments were given to.
-        **arguments: The values by the names of the arguments.
+        taker: Name of the function or class that takes the arguments.
+        **arguments: Name of the argument -> value.
 
     Raises:
-        ValueError: Names the argument and shows one that would do.
+        ValueError: If it is not; the message names the argument and shows a valid value.
     """
     for name, value in arguments.items():
         kind, like = _KINDS[name]

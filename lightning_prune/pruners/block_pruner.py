@@ -1,4 +1,4 @@
-"""Removing whole blocks and layers."""
+"""Block pruner: scores the blocks of a network and removes the lowest."""
 
 from __future__ import annotations
 
@@ -30,12 +30,18 @@ from lightning_prune.surgery.report import Report
 
 
 class BlockPruner(Pruner):
-    """Ranks the blocks of a network and removes the lowest.
+    """Scores the blocks of a network and removes the lowest.
 
     Args:
-        criterion: What matters.
-        budget: Until what.
-        scope: Where.
+        criterion: Saliency criterion that scores blocks.
+        budget: Target size.
+        scope: Modules that may be pruned.
+
+    Attributes:
+        dense: Size of the dense network, and the blocks that could be removed; None before ``prepare``.
+        names: Names of the blocks that are ranked; known after ``prepare``.
+        removed: Names of the blocks removed so far.
+        blocked: Block name -> why the network fails without it.
     """
 
     def __init__(self, criterion: Criterion, budget: Budget, scope: Scope) -> None:
@@ -47,22 +53,24 @@ class BlockPruner(Pruner):
         if not budget.blocks:
             raise ValueError(f"budget {budget} does not choose between blocks; with Blocks() use {BLOCK_BUDGETS}")
         if budget.per_layer and not type(budget).per_layer:  # the default of Ratio is True, and is ignored
-            raise ValueError(f"budget {budget} looks into every layer, but blocks go as a whole; leave per_layer=False")
+            raise ValueError(
+                f"budget {budget} prunes each layer by itself, but blocks are removed as a whole; use per_layer=False"
+            )
         self.dense: DenseReference | None = None
-        self.names: frozenset[str] = frozenset()  # what is ranked, known from `prepare` on
+        self.names: frozenset[str] = frozenset()
         self.removed: list[str] = []
         self.blocked: dict[str, str] = {}
         self._removable: tuple[Mapping[str, torch.Size], Removable] | None = None
 
     def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
-        """Find out what can go, and hook what has to be observed."""
+        """Find the blocks that can be removed, check the budget, and start to gather statistics."""
         if self.dense is None:
             self.scope.check_patterns(model)
         removable = self._find(model, example)
         names, reasons = self.candidates(model, example)
         if self.dense is None and not names:
             raise ValueError(
-                f"{self.scope} leaves no block in {type(model).__name__} that can go: "
+                f"{self.scope} leaves no block in {type(model).__name__} that can be removed: "
                 f"{dict(list(reasons.items())[:5]) or 'no module returns a tensor shaped like its input'}"
             )
         self.names = frozenset(names)
@@ -74,7 +82,7 @@ class BlockPruner(Pruner):
 
     @without_garbage_collection()
     def candidates(self, model: nn.Module, example: Example | None) -> tuple[list[str], dict[str, str]]:
-        """Names of the blocks that can go, and why others stay."""
+        """Names of the blocks that can be removed, and why others cannot."""
         removable = self._find(model, example)
         if self.dense is None:
             return removable.within(self.scope, model)
@@ -117,7 +125,7 @@ class BlockPruner(Pruner):
         budget: Budget | None = None,
         statistics: Mapping[str, Tensor] | None = None,
     ) -> Report:
-        """Score, choose, try on a copy, and measure."""
+        """Score, choose the blocks, try the network without them, and report."""
         assert self.dense is not None, "prepare comes first"
         assert example is not None
         removable, scoring = self._find(model, example), self.scoring(model, example, statistics)
@@ -127,7 +135,7 @@ class BlockPruner(Pruner):
         values = self.criterion.score_blocks(names, scoring) if due else torch.zeros(len(names))
         scores = {name: value.reshape(1) for name, value in zip(names, values, strict=True)}
         check_finite(self.criterion, scores)
-        ranked = sorted(names, key=lambda name: float(scores[name]))  # stable: the first of equals goes
+        ranked = sorted(names, key=lambda name: float(scores[name]))  # stable: of equal scores the first is removed
         while True:
             ranked = [name for name in ranked if name not in self.blocked]
             chosen = ranked[: target.remove_blocks(self._space(removable, ranked), fraction)]
@@ -149,14 +157,14 @@ class BlockPruner(Pruner):
         )
 
     def resized(self, size: Size) -> None:
-        """The sparsity is that of the whole network, whoever pruned it."""
+        """Update the sparsity, which is that of the whole network, also after events of other pruners."""
         if self.dense is not None:
             self.sparsity = 1 - size.params / self.dense.params
 
     def _find(self, model: nn.Module, example: Example | None) -> Removable:
-        """What can be removed, looked for again only when the tensors of ``model`` have changed."""
+        """The modules that can be removed, determined again only when the tensors of ``model`` have changed."""
         if example is None:
-            raise ValueError("blocks are found by watching a forward pass, which needs an example input")
+            raise ValueError("blocks are found by observing a forward pass, which needs an example input")
         shapes = {name: tensor.shape for name, tensor in named_tensors(model)}
         if self._removable is None or self._removable[0] != shapes:
             self._removable = shapes, find_removable(model, example)
@@ -177,14 +185,14 @@ class BlockPruner(Pruner):
 
     def _modify(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
         apply_plan(model, report.plan, optimizers)
-        self.removed += [name for name, (_, left) in report.widths.items() if not left]
+        self.removed += [name for name, (_, kept) in report.widths.items() if not kept]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what can be found out again."""
+        """Without the removable modules, which are determined again."""
         return {**vars(self), "_removable": None}
 
     def state_dict(self) -> dict[str, Any]:
-        """The common state, the size of the original, what was removed, and what was found not to be removable."""
+        """The common state, the size of the dense network, and the removed and blocked blocks."""
         dense = self.dense
         return {
             **super().state_dict(),
@@ -196,7 +204,7 @@ class BlockPruner(Pruner):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what ``state_dict`` returned."""
+        """Load what ``state_dict`` returned."""
         super().load_state_dict(state)
         dense = state["origin"]
         if dense is not None:
@@ -207,7 +215,7 @@ class BlockPruner(Pruner):
 
 @contextmanager
 def skipping(model: nn.Module, name: str) -> Any:
-    """Let an identity stand in for the module ``name``."""
+    """Context in which the module ``name`` is replaced by an identity."""
     path, _, key = name.rpartition(".")
     children = model.get_submodule(path)._modules
     block = model.get_submodule(name)
@@ -219,12 +227,12 @@ def skipping(model: nn.Module, name: str) -> Any:
 
 
 def _sizes(model: nn.Module, plan: Plan, removable: Removable, chosen: Sequence[str]) -> tuple[Size, Size]:
-    """What the network costs now, and without what ``plan`` removes."""
-    gone = {id(p) for name in plan.removed_modules for p in model.get_submodule(name).parameters()}
+    """Size of the network as it is, and after ``plan``, which removes the ``chosen`` blocks."""
+    removed = {id(p) for name in plan.removed_modules for p in model.get_submodule(name).parameters()}
     nonzero = {id(p): nonzero_in([p.detach()]) for p in model.parameters()}
     macs = removable.whole.macs - sum(removable.fits[name].macs for name in chosen)
-    left = [p for p in model.parameters() if id(p) not in gone]
+    kept = [p for p in model.parameters() if id(p) not in removed]
     return (
         Size(removable.whole.params, sum(nonzero.values()), removable.whole.macs),
-        Size(sum(p.numel() for p in left), sum(nonzero[id(p)] for p in left), macs),
+        Size(sum(p.numel() for p in kept), sum(nonzero[id(p)] for p in kept), macs),
     )

@@ -1,4 +1,4 @@
-"""The pruner for a granularity."""
+"""Factory: the pruner for a granularity."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lightning_prune.scope import Scope
 
 
 def budget_for(granularity: object, budget: Budget | None) -> Budget | None:
-    """The budget that the arguments of a user mean: ``NM`` is its own.
+    """The given budget, or the sparsity of ``NM``, which takes no budget.
 
     Raises:
-        ValueError: If ``NM`` is given another.
+        ValueError: If a budget is given with ``NM``.
     """
     if not isinstance(granularity, NM):
         return budget
     if budget is not None:
-        raise ValueError(f"budget={budget} has nothing to say: {granularity} is how much goes; leave it out")
+        raise ValueError(f"budget={budget} cannot be used: {granularity} determines the sparsity; omit the budget")
     return Sparsity(1 - granularity.n / granularity.m)
 
 
@@ -31,7 +31,7 @@ def make_pruner(granularity: Granularity, criterion: Criterion, budget: Budget, 
     """The pruner for a granularity.
 
     Raises:
-        ValueError: If the criterion or the budget does not go with the granularity.
+        ValueError: If the criterion or the budget does not support the granularity.
     """
     if isinstance(granularity, Channels):
         return ChannelPruner(granularity, criterion, budget, scope)

@@ -1,4 +1,4 @@
-"""Masking weights: what all ways to choose them share."""
+"""Mask pruner: base class of the pruners that mask weights."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from lightning_prune.surgery.report import Report
 
 
 class MaskPruner(Pruner):
-    """Ranks the weights of a network and masks the lowest.
+    """Base class of the pruners that mask weights.
 
     Args:
-        criterion: What matters.
-        budget: Until what.
-        scope: Where.
+        criterion: Saliency criterion that scores weights.
+        budget: Target size.
+        scope: Modules and parameters that may be pruned.
 
     Attributes:
-        masks: Parameter name -> bool mask of its shape on the CPU, True where the weight survives.
+        masks: Parameter name -> bool mask of its shape on the CPU, True where the weight is kept.
     """
 
     def __init__(self, criterion: Criterion, budget: Budget, scope: Scope) -> None:
@@ -45,7 +45,7 @@ class MaskPruner(Pruner):
         if not criterion.scores_weights:
             raise ValueError(f"criterion {criterion} does not score weights; use Channels(), or another criterion")
         self.masks: dict[str, Tensor] = {}
-        self._known_to_stay: set[str] = set()  # parameters in the scope that masks do not cover
+        self._known_dense: set[str] = set()  # parameters in the scope of which a warning was given
 
     def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
         """Check that the scope and the budget fit the network."""
@@ -60,12 +60,12 @@ class MaskPruner(Pruner):
                 raise ValueError(f"criterion {self.criterion} cannot score {name!r}: {error}") from error
         if self.statistics is not None:
             self.statistics.attach(model, parameters=parameters.keys())
-        if self.event > 0:  # a training before this one has said it
-            self._known_to_stay |= frozen.keys()
+        if self.event > 0:  # the training that is resumed has warned already
+            self._known_dense |= frozen.keys()
         self._warn_of_new(model, frozen)
 
     def observe(self, model: nn.Module) -> None:
-        """Also of weights that were frozen when training began."""
+        """Also gather statistics of weights that were frozen when training began."""
         if self.statistics is not None:
             self.statistics.attach(model, parameters=self._covered(model)[0].keys())
 
@@ -78,12 +78,14 @@ class MaskPruner(Pruner):
         budget: Budget | None = None,
         statistics: Mapping[str, Tensor] | None = None,
     ) -> Report:
-        """Score, choose, and measure."""
+        """Score, choose the masks, and report."""
         parameters, frozen = self._covered(model)
-        self._warn_of_new(model, frozen)  # where channels have gone
+        self._warn_of_new(model, frozen)  # parameters that no longer fit after channels were removed
         scoring = self.scoring(model, example, statistics)
         space = self._space(model, parameters, ScoresOnDemand(self.criterion, scoring, list(parameters)))
-        left_out = {name: self.masks[name] for name in frozen if name in self.masks}  # their shapes were others once
+        left_out = {
+            name: self.masks[name] for name in frozen if name in self.masks
+        }  # masked before, when their shapes fitted
         masks = {**left_out, **self._choose(space, scoring, budget or self.budget, fraction)}
         masked = {name: _hidden(mask) for name, mask in masks.items()}
         plan, before = with_averages(Plan(masks=masks), model), measure(model, example)
@@ -99,25 +101,25 @@ class MaskPruner(Pruner):
 
     @property
     def _chooser(self) -> Chooser:
-        """From scores, masks so far and counts to masks."""
+        """Function from scores, present masks and numbers of masked weights to masks."""
         return lowest_masks
 
     def _covered(self, model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
-        """The parameters that masks cover, and why others in the scope stay as they are."""
+        """The parameters that are masked, and why other parameters in the scope are not."""
         return self.scope.parameters(model), {}
 
     def _warn_of_new(self, model: nn.Module, frozen: Mapping[str, str]) -> None:
-        if frozen.keys() - self._known_to_stay:
-            self._known_to_stay |= frozen.keys()
+        if frozen.keys() - self._known_dense:
+            self._known_dense |= frozen.keys()
             _warn_of_dense(self.scope.parameters(model), frozen)
 
     @abstractmethod
     def _check(self, space: WeightSpace, events: int | None) -> None:
-        """Raise ``BudgetError`` if the end of the schedule, ``events`` events from here, cannot be met."""
+        """Raise ``BudgetError`` if the remaining ``events`` cannot meet the budget."""
 
     @abstractmethod
     def _choose(self, space: WeightSpace, scoring: Scoring, budget: Budget, fraction: float) -> Mapping[str, Tensor]:
-        """The masks of everything in ``space``; what is masked stays masked."""
+        """The masks of all parameters in ``space``; masked weights stay masked."""
 
     def _space(
         self, model: nn.Module, parameters: Mapping[str, nn.Parameter], scores: Mapping[str, Tensor] | None = None
@@ -142,27 +144,27 @@ class MaskPruner(Pruner):
         return MaskEnforcer(dict(model.named_parameters()), self.masks)
 
     def follow(self, plan: Plan) -> None:
-        """Slice the masks after channels were removed by ``plan``; the sparsity is that of the weights left."""
+        """Slice the masks after channels were removed by ``plan``; the sparsity refers to the remaining weights."""
         super().follow(plan)
         if not plan.shrinks:
             return
         self.masks = Plan(masks=self.masks).slice_masks(plan)
         if self.masks:
-            kept, left = nonzero_in(self.masks.values()), sum(mask.numel() for mask in self.masks.values())
-            self.sparsity = 1 - kept / left
+            kept, total = nonzero_in(self.masks.values()), sum(mask.numel() for mask in self.masks.values())
+            self.sparsity = 1 - kept / total
 
     def state_dict(self) -> dict[str, Any]:
         """The common state and the masks."""
         return {**super().state_dict(), "masks": pack(self.masks)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what ``state_dict`` returned."""
+        """Load what ``state_dict`` returned."""
         super().load_state_dict(state)
         self.masks = unpack(state["masks"])
 
 
 class ScoresOnDemand(Mapping[str, Tensor]):
-    """Scores that are made whenever they are asked for, so that those of one parameter at a time are in memory."""
+    """Parameter name -> scores, computed on access, so that the scores of one parameter at a time are in memory."""
 
     def __init__(self, criterion: Criterion, scoring: Scoring, names: Sequence[str]) -> None:
         self._criterion, self._scoring, self._names = criterion, scoring, names
@@ -180,14 +182,14 @@ class ScoresOnDemand(Mapping[str, Tensor]):
 
 
 def _warn_of_dense(scoped: Mapping[str, Tensor], frozen: Mapping[str, str]) -> None:
-    """Say how much of what the scope picks stays as it is, and why, once for all ranks."""
+    """Warn of parameters in the scope that stay dense, with reasons, once for all ranks."""
     if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0:
         return
     share = sum(scoped[name].numel() for name in frozen) / sum(tensor.numel() for tensor in scoped.values())
     reasons = [f"{name!r} ({why})" for name, why in frozen.items()]
     warnings.warn(
         f"{len(frozen)} of {len(scoped)} parameters in the scope stay dense, with {share:.2%} of the weights: "
-        f"{', '.join(reasons[:5])}{', ...' if len(reasons) > 5 else ''}. Sparsities count only the others.",
+        f"{', '.join(reasons[:5])}{', ...' if len(reasons) > 5 else ''}. Sparsities refer to the other parameters.",
         stacklevel=4,
     )
 
@@ -197,6 +199,6 @@ def _hidden(mask: Tensor) -> int:
 
 
 def _nonzero_under(masks: Mapping[str, Tensor], model: nn.Module) -> int:
-    """How many parameters are not zero once the masks are applied; one tensor at a time, and in bools."""
+    """Number of parameters that are not zero under the masks; computed for one tensor at a time, with bools."""
     parameters = ((name, full_tensor(parameter.detach())) for name, parameter in model.named_parameters())
     return nonzero_in(p.logical_and(masks[name].to(p.device)) if name in masks else p for name, p in parameters)

@@ -1,4 +1,4 @@
-"""Masking all but N of M neighbouring weights."""
+"""N:M pruner: keeps N of every M consecutive weights."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lightning_prune.surgery.plan import Plan
 
 
 class NMPruner(MaskPruner):
-    """Keeps the best N weights in every block of M; layers whose inputs do not make whole blocks stay dense.
+    """Keeps the N highest-scored weights in every block of M; layers without whole blocks stay dense.
 
     Args:
-        granularity: N and M; the schedule's fraction goes from M to N a block.
-        criterion: What matters.
-        budget: The same in the words of a budget.
-        scope: Where.
+        granularity: N and M; with the fraction of the schedule, the weights kept in a block decrease from M to N.
+        criterion: Saliency criterion that scores weights.
+        budget: The sparsity of N and M as a budget.
+        scope: Modules and parameters that may be pruned.
     """
 
     def __init__(self, granularity: NM, criterion: Criterion, budget: Budget, scope: Scope) -> None:
@@ -46,13 +46,13 @@ class NMPruner(MaskPruner):
                 covered[name] = parameter
         if not covered:
             raise BudgetError(
-                f"NM({self._n}, {self._m}) has no layer to work on: {dict(list(frozen.items())[:5])}. Use a smaller m, "
+                f"NM({self._n}, {self._m}) fits no layer: {dict(list(frozen.items())[:5])}. Use a smaller m, "
                 f"or a wider scope; where channels are removed as well, Channels(round_to={self._m})."
             )
         return covered, frozen
 
     def _check(self, space: WeightSpace, events: int | None) -> None:
-        """Every block can lose what it has to."""
+        """Nothing to check: every block can be masked."""
 
     def _choose(self, space: WeightSpace, scoring: Scoring, budget: Budget, fraction: float) -> Mapping[str, Tensor]:
         keep = kept_in_block(self._n, self._m, fraction)
@@ -64,7 +64,7 @@ class NMPruner(MaskPruner):
     def follow(self, plan: Plan) -> None:
         """Slice the masks after channels were removed by ``plan``.
 
-        Warns if inputs that are gone have left blocks with more than N weights.
+        Warns if removed inputs result in blocks with more than N weights.
         """
         before = {name: mask.shape for name, mask in self.masks.items()}
         super().follow(plan)
@@ -77,7 +77,7 @@ class NMPruner(MaskPruner):
         if broken:
             warnings.warn(
                 f"channels were removed after NM({self._n}, {self._m}) had masked {broken[0]!r} (and "
-                f"{len(broken) - 1} more): blocks there keep more than {keep} of {self._m} weights now. Let NM begin "
-                "after the last channels are gone.",
+                f"{len(broken) - 1} more): blocks there now keep more than {keep} of {self._m} weights. Start NM "
+                "after the last channels are removed.",
                 stacklevel=2,
             )

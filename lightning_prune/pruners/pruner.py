@@ -1,4 +1,4 @@
-"""A pruning method and how far it has gone: everything between two events that Lightning has no part in."""
+"""Pruner: base class of the pruners, with the state of a pruning method between events; independent of Lightning."""
 
 from __future__ import annotations
 
@@ -22,12 +22,18 @@ from lightning_prune.surgery.report import Report
 
 
 class Pruner(ABC):
-    """What both kinds of pruner share: a method, its statistics, and the state that a checkpoint keeps.
+    """Base class of all pruners: a pruning method, its statistics, and the state that checkpoints contain.
 
     Args:
-        criterion: What matters.
-        budget: Until what.
-        scope: Where.
+        criterion: Saliency criterion that scores channels, weights or blocks.
+        budget: Target size.
+        scope: Modules and parameters that may be pruned.
+
+    Attributes:
+        statistics: What the criterion gathers during training; None if it needs nothing.
+        event: Number of events so far.
+        fraction: Fraction of the schedule that was reached.
+        sparsity: Fraction removed of the dense network.
     """
 
     def __init__(self, criterion: Criterion, budget: Budget, scope: Scope) -> None:
@@ -39,19 +45,19 @@ class Pruner(ABC):
 
     @abstractmethod
     def prepare(self, model: nn.Module, example: Example | None, events: int | None = None) -> None:
-        """Check everything that can be known before the first event, and begin to gather statistics.
+        """Check the method on this network before the first event, and start to gather statistics.
 
         Args:
             model: The network.
             example: What its forward receives.
-            events: How many events there will be in all, None where that is not known.
+            events: Total number of events; None if it is not known.
 
         Raises:
-            ValueError: If the method cannot work on this network; the message names the cure.
+            ValueError: If the method cannot be used with this network; the message names the remedy.
         """
 
-    def observe(self, model: nn.Module) -> None:  # noqa: B027  (blocks are observed whether they train or not)
-        """Gather statistics of what the scope has now that other parameters train than before."""
+    def observe(self, model: nn.Module) -> None:  # noqa: B027  (blocks are observed whether they are trained or not)
+        """Adapt the gathering of statistics after parameters were frozen or unfrozen."""
 
     @abstractmethod
     def plan(
@@ -79,7 +85,7 @@ class Pruner(ABC):
         """
 
     def apply(self, model: nn.Module, report: Report, optimizers: Iterable[Optimizer]) -> None:
-        """Carry out ``report``, and begin to gather statistics anew."""
+        """Apply the plan of ``report`` to the network and its optimizers, and reset the statistics."""
         self._modify(model, report, list(optimizers))
         self.event += 1
         self.fraction = report.fraction
@@ -88,7 +94,7 @@ class Pruner(ABC):
             self.statistics.reset()
 
     def follow(self, plan: Plan) -> None:
-        """The network was pruned, by this pruner or another."""
+        """Adapt the state to a network that was pruned, by this pruner or another."""
         if self.statistics is not None:
             self.statistics.follow(plan)
             self.statistics.forget(plan.removed_modules)
@@ -96,8 +102,8 @@ class Pruner(ABC):
     @abstractmethod
     def _modify(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None: ...
 
-    def resized(self, size: Size) -> None:  # noqa: B027  (masks are counted in their own scope)
-        """The network has this size now, after an event of this pruner or another."""
+    def resized(self, size: Size) -> None:  # noqa: B027  (the sparsity of masks refers to their scope)
+        """Update the sparsity to the ``size`` of the network, after an event of this pruner or another."""
 
     def scoring(
         self, model: nn.Module, example: Example | None, statistics: Mapping[str, Tensor] | None = None
@@ -109,25 +115,27 @@ class Pruner(ABC):
         return Scoring(model, FullTensors(tensors) if is_sharded(model) else tensors, statistics, self.event, example)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, dicts and tensors."""
+        """The state as plain numbers, dicts and tensors."""
         state: dict[str, Any] = {"event": self.event, "fraction": self.fraction, "sparsity": self.sparsity}
         if self.statistics is not None:
             state["statistics"] = self.statistics.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what ``state_dict`` returned."""
+        """Load what ``state_dict`` returned."""
         self.event, self.fraction, self.sparsity = state["event"], state["fraction"], state["sparsity"]
         if self.statistics is not None:
             self.statistics.load_state_dict(state.get("statistics", {"totals": {}, "steps": 0}))
 
 
 def check_finite(criterion: Criterion, scores: Mapping[str, Tensor]) -> None:
-    """Scores that are not numbers rank nothing.
+    """Check that all scores are finite.
 
     Raises:
-        ValueError: Names the first group or parameter with such a score.
+        ValueError: If they are not; the message names the first group or parameter.
     """
     for name, values in scores.items():
-        if not bool(torch.isfinite(torch.stack(torch.aminmax(values))).all()):  # NaN is both; less than to look at each
+        if not bool(
+            torch.isfinite(torch.stack(torch.aminmax(values))).all()
+        ):  # NaN propagates to both; needs less memory than a check of each
             raise ValueError(f"{criterion} gives {name!r} scores that are not finite; has the training diverged?")

@@ -1,4 +1,4 @@
-"""Which modules of a network can be removed as a whole."""
+"""Removable blocks: the modules of a network that an identity can replace."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from lightning_prune.surgery.apply import remove_modules
 
 @dataclass(frozen=True)
 class Cost:
-    """What goes with a module.
+    """Cost of a module.
 
     Attributes:
-        params: Its parameters.
+        params: Number of its parameters.
         macs: Multiply-accumulates in it for one example.
     """
 
@@ -34,14 +34,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Removable:
-    """What a network can do without, by module name in the order of the network.
+    """Modules that can be removed from a network, by name, in the order of the network.
 
     Attributes:
-        fits: Every module that an identity can replace; some lie in others.
-        blocks: Those of them that go unless a scope names others: blocks and whole layers, none inside another.
-        frozen: Why other blocks and layers stay.
-        misfits: Why each module does not fit, whatever it is.
-        whole: The costs of the network.
+        fits: Name -> cost, of every module that an identity can replace; some are inside others.
+        blocks: Those of them that are removed by default: blocks and whole layers, none inside another.
+        frozen: Name -> why it cannot be removed, of the other blocks and layers.
+        misfits: Name -> why it cannot be removed, of all other modules that hold weights.
+        whole: Cost of the network.
     """
 
     fits: Mapping[str, Cost]
@@ -51,9 +51,9 @@ class Removable:
     whole: Cost
 
     def within(self, scope: Scope, model: nn.Module) -> tuple[list[str], dict[str, str]]:
-        """The blocks that ``scope`` picks, and why each other block stays.
+        """Names of the blocks in ``scope``, and the reason for each other block.
 
-        A pattern that picks none of the blocks picks the modules which it names, if they fit.
+        A pattern that matches none of the blocks selects the modules with matching names that can be removed.
         """
         classes = {name: {cls.__name__ for cls in type(below).__mro__} for name, below in named_modules(model)}
         allowed = [n for n in self.fits if not scope.types or not classes[n].isdisjoint(scope.types)]
@@ -74,13 +74,13 @@ class Removable:
 
 
 def find_removable(model: nn.Module, example: Example) -> Removable:
-    """Look at every module of ``model`` that holds weights, in one forward pass in eval mode.
+    """Find the modules of ``model`` that can be removed, by one forward pass in eval mode.
 
-    A module fits if the pass calls it once, if it returns one tensor of the shape and dtype of its first argument, if
-    it shares nothing with the rest of the network, and if the network runs without it. Blocks are the outermost modules
-    of a kind that is there more than once; what only strings such blocks together is none. Modules with a single weight
-    tensor, such as a convolution or one with its norm and activation, are layers; they count where they lie in no such
-    block.
+    A module that holds weights can be removed if the pass calls it once, if it returns one tensor of the shape and
+    dtype of its first argument, if it shares nothing with the rest of the network, and if the network runs without it.
+    Blocks are the outermost modules of a kind that occurs more than once; containers that only chain such blocks are
+    not. Modules with a single weight tensor, such as a convolution, alone or with its norm and activation, are layers;
+    they are included where they lie in no such block.
     """
     weights = {name: _weight_layers(below) for name, below in named_modules(model)}
     averages = averages_in(model)
@@ -92,7 +92,7 @@ def find_removable(model: nn.Module, example: Example) -> Removable:
         reasons.update({name: _failure(model, example, [name], shapes) for name in fitting})
     kinds = {name: _kind(below) for name, below in held.items()}
     counts = Counter(kind for name, kind in kinds.items() if weights[name] > 1)
-    stages = {kinds[name] for name in held if _strings_together(held[name])}
+    stages = {kinds[name] for name in held if _chains_blocks(held[name])}
     repeated = [name for name in held if counts[kinds[name]] > 1 and kinds[name] not in stages]
     units = outermost([name for name in held if name in calls and (name in repeated or weights[name] == 1)])
     return Removable(
@@ -105,9 +105,9 @@ def find_removable(model: nn.Module, example: Example) -> Removable:
 
 
 def why_it_fails(model: nn.Module, example: Example, names: Sequence[str]) -> dict[str, str]:
-    """Which of ``names`` cannot be removed, and why; empty where the network runs without them.
+    """Name -> why it cannot be removed, of the modules ``names``; empty if the network runs without all of them.
 
-    Where each can, but not all together, it is the last.
+    If each can be removed, but not all together, the last one is returned.
     """
     shapes = run_on_copy(model, example, lambda copy, inputs: shapes_of(inputs.run(copy.eval())))
     failure = _failure(model, example, names, shapes)
@@ -118,13 +118,13 @@ def why_it_fails(model: nn.Module, example: Example, names: Sequence[str]) -> di
 
 
 def outermost(names: Sequence[str]) -> list[str]:
-    """Those that lie in no other one."""
+    """Those of ``names`` that are not inside another one."""
     known = set(names)
     return [name for name in names if not any(path in known for path in _above(name))]
 
 
 def _why_not(model: nn.Module, name: str, calls: Sequence[ModuleCall]) -> str | None:
-    """Why the module cannot be replaced, as far as its calls and its parameters say."""
+    """Why the module cannot be replaced, by its calls and parameters; None if there is no such reason."""
     if len(calls) != 1:
         return f"a forward pass calls it {len(calls)} times" if calls else "a forward pass does not call it"
     if calls[0].misfit is not None:
@@ -134,7 +134,7 @@ def _why_not(model: nn.Module, name: str, calls: Sequence[ModuleCall]) -> str | 
     paths = [path for path, below in model.named_modules(remove_duplicate=False) if id(below) in own]
     other = next((path for path in paths if not is_inside(path, [name])), None)
     if other is not None:
-        return f"the network also has it, or a part of it, under the name {other!r}"
+        return f"the network contains it, or a part of it, also under the name {other!r}"
     inside = {id(parameter) for parameter in block.parameters()}
     everywhere = list(model.named_parameters(remove_duplicate=False))
     shared = next((n for n, p in everywhere if id(p) in inside and not is_inside(n, [name])), None)
@@ -146,7 +146,7 @@ def _why_not(model: nn.Module, name: str, calls: Sequence[ModuleCall]) -> str | 
 
 
 def _failure(model: nn.Module, example: Example, names: Collection[str], shapes: Sequence[Any]) -> str | None:
-    """What happens without the modules in ``names``, unless all outputs have the same ``shapes``."""
+    """Why the network fails without the modules ``names``; None if all outputs keep their ``shapes``."""
 
     def run(copy: nn.Module, inputs: Example) -> Sequence[Any]:
         remove_modules(copy, names)
@@ -158,11 +158,11 @@ def _failure(model: nn.Module, example: Example, names: Collection[str], shapes:
         found = run_on_copy(model, example, run)
     except Exception as error:
         return f"the forward pass fails without it: {error}"
-    return None if found == shapes else f"without it the network puts out {found} instead of {shapes}"
+    return None if found == shapes else f"without it the network returns {found} instead of {shapes}"
 
 
 def _inner(names: Sequence[str]) -> list[str]:
-    """The innermost, which a trial of the outermost has not looked at."""
+    """Those of ``names`` that contain no other one."""
     above = {path for name in names for path in _above(name)}
     return [name for name in names if name not in above]
 
@@ -172,7 +172,7 @@ def _params(module: nn.Module) -> int:
 
 
 def _weight_layers(module: nn.Module) -> int:
-    """How many modules in it hold a matrix or a kernel of their own; norms hold none."""
+    """Number of modules in it that hold a matrix or a kernel; norms hold none."""
     return sum(
         not isinstance(below, NORMS) and any(p is not None and p.dim() > 1 for p in below._parameters.values())
         for below in module.modules()
@@ -180,14 +180,14 @@ def _weight_layers(module: nn.Module) -> int:
 
 
 def _kind(module: nn.Module) -> Any:
-    """Its class; of a plain container also what is in it."""
+    """Its class; for a plain container also the classes of its content."""
     if type(module) in (nn.Sequential, nn.ModuleList, nn.ModuleDict):
         return (type(module), *(_kind(child) for child in module.children()))
     return type(module)
 
 
-def _strings_together(module: nn.Module) -> bool:
-    """Whether it holds a sequence with two modules of the same kind, of more than one layer each."""
+def _chains_blocks(module: nn.Module) -> bool:
+    """Whether it contains a sequence with two modules of the same kind, of more than one layer each."""
     for below in module.modules():
         if isinstance(below, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             kinds = Counter(_kind(child) for child in below.children() if _weight_layers(child) > 1)

@@ -1,4 +1,4 @@
-"""Masking single weights."""
+"""Weight pruner: scores single weights, or blocks of weights, and masks the lowest."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from lightning_prune.scope import Scope
 
 
 class WeightPruner(MaskPruner):
-    """Masks as many weights as a budget says, wherever they are.
+    """Scores single weights, or blocks of weights, and masks the lowest.
 
     Args:
-        criterion: What matters.
-        budget: Until what.
-        scope: Where.
-        block: Outputs and inputs that go together, None for single weights.
+        criterion: Saliency criterion that scores weights.
+        budget: Target size.
+        scope: Modules and parameters that may be pruned.
+        block: Outputs and inputs of a block; None for single weights.
     """
 
     def __init__(self, criterion: Criterion, budget: Budget, scope: Scope, block: WeightBlock | None = None) -> None:
@@ -73,8 +73,8 @@ class WeightPruner(MaskPruner):
             size = space.sizes.get(short, sum(space.sizes.values()))
             where = f" of {short!r}" if short else ""
             raise BudgetError(
-                f"{self.budget} cannot be met in blocks of {self._block}: one stays in every layer, so that at most "
-                f"{limits[short] / size:.4f}{where} can go. Use smaller blocks or ask for less"
+                f"{self.budget} cannot be met in blocks of {self._block}: one block is kept in every layer, so that at "
+                f"most {limits[short] / size:.4f}{where} can be removed. Use smaller blocks or a smaller budget"
             )
         self.budget.check_block_size(max(blocks.values()))
 
@@ -105,15 +105,15 @@ class WeightPruner(MaskPruner):
 
 
 def _parts(space: WeightSpace, counts: Mapping[str, int] | int, rounds: int) -> Iterator[Mapping[str, int] | int]:
-    """How many weights are masked after each of ``rounds`` that leave the same share of what the last has left."""
+    """Number of masked weights after each of ``rounds``, all of which keep the same share of the remaining weights."""
     now, sizes = space.masked, space.sizes
 
     def part(masked: int, size: int, count: int, number: int) -> int:
-        left, last = size - masked, size - count
+        kept, last = size - masked, size - count
         return (
             count
-            if number == rounds or last <= 0 or left <= 0
-            else size - round(left * (last / left) ** (number / rounds))
+            if number == rounds or last <= 0 or kept <= 0
+            else size - round(kept * (last / kept) ** (number / rounds))
         )
 
     for number in range(1, rounds + 1):
@@ -124,6 +124,6 @@ def _parts(space: WeightSpace, counts: Mapping[str, int] | int, rounds: int) -> 
 
 
 def _masked(scoring: Scoring, masks: Mapping[str, Tensor]) -> Scoring:
-    """What a criterion may look at once ``masks`` are applied."""
+    """The input of the criterion once ``masks`` are applied."""
     tensors = {name: t * masks[name].to(t.device) if name in masks else t for name, t in scoring.tensors.items()}
     return replace(scoring, tensors=tensors, memo={})

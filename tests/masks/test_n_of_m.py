@@ -114,7 +114,7 @@ def test_masks_stay_where_blocks_fit_no_longer() -> None:
     kept = torch.arange(6)
     net[1].weight = nn.Parameter(net[1].weight.detach()[:, kept])
     own.masks["1.weight"][0] = True  # a block that is full
-    with pytest.warns(UserWarning, match="blocks there keep more than"):
+    with pytest.warns(UserWarning, match="blocks there now keep more than"):
         own.follow(Plan(keep={"1.weight": {1: kept}}))
     before = own.masks["1.weight"]
     own.apply(net, own.plan(net, None, 1.0), ())
@@ -176,7 +176,7 @@ def test_channels_removed_later_are_warned_of(recwarn) -> None:
     assert not recwarn.list
     own = pruner()
     own.apply(net, own.plan(net, None, 1.0), ())
-    with pytest.warns(UserWarning, match="blocks there keep more than 2 of 4 weights now. Let NM begin after"):
+    with pytest.warns(UserWarning, match="blocks there now keep more than 2 of 4 weights. Start NM after"):
         own.follow(Plan(keep={"weight": {1: torch.tensor([0, 1, 6, 7])}}))
 
 
@@ -190,7 +190,7 @@ def test_what_stays_dense_is_said_once(recwarn) -> None:
     resumed.prepare(net, None)
     assert [str(warning.message) for warning in recwarn.list] == [
         "1 of 3 parameters in the scope stay dense, with 25.00% of the weights: '0.weight' (its 6 inputs are not a "
-        "multiple of 4). Sparsities count only the others."  # 24 of 24 + 32 + 40
+        "multiple of 4). Sparsities refer to the other parameters."  # 24 of 24 + 32 + 40
     ]
 
 
@@ -208,13 +208,14 @@ def test_nothing_is_said_where_nothing_stays_dense(recwarn) -> None:
 
 
 def test_nothing_to_work_on() -> None:
-    message = "NM(2, 4) has no layer to work on: {'weight': 'its 6 inputs are not a multiple of 4'}"
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(
+        ValueError, match=re.escape("NM(2, 4) fits no layer: {'weight': 'its 6 inputs are not a multiple of 4'}")
+    ):
         prune_once(nn.Linear(6, 4), torch.zeros(1, 6), granularity=NM(2, 4))
 
 
 def test_it_takes_no_budget() -> None:
-    with pytest.raises(ValueError, match=re.escape("NM(n=2, m=4) is how much goes; leave it out")):
+    with pytest.raises(ValueError, match=re.escape("NM(n=2, m=4) determines the sparsity; omit the budget")):
         prune_once(nn.Linear(8, 4), torch.zeros(1, 8), granularity=NM(), budget=Sparsity(0.5))
 
 

@@ -143,7 +143,7 @@ def test_layers_without_whole_blocks_stay() -> None:
     with pytest.warns(UserWarning, match=re.escape("stay dense, with ")) as said:
         report = prune_once(net(), EXAMPLE, granularity=Weights(block=(4, 4)), budget=Ratio(0.5))
     assert len(said) == 1
-    assert "'3.weight' (its 10 outputs are not a multiple of 4). Sparsities count" in str(said[0].message)
+    assert "'3.weight' (its 10 outputs are not a multiple of 4). Sparsities refer" in str(said[0].message)
     assert report.frozen == {"3.weight": "its 10 outputs are not a multiple of 4"}
     assert report.sparsity == 0.5
     with pytest.raises(ValueError, match=re.escape("block=(64, 64) fits no layer: {'0.weight': 'its 8 outputs")):
@@ -228,8 +228,8 @@ def test_files_are_as_small_as_asked(block) -> None:
 @pytest.mark.parametrize(
     ("budget", "block", "message"),
     [
-        (Sparsity(0.97), (4, 4), "one stays in every layer, so that at most 0.7500 can go"),
-        (Ratio(0.9), (8, None), "at most 0.0000 of '0.weight' can go"),
+        (Sparsity(0.97), (4, 4), "one block is kept in every layer, so that at most 0.7500 can be removed"),
+        (Ratio(0.9), (8, None), "at most 0.0000 of '0.weight' can be removed"),
         (Count(5), (4, 4), "Count(count=5, per_layer=False) masks nothing: a block has up to 16 weights"),
     ],
 )

@@ -258,8 +258,8 @@ def test_budgets_that_cannot_be_met(budget: Budget, message: str) -> None:
     [
         ({"criterion": Magnitude()}, "does not score blocks; with Blocks() use Sensitivity, BlockInfluence or Random"),
         ({"budget": ERK(0.5)}, "with Blocks() use Count, Ratio, Sparsity, Params or MACs"),
-        ({"budget": Params(0.5, per_layer=True)}, "leave per_layer=False"),
-        ({"scope": Scope(include=["8"])}, "leaves no block in Sequential that can go: {'0': 'it turns"),
+        ({"budget": Params(0.5, per_layer=True)}, "use per_layer=False"),
+        ({"scope": Scope(include=["8"])}, "leaves no block in Sequential that can be removed: {'0': 'it turns"),
         ({"scope": Scope(include=["nose"])}, "include='nose' matches nothing"),
         ({"criterion": BlockInfluence()}, "needs activations: pass calibrate="),
         ({"criterion": Sensitivity()}, "compares losses: pass calibrate="),

@@ -164,7 +164,7 @@ def test_reasons() -> None:
         "twice": "a forward pass calls it 2 times",
         "tied": "it shares a parameter with 'tie.weight'",
         "tie": "it shares a parameter with 'tied.weight'",
-        "one": "the network also has it, or a part of it, under the name 'other'",
+        "one": "the network contains it, or a part of it, also under the name 'other'",
         "named": "its input is not its first positional argument; call it as block(x, mask=mask)",
         "pair": "its first argument or its output is not one tensor",
         "halved": "it turns torch.float32 into torch.bfloat16",

@@ -1,4 +1,4 @@
-"""The channels, weights and blocks that a budget can choose from, ranked and with their costs."""
+"""Spaces: the channels, weights and blocks that a budget can choose from, ranked and with their costs."""
 
 from lightning_prune.budgets.spaces.block_space import BlockSpace
 from lightning_prune.budgets.spaces.candidates import Candidate

@@ -1,4 +1,4 @@
-"""What shrinks step by step: a group by itself, or a bundle of groups as one."""
+"""Candidates: groups, or bundles of groups that are pruned together, as sequences of steps."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lightning_prune.coupling.groups import Coupling
 
 @dataclass(frozen=True)
 class Candidate:
-    """Groups that lose their lowest-scored units in step.
+    """One group, or a bundle of groups that lose their lowest-scored units together, step by step.
 
     Attributes:
-        quantum: Group name -> units that it gives up with every step.
-        now: Steps that it has; every group has ``quantum`` times as many units.
-        least: Fewest steps that may stay, before rounding.
-        stride: Steps kept are a multiple of this, where it has as many.
+        quantum: Group name -> number of units removed with every step.
+        now: Number of steps; every group has ``quantum`` times as many units.
+        least: Minimum number of steps kept, before rounding.
+        stride: The number of steps kept is a multiple of this, if there are as many.
     """
 
     quantum: Mapping[str, int]
@@ -32,7 +32,7 @@ class Candidate:
     def of(
         cls, coupling: Coupling, quantum: Mapping[str, int], now: Mapping[str, int], round_to: int, min_width: int
     ) -> Candidate:
-        """The groups in ``quantum``, each with ``now`` units, of which ``round_to`` and ``min_width`` count channels.
+        """The candidate of the groups in ``quantum``, with ``now`` units each; the limits count channels.
 
         Raises:
             ValueError: If the groups do not have the same number of steps.
@@ -40,7 +40,7 @@ class Candidate:
         sizes = {name: now[name] for name in quantum}
         steps = min(sizes[name] // units for name, units in quantum.items())
         if sizes != {name: steps * units for name, units in quantum.items()}:
-            raise ValueError(f"groups of {sizes} units cannot give {dict(quantum)} of them with every step")
+            raise ValueError(f"groups of {sizes} units cannot lose {dict(quantum)} units with every step")
         least, stride = 1, 1
         for name, units in quantum.items():
             group = coupling.groups[name]
@@ -51,35 +51,35 @@ class Candidate:
 
     @property
     def bundled(self) -> bool:
-        """Whether it is more than one group with one unit a step."""
+        """Whether a step removes more than one unit."""
         return sum(self.quantum.values()) > 1
 
     @property
     def floor(self) -> int:
-        """Fewest steps that it can keep."""
+        """Minimum number of steps kept."""
         return self.nearest(0)
 
     @property
     def jump(self) -> int:
-        """The most steps that it loses from one width it may have to the next."""
+        """Maximum number of steps between two allowed widths."""
         return min(self.stride, self.now - self.floor)
 
     def nearest(self, steps: float) -> int:
-        """The nearest number of steps that may stay; halves stay."""
+        """The nearest allowed number of steps; halves are rounded up."""
         return self._allowed(floor(steps / self.stride + 0.5))
 
     def no_fewer(self, steps: float) -> int:
-        """The nearest number of steps that may stay, ``steps`` or more."""
+        """The nearest allowed number of steps that is at least ``steps``."""
         return self._allowed(ceil(steps / self.stride))
 
     def _allowed(self, strides: int) -> int:
         return min(self.stride * max(strides, ceil(self.least / self.stride)), self.now)
 
     def step_scores(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """Scores of the steps, the lowest first, shape (now,).
+        """Scores of the steps, lowest first, shape (now,).
 
-        The m-th step takes the m-th lowest ``quantum`` units of each group: the mean of their scores, then the mean
-        over the groups, so that a wide group weighs no more than a narrow one.
+        The m-th step removes the m-th lowest ``quantum`` units of each group. Its score is the mean of their scores,
+        averaged over the groups, so that wide and narrow groups have the same weight.
         """
         chunks = [torch.sort(scores[name].double()).values.reshape(self.now, -1).mean(1) for name in self.quantum]
         return torch.stack(chunks).mean(0)

@@ -13,11 +13,11 @@ from lightning_prune.coupling.groups import Coupling
 
 @dataclass(frozen=True)
 class Conditions:
-    """Under which latency is measured.
+    """Conditions under which latency is measured.
 
     Attributes:
-        batch: Examples in a pass.
-        device: The device, None for that of the network.
+        batch: Number of examples in a pass.
+        device: The device; None for the device of the network.
     """
 
     batch: int = 1
@@ -26,10 +26,10 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Curve:
-    """How long a part of the network takes, by its number of parameters; never less with more of them.
+    """Latency of a part of the network as a non-decreasing function of its number of parameters.
 
     Attributes:
-        parameters: Names of the parameters that count.
+        parameters: Names of the parameters of this part.
         sizes: Numbers of parameters, ascending.
         ms: Milliseconds at each, ascending.
     """
@@ -40,7 +40,7 @@ class Curve:
 
     @classmethod
     def through(cls, parameters: Iterable[str], points: Iterable[tuple[float, float]]) -> Curve:
-        """The ascending curve nearest to ``points`` of (size, ms), by least squares (isotonic regression).
+        """The non-decreasing curve through ``points`` of (size, ms) by least squares (isotonic regression).
 
         Example:
             >>> Curve.through(["weight"], [(10, 1.0), (20, 3.0), (30, 2.0)]).ms
@@ -60,24 +60,24 @@ class Curve:
         return cls(tuple(parameters), tuple(sizes), tuple(s / n for s, n, width in blocks for _ in range(width)))
 
     def at(self, sizes: Mapping[str, float]) -> float:
-        """Milliseconds where the parameters have these sizes, interpolated; none where all of them are gone."""
-        left = [sizes[name] for name in self.parameters if name in sizes]
-        return float(np.interp(sum(left), self.sizes, self.ms)) if left else 0.0
+        """Milliseconds for these sizes of the parameters, interpolated; 0 if all of them are removed."""
+        present = [sizes[name] for name in self.parameters if name in sizes]
+        return float(np.interp(sum(present), self.sizes, self.ms)) if present else 0.0
 
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """What every layer, and all that is in no layer, takes at a few widths.
+    """Latency of every layer, and of all operations outside of layers, as functions of the widths.
 
     Attributes:
-        curves: One for each layer, and one for the rest, which goes by all parameters.
-        dense_ms: Milliseconds of the network that it was measured on.
+        curves: One curve for each layer, and one for all other operations, as a function of all parameters.
+        dense_ms: Milliseconds of the network that was measured.
     """
 
     curves: tuple[Curve, ...]
     dense_ms: float
 
     def ms(self, coupling: Coupling, removed: Mapping[str, int]) -> float:
-        """Milliseconds that are foreseen once so many units of each group are removed."""
+        """Estimated milliseconds of a pass once these numbers of units are removed from each group."""
         sizes = {name: prod(dim.after(removed) for dim in dims) for name, dims in coupling.param_dims.items()}
         return sum(curve.at(sizes) for curve in self.curves)

@@ -1,4 +1,4 @@
-"""Which step goes first, and which groups are of the same kind and compete with each other."""
+"""Ranking: the order in which steps are removed, and the classes of groups that are ranked together."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ def rank_steps(
     units: Sequence[int],
     classes: Sequence[str],
     total: Mapping[str, int],
-    gone: Mapping[str, int],
+    removed: Mapping[str, int],
 ) -> tuple[Tensor, Tensor]:
-    """In which order steps are removed so that the lowest of each class go first and classes give equal shares.
+    """Order of removal in which the lowest steps of each class come first and classes lose equal shares.
 
     Args:
         scores: For each candidate, the scores of its removable steps.
-        units: For each candidate, the units that go with one step.
+        units: For each candidate, the units removed with one step.
         classes: For each candidate, its class; candidates of one class are ranked together.
         total: Class -> units it had when the network was dense.
-        gone: Class -> units of these that are gone already.
+        removed: Class -> units of these that are removed already.
 
     Returns:
-        The candidate that gives each step, and the units gone after it, both of shape (steps,). Of classes
-        that have given equal shares the lower score goes first; of equal scores the earlier candidate.
+        The candidate of each step, and the units removed after it, both of shape (steps,). Between classes with
+        equal shares the lower score comes first; between equal scores the earlier candidate.
 
     Example:
-        >>> tensors = [torch.tensor([1.0, 2.0]), torch.tensor([9.0])]  # the second gives 2 units a step
+        >>> tensors = [torch.tensor([1.0, 2.0]), torch.tensor([9.0])]  # the second loses 2 units per step
         >>> rank_steps(tensors, [1, 2], ["a", "a"], {"a": 6}, {"a": 0})
         (tensor([0, 0, 1]), tensor([1, 2, 4]))
         >>> rank_steps(tensors, [1, 2], ["a", "b"], {"a": 2, "b": 4}, {"a": 0, "b": 0})
@@ -41,10 +41,10 @@ def rank_steps(
     owners = torch.repeat_interleave(torch.tensor([len(values) for values in scores]))
     owners = owners[torch.argsort(torch.cat(list(scores)), stable=True)]
     sizes = torch.tensor(units)
-    share = torch.zeros(len(owners), dtype=torch.double)  # of the class's original units, gone once the step goes
+    share = torch.zeros(len(owners), dtype=torch.double)  # of the units of the class, removed after the step
     for label in dict.fromkeys(classes):
         own = torch.tensor([other == label for other in classes])[owners]
-        share[own] = (sizes[owners[own]].cumsum(0) + gone[label]).double() / total[label]
+        share[own] = (sizes[owners[own]].cumsum(0) + removed[label]).double() / total[label]
     owners = owners[torch.argsort(share, stable=True)]
     return owners, sizes[owners].cumsum(0)
 
@@ -55,15 +55,15 @@ Kind = tuple[tuple[str, str, int, bool, int], ...]
 def isomorphism_classes(module: nn.Module, coupling: Coupling, names: Collection[str]) -> dict[str, str]:
     """Group name -> name of the first group of its class.
 
-    Fang et al. 2024, 'Isomorphic pruning for vision models': structures that are isomorphic as labelled
-    graphs, with the operations for labels, are ranked in isolation; widths and kernel sizes play no part. What is
-    compared here does not change under an isomorphism (``group_kind``), so isomorphic groups are always in one class.
-    A bundle is one structure, with the groups in it for its parts.
+    Fang et al. 2024, 'Isomorphic pruning for vision models': structures that are isomorphic as labeled graphs, with
+    the operations as labels, are ranked in isolation, regardless of widths and kernel sizes. Groups are compared by
+    invariants of an isomorphism (``group_kind``), so isomorphic groups are always in one class. A bundle is one
+    structure, whose parts are its groups.
 
     Args:
         module: The network.
-        coupling: Its analysis.
-        names: The groups to sort into classes.
+        coupling: Its dependency groups.
+        names: Names of the groups to classify.
     """
     first: dict[tuple[tuple[int, Kind], ...], str] = {}
     classes = {}
@@ -76,7 +76,7 @@ def isomorphism_classes(module: nn.Module, coupling: Coupling, names: Collection
 
 
 def group_kind(module: nn.Module, group: Group) -> Kind:
-    """What the units of ``group`` live in, whatever its width and the order in which the layers were registered.
+    """Description of the layers of ``group``, independent of its width and the order of registration.
 
     Returns:
         Sorted, for every tensor: the class of the module that holds it, its name there, the dimension, whether the

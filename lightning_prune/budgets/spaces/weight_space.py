@@ -1,4 +1,4 @@
-"""What a budget chooses from: weights, and what they score."""
+"""Weight space: the weights that a budget can mask, with their scores."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Chooser = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Counts], Mapping
 
 @dataclass(frozen=True)
 class WeightSpace:
-    """The weights that may be masked.
+    """The weights that a budget can mask, with their scores.
 
     Attributes:
         sizes: Parameter name -> number of weights.
-        masked: Parameter name -> number of weights masked already.
-        shapes: Parameter name -> its shape.
-        scores: Parameter name -> scores of its shape, which may be made when asked for; empty before the first event.
-        masks: Parameter name -> bool mask so far, True where the weight survives; may lack parameters.
-        state: What the state dict of the network would be under some masks, for budgets that look at values.
-        choose: From scores, masks so far, and counts of masked weights to masks.
-        left_out: Name -> why masks do not cover it, for parameters in the scope that are not in ``sizes``.
+        masked: Parameter name -> number of weights that are masked already.
+        shapes: Parameter name -> shape.
+        scores: Parameter name -> scores of its shape, possibly computed on access; empty before the first event.
+        masks: Parameter name -> present bool mask, True where the weight is kept; parameters without mask are missing.
+        state: Masks -> state dict of the network with these masks, for budgets that depend on values.
+        choose: Scores, present masks and numbers of masked weights -> masks.
+        left_out: Name -> why it is not masked, for parameters in the scope that are not in ``sizes``.
     """
 
     sizes: Mapping[str, int]
@@ -40,16 +40,16 @@ class WeightSpace:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def lowest(self, counts: Counts) -> Mapping[str, Tensor]:
-        """The masks under which so many weights are masked, in all or in each parameter."""
+        """Masks of the lowest-scored weights, for a total number of masked weights or one for each parameter."""
         return self.choose(self.scores, self.masks, counts)
 
     @property
     def maskable(self) -> int:
-        """How many can be masked with one left in every parameter."""
+        """Number of weights that can be masked, with one kept in every parameter."""
         return sum(self.sizes.values()) - len(self.sizes)
 
     def masked_below(self, threshold: float) -> dict[str, int]:
-        """Parameter name -> weights masked where those that score below ``threshold`` go, too; one is left."""
+        """Parameter name -> number of masked weights, with those that score below ``threshold``; one is kept."""
         counts = {}
         for name, size in self.sizes.items():
             hidden = self.scores[name] < threshold

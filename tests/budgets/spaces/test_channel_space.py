@@ -244,12 +244,12 @@ def test_no_group_becomes_narrower_than_min_width(
 @pytest.mark.parametrize(
     ("now", "settings", "least", "reason"),
     [
-        (10, {"round_to": 16}, 1, "round_to=16: its 10 channels are the smallest width that fits"),
-        (8, {"round_to": 8}, 1, "round_to=8: its 8 channels are the smallest width that fits"),
-        (4, {"min_width": 6}, 1, "min_width=6: its 4 channels are the smallest width that fits"),
+        (10, {"round_to": 16}, 1, "round_to=16: its 10 channels are the smallest width that is allowed"),
+        (8, {"round_to": 8}, 1, "round_to=8: its 8 channels are the smallest width that is allowed"),
+        (4, {"min_width": 6}, 1, "min_width=6: its 4 channels are the smallest width that is allowed"),
         (10, {"round_to": 8, "min_width": 9}, 1, "round_to=8 and min_width=9: its 10 channels are the smallest width"),
         (2, {}, 2, "with fewer than 2 units a grouped convolution would become depthwise"),
-        (1, {}, 1, "only its last units are left"),
+        (1, {}, 1, "only its last units remain"),
     ],
 )
 def test_what_cannot_become_narrower_says_why(now: int, settings: dict[str, int], least: int, reason: str) -> None:
@@ -339,7 +339,7 @@ def test_one_group_of_a_bundle_keeps_all_of_them_wide() -> None:
     space = bundled(min_width=5)
     assert space.floor == steps(4, 4)
     assert space.at_minimum["stream"] == (
-        "min_width=5: not all groups that shrink together have a smaller width that fits"
+        "min_width=5: not all groups that are pruned together have a smaller width that is allowed"
     )
     coupling = by_hand({"stream": 8, "heads": 4}, (TIED,), least={"stream": 5})
     assert space_of(coupling, {n: BUNDLED[n] for n in ("stream", "heads")}).floor == {"stream": 6, "heads": 3}
@@ -361,7 +361,7 @@ def test_a_part_of_a_bundle_cannot_be_ranked() -> None:
 
 def test_a_bundle_has_the_same_number_of_steps_in_all_groups() -> None:
     space = space_of(by_hand({"stream": 7, "heads": 4}, (TIED,)), {"stream": [0.0] * 7, "heads": [0.0] * 4})
-    with pytest.raises(ValueError, match=r"^groups of \{'stream': 7, 'heads': 4\} units cannot give \{'stream': 2, "):
+    with pytest.raises(ValueError, match=r"^groups of \{'stream': 7, 'heads': 4\} units cannot lose \{'stream': 2, "):
         space.floor  # noqa: B018
 
 

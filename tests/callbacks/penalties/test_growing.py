@@ -210,7 +210,7 @@ def test_arguments_of_another_kind() -> None:
         GrowingPenalty(STEPWISE, 0.5)  # type: ignore[arg-type]
     with pytest.raises(MisconfigurationException, match=r"GrowingPenalty budget=None is not a Budget"):
         GrowingPenalty(STEPWISE)
-    with pytest.raises(MisconfigurationException, match=r"budget=Ratio.* has nothing to say: NM\(n=2, m=4\)"):
+    with pytest.raises(MisconfigurationException, match=r"budget=Ratio.* cannot be used: NM\(n=2, m=4\)"):
         GrowingPenalty(STEPWISE, Ratio(0.9), NM(2, 4))
     with pytest.raises(MisconfigurationException, match=r"use Sparsity or Count"):
         GrowingPenalty(STEPWISE, MACs(keep=0.5), Weights())

@@ -17,7 +17,7 @@ from lightning_prune.schedules import Constant, Rounds
 @pytest.mark.parametrize(
     ("granularity", "said"),
     [
-        (NM(2, 4), r"NM\(2, 4\) has no layer to work on: .*, Channels\(round_to=4\)\. Pruning ends here"),
+        (NM(2, 4), r"NM\(2, 4\) fits no layer: .*, Channels\(round_to=4\)\. Pruning ends here"),
         (Weights(block=(1, 4)), r"Weights block=\(1, 4\) fits no layer: .*, Channels\(round_to=4\)\. Pruning ends"),
     ],
     ids=["NM", "block"],

@@ -1,6 +1,5 @@
 """Masks that change in a training (RigL, SET), and masks by block."""
 
-import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -254,7 +253,7 @@ def test_blocks_hold_in_a_training(tmp_path) -> None:
     assert lit.net[0].weight.all()
     assert events.reports[-1].frozen == {"net.0.weight": "its 2 inputs are not a multiple of 4"}
     assert [report.sparsity for report in events.reports] == [0.25, 0.5]  # one block of four loses one, then two
-    with pytest.raises(MisconfigurationException, match=re.escape("NM(n=2, m=4) is how much goes; leave it out")):
+    with pytest.raises(MisconfigurationException, match=r"NM\(n=2, m=4\) determines the sparsity; omit"):
         IterativePruning(Constant(1), Sparsity(0.5), granularity=NM())
     with pytest.raises(MisconfigurationException, match="budget=None is not a Budget"):
         IterativePruning(Constant(1))
