@@ -190,7 +190,7 @@ def test_the_state_survives_a_checkpoint() -> None:
     assert all(torch.equal(one.plan.masks[name], other.plan.masks[name]) for name in WEIGHTS)
 
 
-def test_the_keeper_holds_the_masks_of_a_resumed_pruner() -> None:
+def test_the_enforcer_holds_the_masks_of_a_resumed_pruner() -> None:
     net = make()
     pruner = WeightPruner(Magnitude(), Sparsity(0.5), Scope())
     event(pruner, net, 1.0)
@@ -198,7 +198,7 @@ def test_the_keeper_holds_the_masks_of_a_resumed_pruner() -> None:
     resumed.load_state_dict(pruner.state_dict())
     for name in WEIGHTS:
         nn.init.ones_(dict(net.named_parameters())[name])
-    resumed.keeper(net).apply([])
+    resumed.enforcer(net).apply([])
     assert sum(zeros(net).values()) == 712
 
 
@@ -221,7 +221,7 @@ def test_masks_follow_removed_channels() -> None:
     assert torch.equal(pruner.masks["0.weight"], before["0.weight"][filters])
     assert torch.equal(pruner.masks["4.weight"], before["4.weight"][:, columns])
     assert torch.equal(net[0].weight == 0, ~pruner.masks["0.weight"])
-    pruner.keeper(net).apply([])
+    pruner.enforcer(net).apply([])
     event(pruner, net, 1.0)  # and the next event goes on from there, bringing nothing back
     assert not (pruner.masks["0.weight"] & ~before["0.weight"][filters]).any()
     assert not (pruner.masks["4.weight"] & ~before["4.weight"][:, columns]).any()
@@ -243,9 +243,9 @@ def test_nothing_comes_back_where_the_masked_weights_are_what_is_left() -> None:
 
 def test_everything_is_checked_before_the_first_event() -> None:
     net = make()
-    with pytest.raises(BudgetError, match="leaves no weight somewhere"):
+    with pytest.raises(BudgetError, match="keeps no weight in a parameter"):
         WeightPruner(Magnitude(), Sparsity(1), Scope()).prepare(net, None)
-    with pytest.raises(BudgetError, match="in 3 events wants 1500 weights, but only 1422 can go"):
+    with pytest.raises(BudgetError, match="in 3 events requires 1500 weights, but only 1422 can be removed"):
         WeightPruner(Magnitude(), Count(500), Scope()).prepare(net, None, events=3)
     WeightPruner(Magnitude(), Count(500), Scope()).prepare(net, None, events=2)
     with pytest.raises(ValueError, match="matches nothing in Sequential"):

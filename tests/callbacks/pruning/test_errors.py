@@ -189,17 +189,17 @@ def test_two_pruners_of_the_same_channels(tmp_path) -> None:
     [
         (IterativePruning(LATER, Params(keep=0.01)), r"Params\(keep=0.01.*\) cannot be met: with the fewest channels"),
         (IterativePruning(LATER, MACs(keep=0)), r"MACs\(keep=0.*\) cannot be met: .*of the MACs remain. Widen the sc"),
-        (IterativePruning(LATER, Ratio(1)), r"Ratio\(share=1.*\) leaves no channel somewhere; at most share=0.875"),
+        (IterativePruning(LATER, Ratio(1)), r"Ratio\(share=1.*\) keeps no channel in a group; at most share=0.875"),
         (
             IterativePruning(Rounds(1, 1, 5), Count(3)),
-            r"Count\(count=3.*\) in 5 events wants 15 units, but only 14 can",
+            r"Count\(count=3.*\) in 5 events requires 15 units, but only 14 can",
         ),
-        (IterativePruning(LATER, Count(15)), r"Count\(count=15.*\): only 14 more units can go with one left everywhe"),
+        (IterativePruning(LATER, Count(15)), r"Count\(count=15.*\): only 14 more units can be removed, with one kept"),
         (IterativePruning(LATER, Ratio(0.2), granularity=Channels(8)), r"removes nothing here: groups of at most 8"),
         (IterativePruning(LATER, Sparsity(1), granularity=Weights()), r"Sparsity\(sparsity=1.*\) leaves no weight"),
         (
             IterativePruning(Rounds(1, 1, 3), Count(300), granularity=Weights()),
-            r"Count\(count=300.*\) in 3 events wants 900 weights, but only 741 can go",
+            r"Count\(count=300.*\) in 3 events requires 900 weights, but only 741 can be removed",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "pruning",
