@@ -159,7 +159,7 @@ def test_rows_and_points_of_rolled_back_networks_are_removed(tmp_path: Path) -> 
 
     class Figures(Callback):
         def on_rollback(self, trainer: Trainer, *_: Any) -> None:
-            figures.append(logger._figures(trainer, module))
+            figures.append(logger._metrics(trainer, module))
 
     pruning = IterativePruning(Rounds(1, 1, 3), Ratio(12 / 20))
     callbacks = [pruning, guard(retry=1), summary, logger, Figures()]
