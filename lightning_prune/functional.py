@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from lightning_prune.budgets.budget import Budget
 from lightning_prune.budgets.shares import Ratio
 from lightning_prune.checkpoint.manifest import track_plan, track_shapes
+from lightning_prune.criteria.by_name import criterion_named
 from lightning_prune.criteria.criterion import Criterion
-from lightning_prune.criteria.lookup import criterion_named
 from lightning_prune.criteria.magnitude import Magnitude
 from lightning_prune.criteria.statistics.second_order import Curvature
 from lightning_prune.criteria.statistics.statistics import Statistics
 from lightning_prune.granularity import Channels, Granularity, Weights
 from lightning_prune.network.example_input import Example
-from lightning_prune.network.size import eval_mode
+from lightning_prune.network.module_modes import eval_mode
 from lightning_prune.pruners.arguments import check_types
 from lightning_prune.pruners.block_pruner import BlockPruner
 from lightning_prune.pruners.factory import budget_for, make_pruner

@@ -135,21 +135,17 @@ def recipe_path(value: str) -> str:
     return str(method.path)
 
 
-def markdown_table(methods: Iterable[Method] = METHODS, folder: str = "") -> str:
+def markdown_table(methods: Iterable[Method] = METHODS) -> str:
     """A table of methods for the documentation.
 
-    Args:
-        methods: The rows.
-        folder: Path or URL of the repository, in front of the links to the files.
-
     Example:
-        >>> print(markdown_table([method_named("erk")], "../"))
-        | method | description | recipe |
+        >>> print(markdown_table([method_named("erk")]))
+        | method | description | file |
         |---|---|---|
-        | ERK | sets the sparsity of each layer by its shape (Erdos-Renyi kernel) | [`erk`](../recipes/erk.yaml) |
+        | ERK | sets the sparsity of each layer by its shape (Erdos-Renyi kernel) | `recipes/erk.yaml` |
     """
-    rows = [f"| {m.name} | {_escaped(m.description)} | [`{m.short}`]({folder}{m.file}) |" for m in methods]
-    return "\n".join(["| method | description | recipe |", "|---|---|---|", *rows])
+    rows = [f"| {m.name} | {_escaped(m.description)} | `{m.file}` |" for m in methods]
+    return "\n".join(["| method | description | file |", "|---|---|---|", *rows])
 
 
 def _escaped(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What users are told before the first event: what stays although it is in the scope, and what does not follow."""
+"""Warnings before the first event: channels in the scope that cannot be pruned, and copies that do not follow."""
 
 from __future__ import annotations
 
@@ -27,25 +27,31 @@ def unscored(criterion: Criterion, groups: Mapping[str, Group], scoring: Scoring
     return reasons
 
 
-def give_notice(
+def warn_before_pruning(
     criterion: Criterion, model: nn.Module, coupling: Coupling, groups: Mapping[str, Group], reasons: Mapping[str, str]
 ) -> None:
-    """Warn of what may surprise, once for all ranks.
+    """Warn of channels that cannot be pruned and of frozen copies, once for all ranks.
 
     Args:
-        criterion: What ranks.
+        criterion: The saliency criterion.
         model: The network.
-        coupling: Its groups.
-        groups: Those in the scope.
-        reasons: Group name -> why it stays; of those in the scope, because ``criterion`` cannot score it.
+        coupling: Its dependency groups.
+        groups: Group name -> group, of those in the scope.
+        reasons: Group name -> why it is not pruned; for groups in the scope, why ``criterion`` cannot score it.
     """
     warn_of_unscored(criterion, groups, {name: why for name, why in reasons.items() if name in groups})
-    for notice in (_unreached(coupling.frozen), *_copies(model, groups)):
-        _warn(notice)
+    for message in (_unreached(coupling.frozen), *_copies(model, groups)):
+        _warn(message)
 
 
 def warn_of_unscored(criterion: Criterion, groups: Collection[str], reasons: Mapping[str, str]) -> None:
-    """Warn that some of ``groups`` stay, name -> why, because ``criterion`` cannot score them; once for all ranks."""
+    """Warn of ``groups`` that ``criterion`` cannot score, once for all ranks.
+
+    Args:
+        criterion: The saliency criterion.
+        groups: Names of the groups in the scope.
+        reasons: Group name -> why it cannot be scored.
+    """
     if not reasons:
         return
     by_reason: dict[str, list[str]] = {}
@@ -53,8 +59,8 @@ def warn_of_unscored(criterion: Criterion, groups: Collection[str], reasons: Map
         by_reason.setdefault(why, []).append(name)
     parts = "; ".join(f"{_some(names)}: {why}" for why, names in by_reason.items())
     _warn(
-        f"{criterion} cannot score {len(reasons)} of the {len(groups)} groups of channels in the scope; these stay as "
-        f"they are ({parts}). Magnitude() scores every group."
+        f"{criterion} cannot score {len(reasons)} of the {len(groups)} groups of channels in the scope; they are not "
+        f"pruned ({parts}). Magnitude() scores every group."
     )
 
 
@@ -63,28 +69,28 @@ def _unreached(frozen: Mapping[str, str]) -> str:
     if not reasons:
         return ""
     return (
-        f"{_some(list(reasons))} cannot lose channels: {next(iter(reasons.values()))}. Values may decide which layers "
-        "run here: give more examples (in a Trainer as `example_input_array`), or take out of the network what never "
-        "runs."
+        f"{_some(list(reasons))} cannot lose channels: {next(iter(reasons.values()))}. If values decide which layers "
+        "run, give more examples (in a Trainer as `example_input_array`), or remove layers that never run."
     )
 
 
 def _copies(module: nn.Module, groups: Mapping[str, Group]) -> list[str]:
-    """Of frozen copies that training may want to average."""
-    made = {member.tensor for group in groups.values() for member in group.members}
+    """Warnings of frozen copies, which may be meant as averaged models."""
+    pruned = {member.tensor for group in groups.values() for member in group.members}
     return [
-        f"{copy!r} is a frozen copy of {source!r} and keeps its size when that is pruned. This is right for a teacher "
-        f"that only gives targets; one that training averages from {source!r} has to be a "
-        "torch.optim.swa_utils.AveragedModel, which follows."
+        f"{copy!r} is a frozen copy of {source!r} and keeps its size when {source!r} is pruned. This is right for a "
+        "teacher that only provides targets; a copy that is updated as an average of the weights must be a "
+        "torch.optim.swa_utils.AveragedModel, which is pruned with its source."
         for copy, source in frozen_copies(module).items()
-        if any(is_inside(tensor, [source]) for tensor in made)
+        if any(is_inside(tensor, [source]) for tensor in pruned)
     ]
 
 
-def _warn(notice: str) -> None:
+def _warn(message: str) -> None:
+    """Warn on the first rank, unless ``message`` is empty."""
     silent = distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0
-    if notice and not silent:
-        warnings.warn(notice, stacklevel=4)
+    if message and not silent:
+        warnings.warn(message, stacklevel=4)
 
 
 def _some(names: list[str]) -> str:

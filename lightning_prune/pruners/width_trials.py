@@ -1,4 +1,4 @@
-"""Widths that are tried before anything is cut."""
+"""Dry runs of widths on a copy of the network."""
 
 from __future__ import annotations
 
@@ -17,15 +17,21 @@ from lightning_prune.surgery.plan import Plan, select
 
 @dataclass(frozen=True)
 class Choice:
-    """Units kept in every group, the ones that go, and the trial of these widths."""
+    """Widths that were chosen and tried.
+
+    Attributes:
+        kept: Group name -> number of units kept.
+        removed: Group name -> bool tensor (units,), True where the unit is removed.
+        trial: Result of the dry run with these widths.
+    """
 
     kept: Mapping[str, int]
     removed: Mapping[str, Tensor]
     trial: DryRunResult
 
 
-class BreaksError(Exception):
-    """Widths that were to be timed break the network: group name -> why it has to stay."""
+class FailingWidthsError(Exception):
+    """A network fails with the widths that were to be timed; ``failing`` maps group names to reasons."""
 
     def __init__(self, failing: Mapping[str, str]) -> None:
         super().__init__(str(failing))
@@ -33,13 +39,16 @@ class BreaksError(Exception):
 
 
 class Trials:
-    """Tries widths, each once: it does not matter to the shapes which units go."""
+    """Runs copies of a network with fewer units, and caches the last result.
+
+    Shapes depend only on how many units are removed, so equal widths are not tried twice in a row.
+    """
 
     def __init__(self) -> None:
         self._last: tuple[Coupling, tuple[tuple[str, int], ...], DryRunResult] | None = None
 
     def of(self, model: nn.Module, example: Example, coupling: Coupling, removed: Mapping[str, Tensor]) -> DryRunResult:
-        """What a copy of ``model`` does without some units of each group."""
+        """The dry run of a copy of ``model`` without the units in ``removed``."""
         widths = tuple((name, int(units.sum())) for name, units in removed.items())
         if self._last is None or self._last[0] is not coupling or self._last[1] != widths:
             self._last = coupling, widths, try_widths(model, example, coupling, removed)
@@ -47,16 +56,16 @@ class Trials:
 
 
 def sizes(model: nn.Module, coupling: Coupling, plan: Plan, removed: Mapping[str, Tensor]) -> tuple[Size, Size]:
-    """What the network costs now, and with the choice carried out."""
+    """Size of the network as it is, and after ``plan``, which removes the units in ``removed``."""
     before = after = nonzero_before = nonzero_after = 0
     for name, parameter in model.named_parameters():
         tensor, dims = parameter.detach(), plan.keep.get(name, {})
-        left = prod(dims[dim].numel() if dim in dims else size for dim, size in enumerate(tensor.shape))
+        kept = prod(dims[dim].numel() if dim in dims else size for dim, size in enumerate(tensor.shape))
         nonzero = nonzero_in([tensor])
-        before, after, nonzero_before = before + tensor.numel(), after + left, nonzero_before + nonzero
-        nonzero_after += left if nonzero == tensor.numel() else nonzero_in([select(tensor, dims)])
-    gone = {name: int(units.sum()) for name, units in removed.items()}
+        before, after, nonzero_before = before + tensor.numel(), after + kept, nonzero_before + nonzero
+        nonzero_after += kept if nonzero == tensor.numel() else nonzero_in([select(tensor, dims)])
+    counts = {name: int(units.sum()) for name, units in removed.items()}
     return (
         Size(before, nonzero_before, round(coupling.macs_after({}))),
-        Size(after, nonzero_after, round(coupling.macs_after(gone))),
+        Size(after, nonzero_after, round(coupling.macs_after(counts))),
     )

@@ -167,7 +167,7 @@ def test_one_that_ranks_makes_classes_compete() -> None:
     net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
     isomorphic = Channels(ranking="isomorphic")
     prune_once(net, torch.zeros(1, 3), granularity=isomorphic, budget=All([MACs(0.5), Ratio(0.1)]), dry_run=True)
-    with pytest.raises(ValueError, match=r"takes the same share of each; give the budget per_layer=False$"):
+    with pytest.raises(ValueError, match=r"itself; use ranking='global', or a budget with per_layer=False$"):
         prune_once(net, torch.zeros(1, 3), granularity=isomorphic, budget=All([Ratio(0.1), Ratio(0.2)]))
 
 

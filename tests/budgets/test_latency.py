@@ -82,7 +82,7 @@ def test_the_table_is_wrong_there(monkeypatch) -> None:
         net = mlp()
         example = Example.of(INPUT)
         pruner.prepare(net, example)
-        table = pruner.stopwatch.tables[latency_measurement.Conditions()]
+        table = pruner.search.stopwatch.tables[latency_measurement.Conditions()]
         coupling = pruner.coupling(net, example, dict(net.named_parameters()))
     for gone in ({}, {"0.weight": 100, "2.weight": 150}):
         cut = nn.Sequential(*(nn.Linear(*shape) for shape in edges(gone)))

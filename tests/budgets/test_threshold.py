@@ -169,7 +169,7 @@ def test_nothing_that_can_go_is_said_at_once() -> None:
 
 
 def test_classes_do_not_compete_for_a_threshold() -> None:
-    with pytest.raises(ValueError, match=r"but budget Threshold\(value=0.1\) decides on each by itself; leave ranking"):
+    with pytest.raises(ValueError, match=r"but budget Threshold\(value=0.1\) prunes each group by itself; use ranking"):
         prune_once(
             torch.nn.Linear(2, 2), torch.zeros(1, 2), granularity=Channels(ranking="isomorphic"), budget=Threshold(0.1)
         )

@@ -598,6 +598,6 @@ def test_inspect(tmp_path: Path) -> None:
     assert found.values[:2] == (1575 + 4 * 13, 1575 + 4 * 13 - numbers)
     stream = io.StringIO()
     show(found, path, Console(file=stream, width=100))
-    assert "Removed as a whole" in stream.getvalue()
+    assert "Removed modules" in stream.getvalue()
     assert re.search(rf"^ *{name} +{numbers} *$", stream.getvalue(), re.MULTILINE)
     assert "Nothing in it" not in stream.getvalue()

@@ -43,9 +43,9 @@ def prepared(criterion: Criterion, scope: Scope, event: int = 0) -> str:
 
 def test_groups_that_stay_are_named() -> None:
     assert prepared(BatchNormScale(), Scope()) == (
-        "BatchNormScale() cannot score 4 of the 5 groups of channels in the scope; these stay as they are "
-        "('hidden.0.weight', 'hidden.1.weight', 'hidden.2.weight' and 1 more: no batch norm with a scale stands behind "
-        "these channels). Magnitude() scores every group."
+        "BatchNormScale() cannot score 4 of the 5 groups of channels in the scope; they are not pruned "
+        "('hidden.0.weight', 'hidden.1.weight', 'hidden.2.weight' and 1 more: no batch norm with a scale follows these "
+        "channels). Magnitude() scores every group."
     )
 
 

@@ -107,7 +107,7 @@ class PruneCLI(LightningCLI):
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
         for one in (parser, *self._subcommand_parsers.values()):
-            one.config_files = tuple(_configs(resolved))
+            one.config_files = tuple(_configs(resolved))  # type: ignore[attr-defined]
         self.arguments = given
         self.config = parser.parse_args(resolved)
 

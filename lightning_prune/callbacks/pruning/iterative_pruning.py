@@ -18,8 +18,8 @@ from lightning_prune.callbacks.trainer.listeners import as_misconfiguration, cal
 from lightning_prune.callbacks.trainer.strategies import check_optimizers, check_trainer
 from lightning_prune.callbacks.trainer.training_time import warn_if_cut_short, warn_if_not_reached, window_is_open
 from lightning_prune.checkpoint.manifest import track_shapes
+from lightning_prune.criteria.by_name import criterion_named
 from lightning_prune.criteria.criterion import Criterion
-from lightning_prune.criteria.lookup import criterion_named
 from lightning_prune.criteria.magnitude import Magnitude
 from lightning_prune.granularity import Blocks, Channels, Granularity
 from lightning_prune.network.example_input import Example

@@ -29,7 +29,8 @@ from lightning_prune.callbacks.trainer.lightning_packages import (
 from lightning_prune.callbacks.trainer.strategies import check_whole
 from lightning_prune.file_size import compressed_size
 from lightning_prune.network.copies import copy_of
-from lightning_prune.network.size import Size, compare_latency, measure
+from lightning_prune.network.pass_latency import compare_latency
+from lightning_prune.network.size import Size, measure
 from lightning_prune.surgery.plan import Plan
 from lightning_prune.surgery.report import Report
 

@@ -252,7 +252,7 @@ def test_blocks_hold_in_a_training(tmp_path) -> None:
     for layer in (lit.net[3], lit.net[8]):
         assert (layer.weight != 0).movedim(1, -1).reshape(-1, 4).sum(-1).eq(2).all()
     assert lit.net[0].weight.all()
-    assert events.reports[-1].frozen == {"net.0.weight": "its 2 inputs are no multiple of 4"}
+    assert events.reports[-1].frozen == {"net.0.weight": "its 2 inputs are not a multiple of 4"}
     assert [report.sparsity for report in events.reports] == [0.25, 0.5]  # one block of four loses one, then two
     with pytest.raises(MisconfigurationException, match=re.escape("NM(n=2, m=4) is how much goes; leave it out")):
         IterativePruning(Constant(1), Sparsity(0.5), granularity=NM())
