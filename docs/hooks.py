@@ -8,7 +8,6 @@ from typing import Any
 from lightning_prune.methods import METHODS, markdown_table
 
 RECIPES = re.compile(r"<!-- recipes(?:: (\w+))? -->")
-LINK = re.compile(r"\[(`\w+`)\]\([^)]*\)")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -20,7 +19,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def recipes_table(granularity: str | None = None) -> str:
-    """A Markdown table with one row for each method; the files are not part of the site and are named without a link.
+    """A Markdown table with one row for each method.
 
     Raises:
         ValueError: If no method has this granularity.
@@ -30,4 +29,4 @@ def recipes_table(granularity: str | None = None) -> str:
         raise ValueError(
             f"<!-- recipes: {granularity} -->: no method prunes {granularity}; use weights, channels or blocks"
         )
-    return LINK.sub(r"\1", markdown_table(chosen))
+    return markdown_table(chosen)
