@@ -1,4 +1,4 @@
-"""One pruning event without a Trainer."""
+"""``prune_once``: one pruning event without a Trainer."""
 
 from __future__ import annotations
 
@@ -41,27 +41,29 @@ def prune_once(
     """Prune a network once, in place.
 
     Args:
-        model: Any network; it keeps its mode, devices, dtypes, ``requires_grad`` flags and parameter order. Its state
-            dicts say from now on what was pruned, for ``load_pruned``.
-        example_inputs: What its forward receives: a tuple is positional, a dict is keyword, anything else is the one
+        model: The network; mode, devices, dtypes, ``requires_grad`` flags and parameter order do not change. Its state
+            dicts then include what was pruned, for ``load_pruned``.
+        example_inputs: Arguments of ``forward``: a tuple is positional, a dict is keyword, anything else is the only
             argument.
-        granularity: ``Channels()`` (the default) and ``Blocks()`` remove, ``Weights()`` and ``NM(2, 4)`` mask.
-        criterion: What matters, an object or the name of one without arguments; ``Magnitude()`` by default.
-        budget: Until what; ``Ratio(0.5)`` by default, but for ``NM``, which takes none.
-        scope: Where; everywhere by default.
-        calibrate: Runs passes over some data, for criteria that need to see them. It returns losses to go backward
-            from, such as ``lambda model: (loss(model(x), y) for x, y in batches)``, or runs backward passes itself
-            (not for ``Hessian`` and ``GraSP``, which differentiate twice), or for criteria that look at activations
-            alone, forward passes. Gradients are dropped afterwards; batch-norm
-            statistics move if the model is in train mode. ``Sensitivity`` runs it in eval mode and without gradients,
-            once for the whole network and once for each block that could go, and compares the mean losses.
-        dry_run: Leave the model as it is and only report what would happen.
+        granularity: Structures that are pruned. ``Channels()`` (the default) and ``Blocks()`` are removed, weights of
+            ``Weights()`` and ``NM(2, 4)`` are masked.
+        criterion: Saliency criterion, as an object or as the name of one without arguments; ``Magnitude()`` by default.
+        budget: Target size; ``Ratio(0.5)`` by default. ``NM`` takes no budget.
+        scope: Modules and parameters that may be pruned; all by default.
+        calibrate: Function that runs the model on calibration data, for criteria that need activations, gradients or
+            losses. It returns losses for backward passes, such as
+            ``lambda model: (loss(model(x), y) for x, y in batches)``, or runs the backward passes itself (not for
+            ``Hessian`` and ``GraSP``, which differentiate twice); for criteria that only use activations, it runs
+            forward passes. Gradients are set to None afterwards; batch-norm statistics are updated if the model is in
+            train mode. For ``Sensitivity`` it runs in eval mode and without gradients, once for the whole network and
+            once for each block that can be removed, and the mean losses are compared.
+        dry_run: Only report what would be pruned; the model is not changed.
 
     Returns:
-        What was done, or would be.
+        The report of what was pruned, or would be with ``dry_run=True``.
 
     Raises:
-        ValueError: If an argument is of the wrong kind or does not fit the network; nothing has been changed then.
+        ValueError: If an argument has the wrong type or does not fit the network; the model is not changed then.
 
     Example:
         >>> import torch
@@ -80,7 +82,9 @@ def prune_once(
         model=model, granularity=granularity, criterion=criterion, budget=budget, scope=scope, dry_run=dry_run,
     )  # fmt: skip
     if isinstance(granularity, Weights) and granularity.regrow is not None:
-        raise ValueError(f"prune_once granularity={granularity!r} regrows weights in a training; use IterativePruning")
+        raise ValueError(
+            f"prune_once granularity={granularity!r} regrows weights during training; use IterativePruning"
+        )
     if calibrate is not None:
         check_types("prune_once", calibrate=calibrate)
     example = Example.of(example_inputs, model)
@@ -109,7 +113,7 @@ def _gather(pruner: Pruner, model: nn.Module, calibrate: Callable[[nn.Module], A
     if calibrate is None:
         raise ValueError(
             f"criterion {pruner.criterion} needs {pruner.statistics.looks_at}: pass calibrate=, a function that runs "
-            "forward and backward passes on the model, or use IterativePruning in a Trainer"
+            "forward and backward passes of the model, or use IterativePruning in a Trainer"
         )
     pruner.statistics.begin_step(0)
     try:
@@ -124,8 +128,8 @@ def _gather(pruner: Pruner, model: nn.Module, calibrate: Callable[[nn.Module], A
     pruner.statistics.end_step()
     if isinstance(pruner.statistics, Curvature) and not pruner.statistics.steps:
         raise ValueError(
-            f"criterion {pruner.criterion} differentiates losses twice, and has seen no finite one: let calibrate= "
-            "return them before their backward passes"
+            f"criterion {pruner.criterion} differentiates losses twice, and received no finite loss: let calibrate= "
+            "return losses before their backward passes"
         )
 
 
@@ -139,11 +143,11 @@ def _ablation_losses(
         )
 
     def loss() -> Tensor:
-        with torch.random.fork_rng(), torch.no_grad():  # every evaluation draws the same
+        with torch.random.fork_rng(), torch.no_grad():  # the same random numbers in every evaluation
             found = [torch.as_tensor(loss).double().cpu() for loss in _losses(calibrate(model))]
         if not found or any(loss.numel() != 1 for loss in found):
             raise ValueError(
-                f"criterion {pruner.criterion} compares losses, and calibrate= returns none; let it return scalars, "
+                f"criterion {pruner.criterion} compares losses, but calibrate= returned none; let it return scalars, "
                 "before any backward pass"
             )
         return torch.stack([loss.reshape(()) for loss in found]).mean()
@@ -167,6 +171,6 @@ def _go_backward(loss: Tensor, statistics: Statistics) -> None:
         if "second time" not in str(error):
             raise
         raise ValueError(
-            "calibrate= returned a loss that has gone backward already; let it return losses before their backward "
-            "passes, or nothing"
+            "calibrate= returned a loss whose backward pass has run already; let it return losses before their "
+            "backward passes, or return nothing"
         ) from error

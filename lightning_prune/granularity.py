@@ -1,4 +1,4 @@
-"""Granularity: what is removed, whole channels, whole blocks or single weights."""
+"""Granularity: the structures that are pruned, which are channels, blocks, single weights or N of M weights."""
 
 from __future__ import annotations
 
@@ -7,41 +7,43 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lightning_prune.masks.regrowth import Regrowth
+from lightning_prune.network.argument_checks import check_choice, check_integer
 
 Attention = Literal["head_dims", "heads"]
 Ranking = Literal["global", "isomorphic"]
 Aggregate = Literal["sum", "mean", "max", "first"]
 
 
-class Granularity(ABC):  # noqa: B024  (a marker: what a pruner makes of it is decided by its class)
-    """Base of all granularities."""
+class Granularity(ABC):  # noqa: B024  (a marker: each subclass has a pruner)
+    """Base class of all granularities."""
 
 
 @dataclass(frozen=True)
 class Channels(Granularity):
-    """Channels are physically removed; the network gets smaller and faster.
+    """Structured pruning: channels are physically removed, and the network becomes smaller and faster.
 
     Args:
-        round_to: Every group that shrinks keeps a multiple of this many channels (hardware likes 8 or 16): the
-            nearest to the width that the budget asks for, at least one multiple. Groups that shrink only together
-            reach it together. A group with fewer channels stays as it is, with the reason in ``Report.frozen``.
-        min_width: Fewest channels that every group keeps. A group that is not wider stays as it is, with the reason
-            in ``Report.frozen``.
-        attention: What attention layers lose, where the network allows both: ``"head_dims"`` takes the same number
-            of dimensions out of every head, ``"heads"`` takes whole heads; an only head stays,
-            if ``forward`` makes it by a reshape to (..., 1, head_dim), and the stream with it where they are tied.
-        ranking: What competes under a budget with ``per_layer=False``. ``"global"``: all groups; criteria bring their
-            scores to one scale for it. ``"isomorphic"``: only groups of the same kind, and every kind gives the same
-            share of its units (Fang et al. 2024, 'Isomorphic pruning for vision models'), because the scores of unlike
-            structures (residual streams, hidden layers, heads) are distributed differently.
-        aggregate: How the scores of a unit in each of the coupled tensors become one (the group reduction of Fang et
-            al. 2023, 'DepGraph', in their code): their ``"sum"``, ``"mean"`` or ``"max"``, or the ``"first"``, that
-            of the layer that makes the channels. ``"sum"`` and ``"mean"`` rank alike where the criterion then brings
-            groups to one scale, as those of this package do but for those in units of the loss (``WeightTaylor`` and
-            other second moments of gradients).
+        round_to: Every group that is pruned keeps a multiple of this many channels, such as 8 or 16 for fast kernels:
+            the multiple nearest to the width of the budget, at least one. Groups that are pruned only together are
+            rounded together. A group with fewer channels is not pruned; the reason is in ``Report.frozen``.
+        min_width: Minimum number of channels of every group. A group that is not wider is not pruned; the reason is in
+            ``Report.frozen``.
+        attention: Structure that is removed from attention layers, where the network allows both: ``"head_dims"``
+            removes the same number of dimensions from every head, ``"heads"`` removes whole heads. A single head that
+            ``forward`` makes by a reshape to (..., 1, head_dim) is kept, and so is a residual stream tied to it.
+        ranking: Groups that are ranked together under a budget with ``per_layer=False``. ``"global"``: all groups, for
+            which criteria normalize their scores. ``"isomorphic"``: groups of the same kind, where every kind loses
+            the same share of its units (Fang et al. 2024, 'Isomorphic pruning for vision models'), because scores of
+            different structures (residual streams, hidden layers, heads) have different distributions.
+        aggregate: Reduction of the scores that a unit has in each of the coupled tensors (the group reduction of Fang
+            et al. 2023, 'DepGraph', in their code): ``"sum"``, ``"mean"``, ``"max"``, or ``"first"`` for the score in
+            the layer that makes the channels. ``"sum"`` and ``"mean"`` give the same ranking where the criterion
+            normalizes groups afterwards, as the criteria of this package do, except those in units of the loss
+            (``WeightTaylor`` and other second moments of gradients).
 
     Raises:
-        ValueError: If ``round_to`` or ``min_width`` is below 1, or another argument is none of its words.
+        ValueError: If ``round_to`` or ``min_width`` is not an integer of at least 1, or another argument is not one of
+            its choices.
 
     Example:
         >>> import torch
@@ -59,37 +61,34 @@ class Channels(Granularity):
 
     def __post_init__(self) -> None:
         for name in ("round_to", "min_width"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"Channels {name}={value!r} must be a whole number of at least 1")
-        for name, words in (("attention", Attention), ("ranking", Ranking), ("aggregate", Aggregate)):
-            value, known = getattr(self, name), get_args(words)
-            if not isinstance(value, str) or value not in known:
-                raise ValueError(f"Channels {name}={value!r} is not known; use {' or '.join(map(repr, known))}")
+            check_integer(self, name, getattr(self, name), minimum=1)
+        for name, choices in (("attention", Attention), ("ranking", Ranking), ("aggregate", Aggregate)):
+            check_choice(self, name, getattr(self, name), get_args(choices))
 
 
 @dataclass(frozen=True)
 class Blocks(Granularity):
-    """Residual blocks, encoder layers and whole layers are physically removed: an identity takes their place.
+    """Depth pruning: residual blocks, encoder layers and whole layers are physically removed, replaced by an identity.
 
-    A module can go if a forward pass calls it once, if it returns one tensor of the shape and dtype of its first
-    argument, if it shares nothing with the rest, and if the network runs without it. Of these go the outermost whose
-    class (for a plain ``Sequential`` its content) is there more than once and which have several layers: residual
-    blocks, encoder layers. Where there is no such block around them, single layers go, such as a square ``Linear`` of
-    an MLP; the activation behind it stays. Why others stay is in ``Report.frozen``. The first layer of
-    ``nn.TransformerEncoder`` and ``nn.TransformerDecoder`` is one of them: these read its attributes. Another is a
-    module that is called with several tensors of that shape: which of them it hands on is not known.
+    A module can be removed if a forward pass calls it once, if it returns one tensor of the shape and dtype of its
+    first argument, if it shares nothing with the rest of the network, and if the network runs without it. The blocks
+    are the outermost of these modules that have several layers and whose class (for a plain ``Sequential``: whose
+    content) occurs more than once, such as residual blocks and encoder layers. Outside of such blocks, single layers
+    are removed, such as a square ``Linear`` of an MLP; the activation after it is kept. ``Report.frozen`` holds the
+    reason for each block that is kept. Among them are the first layer of ``nn.TransformerEncoder`` and
+    ``nn.TransformerDecoder``, whose attributes these classes read, and modules that are called with several tensors of
+    that shape, because it is not known which of them to pass on.
 
-    What is left is an ``nn.Identity``. Where the ``forward`` of a module can take more than its input, such as a mask,
-    it is a ``lightning_prune.surgery.Passthrough``, which returns the first argument and ignores the others; then
-    ``torch.jit.script`` refuses the network (``torch.export``, ``torch.compile`` and ``torch.jit.trace`` do not), and a
-    pickle of the whole network needs this package.
+    A removed module is replaced by ``nn.Identity``. If its ``forward`` takes further arguments, such as a mask, it is
+    replaced by a ``lightning_prune.surgery.Passthrough``, which returns the first argument and ignores the others.
+    ``torch.jit.script`` refuses such a network (``torch.export``, ``torch.compile`` and ``torch.jit.trace`` accept it),
+    and a pickle of the whole network requires this package.
 
-    ``Scope(include=[...])`` restricts that to what its patterns match. A pattern that matches none of these blocks
-    picks the modules which it names, if they can go: ``"encoder.layers.*.mlp"``. Where the shortcut lies outside of
-    the module that is named, what is left adds its input twice; ``Sensitivity`` sees what that costs.
+    ``Scope(include=[...])`` restricts pruning to the blocks that match. A pattern that matches none of the blocks
+    selects the modules with matching names, if they can be removed: ``"encoder.layers.*.mlp"``. If the shortcut lies
+    outside of such a module, the network without it adds the input twice; ``Sensitivity`` includes this in its scores.
 
-    Where channels are removed as well, either goes on with what the other leaves.
+    Blocks and channels of the same network can both be pruned; each continues with the network as the other leaves it.
 
     Example:
         >>> import torch
@@ -105,19 +104,20 @@ class Blocks(Granularity):
 
 @dataclass(frozen=True)
 class Weights(Granularity):
-    """Single weights, or blocks of them, are masked with zeros; the shapes stay.
+    """Unstructured pruning: single weights, or blocks of weights, are masked with zeros; shapes do not change.
 
     Args:
-        regrow: Lets masked weights come back in a training, for others that go (RigL, SET); without it what is masked
-            stays masked.
-        block: Outputs and inputs of the blocks that go as one, by the mean of their scores; None for all of them.
-            ``(4, 4)`` are the blocks of block-sparse kernels, ``(None, 1)`` whole columns of linear layers, ``(1,
-            None)`` whole rows, and in convolutions ``(1, 1)`` whole kernels. A layer that has no whole blocks stays
-            dense, with a warning and the reason in ``Report.frozen``; budgets are met to within one block of a layer,
-            or of all.
+        regrow: Exchanges masked weights during training for others, which are masked instead (RigL, SET). By default a
+            masked weight stays masked.
+        block: Number of outputs and inputs of a block of weights that is masked as a whole, by its mean score. None
+            for one of them means all outputs, or all inputs. ``(4, 4)`` gives the blocks of block-sparse kernels,
+            ``(None, 1)`` whole columns of linear layers, ``(1, None)`` whole rows, and in convolutions ``(1, 1)`` whole
+            kernels. A layer whose size is not a multiple of the block stays dense, with a warning and the reason in
+            ``Report.frozen``. Budgets are met to within one block of a layer, or of all layers.
 
     Raises:
-        ValueError: If ``regrow`` is not a ``Regrowth``, ``block`` not a pair, or both are given.
+        ValueError: If ``regrow`` is not a ``Regrowth``, if ``block`` is not a pair of positive integers or None, or if
+            both are given.
     """
 
     regrow: Regrowth | None = None
@@ -132,32 +132,35 @@ class Weights(Granularity):
         whole = all(side is None or (type(side) is int and side > 0) for side in sides)
         if len(sides) != 2 or not whole or sides == (None, None):
             raise ValueError(
-                f"Weights block={self.block!r} must be outputs and inputs, such as (4, 4), or (None, 1) for columns"
+                f"Weights block={self.block!r} must be a pair (outputs, inputs), such as (4, 4) or (None, 1)"
             )
         if self.regrow is not None:
-            raise ValueError(f"Weights block={self.block!r} does not go with regrow, which exchanges single weights")
+            raise ValueError(
+                f"Weights block={self.block!r} cannot be combined with regrow, which exchanges single weights"
+            )
         object.__setattr__(self, "block", sides)
 
 
 @dataclass(frozen=True)
 class NM(Granularity):
-    """``n`` of every ``m`` neighbouring weights survive, for kernels that read such blocks (2:4 on GPUs); shapes stay.
+    """N:M sparsity: ``n`` of every ``m`` consecutive weights are kept, as required by sparse kernels (2:4 on GPUs).
 
-    Blocks lie along the input dimension of a weight, for convolutions at each position of the kernel. NM says itself
-    how much goes, so it takes no budget; a schedule in several events goes from ``m`` to ``n`` one by one. A layer
-    whose inputs are no multiple of ``m`` (in every group of a grouped convolution) stays dense, with a warning and the
-    reason in ``Report.frozen``. Mishra et al. 2021, 'Accelerating sparse deep neural networks'; Zhou et al. 2021,
-    'Learning N:M fine-grained structured sparse neural networks from scratch'.
+    Blocks lie along the input dimension of a weight, for convolutions at each position of the kernel; shapes do not
+    change. NM takes no budget, because ``n`` and ``m`` determine the sparsity; over several events of a schedule the
+    weights kept in a block decrease one by one from ``m`` to ``n``. A layer whose number of inputs is not a multiple of
+    ``m`` (in every group of a grouped convolution) stays dense, with a warning and the reason in ``Report.frozen``.
+    Mishra et al. 2021, 'Accelerating sparse deep neural networks'; Zhou et al. 2021, 'Learning N:M fine-grained
+    structured sparse neural networks from scratch'.
 
-    With ``Channels()`` in the same Trainer let NM begin after the last channels are gone, as blocks move with the
-    inputs, and use ``Channels(round_to=4)``, so that these make whole blocks.
+    With ``Channels()`` in the same Trainer, start NM after the last channels are removed, because blocks shift with
+    the inputs, and use ``Channels(round_to=m)``, so that the remaining inputs form whole blocks.
 
     Args:
-        n: Weights that survive in a block, at least 1.
+        n: Weights kept in a block, at least 1.
         m: Weights in a block, more than ``n``.
 
     Raises:
-        ValueError: If they are not whole numbers, or not in this order.
+        ValueError: If one of them is not an integer of at least 1, or if ``n`` is not less than ``m``.
 
     Example:
         >>> import torch
@@ -175,8 +178,6 @@ class NM(Granularity):
 
     def __post_init__(self) -> None:
         for name in ("n", "m"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"NM {name}={value!r} must be a whole number of at least 1")
+            check_integer(self, name, getattr(self, name), minimum=1)
         if self.n >= self.m:
-            raise ValueError(f"NM n={self.n} must be less than m={self.m}: n of every m weights survive")
+            raise ValueError(f"NM n={self.n} must be less than m={self.m}: n of every m weights are kept")

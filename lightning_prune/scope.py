@@ -1,4 +1,4 @@
-"""Scope: where pruning may happen."""
+"""Scope: the modules and parameters that may be pruned."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from lightning_prune.coupling.groups import Coupling, Group
 from lightning_prune.network.averages import averages_in
 from lightning_prune.network.names import is_inside
 
-Owners = dict[str, nn.Module]  # every name of one parameter -> the module that holds it under this name
+Owners = dict[str, nn.Module]  # every name of one parameter -> the module that registers it under this name
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 
 @dataclass(frozen=True)
 class Scope:
-    """Which modules and parameters may be pruned.
+    """Modules and parameters that may be pruned, selected by patterns on names and by types.
 
-    A pattern (``fnmatch``, on qualified names) picks a parameter, or a module with everything below it; a shared
-    parameter goes by each of its names. The output of the network always protects itself.
+    A pattern (``fnmatch``, on qualified names) selects a parameter, or a module with everything in it. A shared
+    parameter matches by any of its names. The outputs of the network are never pruned.
 
     Args:
-        include: Patterns of what may be pruned; everything by default.
-        exclude: Patterns of what must stay as it is.
-        types: Names of module classes, base classes included (``"Conv2d"``, ``"Linear"``); every type by default.
-        biases_and_norms: Whether weight masks may cover biases, other vectors and the parameters of norms.
+        include: Patterns of modules and parameters that may be pruned; all by default.
+        exclude: Patterns of modules and parameters that must not be pruned.
+        types: Names of module classes, including base classes (``"Conv2d"``, ``"Linear"``); all types by default.
+        biases_and_norms: Whether weight masks may cover biases, other vectors and the parameters of norm layers.
 
     Raises:
-        ValueError: If an argument is empty or not a sequence of strings.
+        ValueError: If an argument is not a sequence of strings, or if ``include`` is empty.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2))
@@ -55,13 +55,13 @@ class Scope:
                 raise ValueError(f"Scope {name}={value!r} must be a list of strings")
             object.__setattr__(self, name, tuple(value))
         if not self.include:
-            raise ValueError("Scope include=[] matches nothing; leave it out to prune everything")
+            raise ValueError("Scope include=[] matches nothing; omit it to prune everything")
 
     def parameters(self, module: nn.Module) -> dict[str, nn.Parameter]:
-        """The parameters that masks may cover, by qualified name; frozen ones only where ``include`` is given.
+        """The parameters that masks may cover, by qualified name; frozen parameters only if ``include`` is given.
 
         Raises:
-            ValueError: If nothing matches, or a pattern of ``include`` or ``exclude`` matches no part of ``module``.
+            ValueError: If no parameter matches, or if a pattern matches no part of ``module``.
         """
         self.check_patterns(module)
         owners, averages = _owners(module), averages_in(module)
@@ -78,34 +78,35 @@ class Scope:
         return found
 
     def groups(self, module: nn.Module, coupling: Coupling) -> tuple[dict[str, Group], dict[str, str]]:
-        """The groups whose own layers lie in the scope, and why each other one does not.
+        """Groups of channels in the scope, and for each other group the reason why it is outside.
 
-        A group belongs where its channels are made; layers that only read them do not count. Groups that shrink only
-        together lie in the scope together. Averaged models have no groups of their own: they follow what they average.
+        A group is in the scope if the layers that make its channels are; layers that only read the channels do not
+        count. Groups that are pruned only together are all inside or all outside. Averaged models are outside, because
+        they are pruned with the model that they average.
 
         Raises:
-            ValueError: As ``parameters``.
+            ValueError: If no group is in the scope, or if a pattern matches no part of ``module``.
         """
         inside, outside = dict(coupling.groups), dict[str, str]()
         if self.include != ("*",) or self.exclude or self.types:
-            inside, outside = self._sorted(module, coupling)
+            inside, outside = self._split(module, coupling)
         averages = averages_in(module)
         for name, group in inside.items() if averages else ():
             if all(is_inside(member.tensor, averages) for member in group.members if not member.reads):
-                outside[name] = "an averaged model follows what it averages"
+                outside[name] = "an averaged model is pruned with the model that it averages"
         outside = coupling.kept_together(outside)
         inside = {name: group for name, group in inside.items() if name not in outside}
         if not inside:
             reasons = {**coupling.frozen, **outside}
-            who = "the default Scope()" if self == Scope() else str(self)
+            scope = "the default Scope()" if self == Scope() else str(self)
             raise ValueError(
-                f"{who} leaves no removable channels in {type(module).__name__}; "
-                f"what is there must stay: {dict(list(reasons.items())[:5])}"
+                f"{scope} leaves no removable channels in {type(module).__name__}; "
+                f"the channels that it has must be kept: {dict(list(reasons.items())[:5])}"
             )
         return inside, outside
 
-    def _sorted(self, module: nn.Module, coupling: Coupling) -> tuple[dict[str, Group], dict[str, str]]:
-        """The groups that the patterns and types pick, and why each other one is not."""
+    def _split(self, module: nn.Module, coupling: Coupling) -> tuple[dict[str, Group], dict[str, str]]:
+        """The groups that the patterns and types select, and the reason for each other group."""
         self.check_patterns(module)
         owners = _owners(module)
         inside: dict[str, Group] = {}
@@ -130,10 +131,10 @@ class Scope:
         )
 
     def check_patterns(self, module: nn.Module) -> None:
-        """Every pattern must match a part of ``module``, or of what was removed from it.
+        """Check that every pattern matches a part of ``module``, or of modules that were removed from it.
 
         Raises:
-            ValueError: Names the pattern.
+            ValueError: If a pattern matches nothing; the message names it.
         """
         names = [name for name, _ in module.named_parameters(remove_duplicate=False)] + names_in_removed_modules(module)
         for field in ("include", "exclude"):
@@ -157,7 +158,7 @@ def _in_a_norm(owners: Owners) -> bool:
 
 
 def any_match(names: Iterable[str], patterns: Iterable[str]) -> bool:
-    """Whether one of ``patterns`` matches one of ``names``, or what that lies in."""
+    """Whether any of ``patterns`` matches any of ``names``, or a module that contains it."""
     return any(fnmatchcase(part, pattern) for name in names for part in _ancestry(name) for pattern in patterns)
 
 

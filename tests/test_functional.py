@@ -249,17 +249,17 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a share that leaves no channel": (
         {"budget": Ratio(1.0)},
-        r"^Ratio\(share=1.0, per_layer=True\) leaves no channel somewhere; at most share=0.8750 can go here$",
+        r"^Ratio\(share=1.0, per_layer=True\) keeps no channel in a group; use at most share=0.8750$",
     ),
     "too few parameters": (
         {"budget": Params(keep=0.01)},
-        r"^Params\(keep=0.01, per_layer=False\) cannot be met: with the fewest channels left everywhere, 0.0\d+ of the "
-        r"parameters remain. Widen the scope or ask for less.$",
+        r"^Params\(keep=0.01, per_layer=False\) cannot be met: with the fewest channels in every group, 0.0\d+ of the "
+        r"parameters remain. Widen the scope or increase the target.$",
     ),
     "too few MACs": ({"budget": MACs(keep=0.01)}, r"^MACs\(keep=0.01.*0.0\d+ of the MACs remain"),
     "too many channels at once": (
         {"budget": Count(15)},
-        r"^Count\(count=15, per_layer=False\): only 14 more units can go with one left everywhere",
+        r"^Count\(count=15, per_layer=False\): only 14 more units can be removed, with one kept in every group",
     ),
     "a budget of the wrong kind": (
         {"budget": 0.5},
@@ -295,7 +295,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a scope that leaves nothing": (
         {"scope": Scope(include=["6"])},
-        r"leaves no removable channels in Sequential; what is there must stay: .*'6.weight': 'output of the network'",
+        r"leaves no removable channels in Sequential; .* must be kept: .*'6.weight': 'output of the network'",
     ),
 }
 

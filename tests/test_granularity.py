@@ -38,7 +38,7 @@ def mlp(*widths: int) -> nn.Sequential:
 @pytest.mark.parametrize("name", ["round_to", "min_width"])
 @pytest.mark.parametrize("value", [0, -8, 2.0, True, "8", None], ids=repr)
 def test_widths_are_whole_numbers(name: str, value: object) -> None:
-    message = f"Channels {name}={value!r} must be a whole number of at least 1"
+    message = f"Channels {name}={value!r} must be an integer of at least 1"
     with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
         Channels(**{name: value})
 
@@ -48,7 +48,7 @@ def test_widths_are_whole_numbers(name: str, value: object) -> None:
     [
         ("attention", "'head_dims' or 'heads'"),
         ("ranking", "'global' or 'isomorphic'"),
-        ("aggregate", "'sum' or 'mean' or 'max' or 'first'"),
+        ("aggregate", "'sum', 'mean', 'max' or 'first'"),
     ],
 )
 @pytest.mark.parametrize("value", ["local", "", None, True, 1, ["sum"]], ids=repr)
@@ -125,30 +125,30 @@ def test_widths_of_a_network(round_to: int, min_width: int, share: float, kept: 
         (
             {"min_width": 12},
             Ratio(0.5),
-            "removes nothing here: groups of at most 12 units, with at least 12 channels left. Lower min_width or "
+            "removes nothing here: groups of at most 12 units, with at least 12 channels each. Lower min_width or "
             "remove more.",
         ),
         (
             {"min_width": 9, "round_to": 8},
             Count(2),
-            ": only 0 more units can go with one left everywhere.",
+            ": only 0 more units can be removed, with one kept in every group",
         ),
         (
             {"min_width": 9, "round_to": 8},
             Count(2, per_layer=True),
             "removes nothing here: groups of at most 12 units, kept in multiples of 8 channels, with at least 9 "
-            "channels left. Lower round_to and min_width or remove more.",
+            "channels each. Lower round_to and min_width or remove more.",
         ),
         (
             {"min_width": 9},
             Ratio(0.5, per_layer=False),
-            "leaves fewer channels than min_width=9 somewhere; at most share=0.1818 can go here",  # 1 + 3 of 22
+            "keeps fewer channels than min_width=9 in a group; use at most share=0.1818",  # 1 + 3 of 22
         ),
-        ({"min_width": 9}, MACs(keep=0.1), "Widen the scope, lower min_width or ask for less."),
+        ({"min_width": 9}, MACs(keep=0.1), "Widen the scope, lower min_width or increase the target."),
         (
             {"min_width": 9, "round_to": 2},
             Params(0.1),
-            "Widen the scope, lower round_to and min_width or ask for less.",
+            "Widen the scope, lower round_to and min_width or increase the target.",
         ),
     ],
     ids=repr,

@@ -205,7 +205,7 @@ def test_a_group_without_the_scope_names_why_nothing_is_left(net: Net, coupling:
         Scope(include=["fc"]).groups(net, coupling)
     message = str(error.value)
     assert message.startswith("Scope(include=('fc',), exclude=(), types=(), biases_and_norms=False) leaves no ")
-    assert "leaves no removable channels in Net; what is there must stay: {" in message
+    assert "leaves no removable channels in Net; the channels that it has must be kept: {" in message
     assert "'fc.weight': 'output of the network'" in message
     assert "'conv1.weight': 'outside the scope'" in message
 
@@ -257,7 +257,7 @@ def test_a_scope_without_matches_is_refused(net: Net) -> None:
         ({"include": None}, "Scope include=None must be a list of strings"),
         ({"exclude": [3]}, "Scope exclude=[3] must be a list of strings"),
         ({"types": [nn.Linear]}, "Scope types=[<class 'torch.nn.modules.linear.Linear'>] must be a list of strings"),
-        ({"include": []}, "Scope include=[] matches nothing; leave it out to prune everything"),
+        ({"include": []}, "Scope include=[] matches nothing; omit it to prune everything"),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""Budgets: until what. Shares are removed, ``keep`` is kept, counts are per event; the original is the reference."""
+"""Budgets: target sizes. Shares are removed, ``keep`` is kept, both of the dense network; counts are per event."""
 
 from lightning_prune.budgets.budget import Budget, BudgetError
 from lightning_prune.budgets.combined import All

@@ -1,4 +1,4 @@
-"""What all budgets share: the questions that pruners ask, and the checks of arguments."""
+"""Budget: base class of the target sizes, and checks that several of them share."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ BLOCK_BUDGETS = "Count, Ratio, Sparsity, Params or MACs"
 
 
 class Budget(ABC):
-    """Base of all budgets: from how far the schedule has gone to how much of everything is kept.
+    """Base class of all budgets: target sizes, which give the widths, masks or blocks at a fraction of the schedule.
+
+    Shares refer to the dense network. At fraction 0 of the schedule the target is the dense network, at fraction 1 it
+    is the budget; between them it is interpolated linearly. A subclass implements ``keep_units``, ``mask_weights`` and
+    ``remove_blocks`` for the granularities that it supports, and sets ``units``, ``masks`` and ``blocks`` accordingly.
 
     Attributes:
-        per_layer: Whether every group or parameter is looked at by itself, instead of all being ranked together.
-        units: Whether the budget counts channels.
-        masks: Whether the budget counts single weights.
-        blocks: Whether the budget counts whole blocks.
+        per_layer: Whether each group or parameter is pruned by itself, instead of ranking all of them together.
+        units: Whether the budget supports ``Channels()``.
+        masks: Whether the budget supports ``Weights()``.
+        blocks: Whether the budget supports ``Blocks()``.
         needs_scores: Whether ``mask_weights`` depends on scores, which do not exist before the first event.
-        conditions: Under which latency is measured before ``keep_units`` is asked.
+        conditions: Conditions under which latency tables are measured before ``keep_units`` is called.
     """
 
     per_layer: bool
@@ -34,18 +38,34 @@ class Budget(ABC):
 
     @abstractmethod
     def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
-        """How many units each group keeps.
+        """Group name -> number of units kept.
+
+        Args:
+            space: The channels that can be removed.
+            fraction: Fraction of the schedule, in [0, 1].
 
         Raises:
-            BudgetError: If the budget cannot be met with at least one unit left in every group.
+            BudgetError: If the budget cannot be met with at least one unit kept in every group.
         """
 
     def mask_weights(self, space: WeightSpace, fraction: float) -> Mapping[str, int] | int:
-        """How many weights are masked in all, or in each parameter."""
+        """Number of masked weights, in total or by parameter name; includes those masked before.
+
+        Args:
+            space: The weights that can be masked.
+            fraction: Fraction of the schedule, in [0, 1].
+
+        Raises:
+            BudgetError: If the budget cannot be met with at least one weight kept in every parameter.
+        """
         raise TypeError(f"{self} counts what is physically removed; with Weights() use Sparsity, Ratio or Count")
 
     def remove_blocks(self, space: BlockSpace, fraction: float) -> int:
-        """How many blocks of ``space`` are removed, the first of them first.
+        """Number of blocks to remove, in the order of ``space``.
+
+        Args:
+            space: The blocks that can be removed.
+            fraction: Fraction of the schedule, in [0, 1].
 
         Raises:
             BudgetError: If the budget cannot be met with the blocks that can be removed.
@@ -53,49 +73,37 @@ class Budget(ABC):
         raise TypeError(f"{self} does not choose between blocks; with Blocks() use {BLOCK_BUDGETS}")
 
     def check_units(self, space: ChannelSpace, events: int | None) -> None:
-        """Raise ``BudgetError`` now if the end of the schedule, ``events`` events from here, cannot be met."""
+        """Raise ``BudgetError`` if the remaining ``events`` cannot meet the budget with channels."""
         self.keep_units(space, 1.0)
 
     def check_weights(self, space: WeightSpace, events: int | None) -> None:
-        """The same for masks."""
+        """Raise ``BudgetError`` if the remaining ``events`` cannot meet the budget with masks."""
         self.mask_weights(space, 1.0)
 
-    def check_block_size(self, weights: int) -> None:  # noqa: B027  (only counts can be too small for a block)
+    def check_block_size(self, weights: int) -> None:  # noqa: B027  (only a count can be smaller than a block)
         """Raise ``BudgetError`` if no event can mask a block of ``weights`` weights."""
 
     def check_blocks(self, space: BlockSpace, events: int | None) -> None:
-        """Raise ``BudgetError`` if the end of the schedule, ``events`` events from here, cannot be met with blocks."""
+        """Raise ``BudgetError`` if the remaining ``events`` cannot meet the budget with blocks."""
         self.remove_blocks(space, 1.0)
 
     def scaled(self, share: float) -> Budget:
-        """The budget for a share of an event, in (0, 1]: what counts for whole events counts less."""
+        """The budget for a part of an event; ``share`` in (0, 1] scales counts, which are per event."""
         return self
 
 
-def check_share(budget: Budget, name: str, value: float) -> None:
-    """Whether argument ``name`` lies in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"{type(budget).__name__} {name}={value!r} is outside [0, 1]; half is 0.5")
-
-
-def check_flag(budget: Budget) -> None:
-    """Whether ``per_layer`` is True or False."""
-    if not isinstance(budget.per_layer, bool):
-        raise ValueError(f"{type(budget).__name__} per_layer={budget.per_layer!r} must be True or False")
-
-
 def check_moves(budget: Budget, space: ChannelSpace, kept: Mapping[str, int]) -> None:
-    """Whether anything goes.
+    """Check that the widths ``kept`` remove at least one unit.
 
     Raises:
-        BudgetError: If not; the message says what the widths are asked for.
+        BudgetError: If they do not; the message names the limits of the widths.
     """
     if kept == space.now:
         together = max(sum(candidate.quantum.values()) for candidate in space.candidates)
         clauses = [
             f"kept in multiples of {space.round_to} channels" if space.round_to > 1 or not space.limits else "",
-            f"with at least {space.min_width} channels left" if space.min_width > 1 else "",
-            f"some shrinking only together, {together} units a step" if together > 1 else "",
+            f"with at least {space.min_width} channels each" if space.min_width > 1 else "",
+            f"some pruned only together, {together} units per step" if together > 1 else "",
         ]
         lower = " and ".join(space.limits or ["round_to"])
         raise BudgetError(
@@ -105,10 +113,10 @@ def check_moves(budget: Budget, space: ChannelSpace, kept: Mapping[str, int]) ->
 
 
 def some(names: Iterable[str]) -> str:
-    """The first two of ``names``."""
+    """The first two of ``names``, as text."""
     first, *others = names
     return ", ".join([first, *others[:1], *["..."] * (len(others) > 1)])
 
 
 class BudgetError(ValueError):
-    """A budget that this network cannot meet; the message says what it can."""
+    """A budget that cannot be met with this network; the message names what can be met."""

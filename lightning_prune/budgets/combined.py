@@ -1,4 +1,4 @@
-"""Several budgets at once."""
+"""All: several budgets at once."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from lightning_prune.budgets.spaces.weight_space import WeightSpace
 
 @dataclass(frozen=True)
 class All(Budget):
-    """Several budgets are met, where the stricter decides: for each group or parameter, the one that keeps least.
+    """Several budgets at once: for each group or parameter the most restrictive one applies, which keeps the least.
 
-    Costs never grow where less is kept, so each budget by itself is met, too; together they may remove more than the
-    least that meets them all, where they rank or share differently. Where one of them cannot be met, nothing is.
+    Since costs do not increase when less is kept, each of the budgets is met. Where they rank or distribute
+    differently, more may be removed than the minimum that meets all of them. If one of them cannot be met, an event
+    fails as with this budget alone.
 
     Args:
         budgets: The budgets; at least one, and all for the same granularity.
+
+    Raises:
+        ValueError: If ``budgets`` is not a sequence of budgets, is empty, or has no granularity in common.
 
     Example:
         >>> from lightning_prune.budgets import MACs, Params
@@ -30,7 +34,7 @@ class All(Budget):
     """
 
     budgets: Sequence[Budget]
-    needs_scores = True  # where one of them counts the weights of all and another those of each parameter
+    needs_scores = True  # to combine a total with counts for each parameter
 
     def __post_init__(self) -> None:
         budgets = self.budgets
@@ -39,40 +43,40 @@ class All(Budget):
         object.__setattr__(self, "budgets", tuple(budgets))
         if not self.units and not self.masks:
             only = {part.units: part for part in budgets}
-            raise ValueError(f"All cannot join {only[True]}, for Channels(), with {only[False]}, for Weights()")
+            raise ValueError(f"All cannot combine {only[True]}, for Channels(), with {only[False]}, for Weights()")
 
     @property
     def per_layer(self) -> bool:  # type: ignore[override]
-        """Whether none of them ranks all together."""
+        """Whether none of them ranks all groups or parameters together."""
         return all(part.per_layer for part in self.budgets)
 
     @property
     def units(self) -> bool:  # type: ignore[override]
-        """Whether all of them count channels."""
+        """Whether all of them support ``Channels()``."""
         return all(part.units for part in self.budgets)
 
     @property
     def masks(self) -> bool:  # type: ignore[override]
-        """Whether all of them count single weights."""
+        """Whether all of them support ``Weights()``."""
         return all(part.masks for part in self.budgets)
 
     @property
     def conditions(self) -> tuple[Conditions, ...]:  # type: ignore[override]
-        """Those of all of them."""
+        """The conditions of all of them."""
         return tuple(dict.fromkeys(conditions for part in self.budgets for conditions in part.conditions))
 
     def keep_units(self, space: ChannelSpace, fraction: float) -> Mapping[str, int]:
-        """The fewest units that any of them keeps."""
+        """The minimum over the budgets, for each group."""
         kept = [part.keep_units(space, fraction) for part in self.budgets]
         return {name: min(widths[name] for widths in kept) for name in space.now}
 
     def check_units(self, space: ChannelSpace, events: int | None) -> None:
-        """Each must be possible."""
+        """Check each of them."""
         for part in self.budgets:
             part.check_units(space, events)
 
     def mask_weights(self, space: WeightSpace, fraction: float) -> Mapping[str, int] | int:
-        """The most weights that any of them masks, of all or of each parameter."""
+        """The maximum over the budgets, in total or for each parameter."""
         counts = [part.mask_weights(space, fraction) for part in self.budgets]
         together = [count for count in counts if isinstance(count, int)]
         each = [count for count in counts if not isinstance(count, int)]
@@ -83,16 +87,16 @@ class All(Budget):
         return {name: max(count[name] for count in each) for name in space.sizes}
 
     def check_weights(self, space: WeightSpace, events: int | None) -> None:
-        """Each must be possible."""
+        """Check each of them."""
         for part in self.budgets:
             part.check_weights(space, events)
 
     def scaled(self, share: float) -> All:
-        """Each is scaled."""
+        """Each of them is scaled."""
         return replace(self, budgets=tuple(part.scaled(share) for part in self.budgets))
 
 
 def _by_parameter(space: WeightSpace, masked: int) -> dict[str, int]:
-    """How many weights of each parameter are masked where so many of all are."""
+    """Parameter name -> masked weights, if ``masked`` weights are masked in total."""
     masks = space.lowest(masked)
     return {name: mask.numel() - int(torch.count_nonzero(mask)) for name, mask in masks.items()}

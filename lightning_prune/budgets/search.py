@@ -1,4 +1,4 @@
-"""The search for the fewest removals that meet a target, and what cannot be met."""
+"""Searches for the fewest removals that meet a target, and errors for targets that cannot be met."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lightning_prune.budgets.spaces.block_space import BlockSpace
 from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.weight_space import WeightSpace
 
-_STEPS = 4096  # resolution of a share in a search
-_TRIES = 6  # real measurements of one event at most, once one of them is within the target
+_STEPS = 4096  # resolution of a share
+_TRIES = 6  # maximum number of measurements in an event, once one of them is within the target
 
 _Choice = TypeVar("_Choice")
 
@@ -21,15 +21,26 @@ _Choice = TypeVar("_Choice")
 def shrink(
     budget: Budget, space: ChannelSpace, cost: Callable[[Mapping[str, int]], float], target: float, unit: str
 ) -> Mapping[str, int]:
-    """The fewest removals, globally by rank or evenly by share, after which ``cost`` is at most ``target``."""
+    """Units kept after the fewest removals that bring ``cost`` to at most ``target``.
+
+    Args:
+        budget: The budget, for its ``per_layer`` and the message.
+        space: The channels that can be removed.
+        cost: Units kept by group -> cost of the network.
+        target: The allowed cost.
+        unit: ``"parameters"`` or ``"MACs"``.
+
+    Raises:
+        BudgetError: If the target cannot be met.
+    """
     least = cost(space.floor)
     target = target * (1 + 1e-9)
     if least > target:
         dense = space.dense.params if unit == "parameters" else space.dense.macs
         lower = f", lower {' and '.join(space.limits)}" if space.limits else ""
         raise BudgetError(
-            f"{budget} cannot be met: with the fewest channels left everywhere, {least / dense:.4f} of the "
-            f"{unit} remain. Widen the scope{lower} or ask for less."
+            f"{budget} cannot be met: with the fewest channels in every group, {least / dense:.4f} of the "
+            f"{unit} remain. Widen the scope{lower} or increase the target."
         )
 
     return fewest(budget.per_layer, space, cost, target)
@@ -38,7 +49,10 @@ def shrink(
 def fewest(
     per_layer: bool, space: ChannelSpace, cost: Callable[[Mapping[str, int]], float], target: float
 ) -> Mapping[str, int]:
-    """The widths after the fewest removals that bring ``cost`` to ``target``, or all that can go."""
+    """Units kept after the fewest removals that bring ``cost`` to at most ``target``, or after all removals.
+
+    Units are removed evenly with ``per_layer``, otherwise by their rank.
+    """
 
     def widths(n: int) -> Mapping[str, int]:
         return space.keep_share(n / _STEPS) if per_layer else space.keep_after_steps(n)
@@ -54,15 +68,26 @@ def fewest(
 
 
 def shrink_blocks(budget: Budget, space: BlockSpace, cost: Callable[[int], float], target: float, unit: str) -> int:
-    """The fewest blocks, first of ``space`` first, without which ``cost`` is at most ``target``."""
+    """The fewest blocks, in the order of ``space``, without which ``cost`` is at most ``target``.
+
+    Args:
+        budget: The budget, for the message.
+        space: The blocks that can be removed.
+        cost: Number of removed blocks -> cost of the network.
+        target: The allowed cost.
+        unit: ``"parameters"`` or ``"MACs"``.
+
+    Raises:
+        BudgetError: If the target cannot be met.
+    """
     target = target * (1 + 1e-9)
     for count in range(len(space) + 1):
         if cost(count) <= target:
             return count
     dense = space.dense.params if unit == "parameters" else space.dense.macs
     raise BudgetError(
-        f"{budget} cannot be met: without all {len(space)} blocks that can go, {cost(len(space)) / dense:.4f} of the "
-        f"{unit} remain. Widen the scope or ask for less."
+        f"{budget} cannot be met: without all {len(space)} blocks that can be removed, {cost(len(space)) / dense:.4f} "
+        f"of the {unit} remain. Widen the scope or increase the target."
     )
 
 
@@ -73,23 +98,23 @@ def check_available(budget: Budget, space: BlockSpace, count: int) -> int:
         BudgetError: If it has fewer.
     """
     if count > len(space):
-        raise BudgetError(f"{budget}: {count} more blocks would have to go, but only {len(space)} can")
+        raise BudgetError(f"{budget}: {count} more blocks have to be removed, but only {len(space)} can be")
     return count
 
 
 def largest_within(
     choose: Callable[[float], _Choice], measure: Callable[[_Choice], float], target: float, tolerance: float
 ) -> _Choice:
-    """The choice that is measured to cost the most within ``target``.
+    """The choice with the highest measured cost within ``target``.
 
     Args:
-        choose: What to take for a cost that is foreseen.
-        measure: What it really costs.
-        target: What it may cost.
-        tolerance: The share that it may cost less.
+        choose: Estimated cost -> choice.
+        measure: Choice -> measured cost.
+        target: The allowed cost.
+        tolerance: Relative distance below the target at which the search stops.
 
     Raises:
-        BudgetError: If ``choose`` raises it before anything is within the target.
+        BudgetError: If ``choose`` raises it before any choice is within the target.
     """
     aim, best, most = target, None, -1.0
     tried: list[_Choice] = []
@@ -100,7 +125,7 @@ def largest_within(
             if best is None:
                 raise
             break
-        if choice in tried:  # there is nothing between two that were tried
+        if choice in tried:  # there is no choice between two that were tried
             if best is not None:
                 break
             aim *= 1 - tolerance
@@ -117,13 +142,19 @@ def largest_within(
 
 
 def masked(budget: Budget, space: WeightSpace, share: float) -> Mapping[str, int] | int:
-    """How many weights are masked for a share of every parameter, or of all, with one left in each."""
+    """Number of masked weights for a share of every parameter, or of all together.
+
+    Raises:
+        BudgetError: If no weight of a parameter would be kept.
+    """
     sizes = np.array(list(space.sizes.values()))
     wanted = round(share * int(sizes.sum()))
     if not budget.per_layer:
         if wanted > space.maskable:
-            raise BudgetError(f"{budget} leaves no weight somewhere; at most {space.maskable / sizes.sum():.6f} can go")
+            raise BudgetError(
+                f"{budget} keeps no weight in a parameter; use at most {space.maskable / sizes.sum():.6f}"
+            )
         return wanted
     if share * sizes.max() > sizes.max() - 1:
-        raise BudgetError(f"{budget} leaves no weight in a parameter; at most {1 - 1 / sizes.max():.6f} can go")
+        raise BudgetError(f"{budget} keeps no weight in a parameter; use at most {1 - 1 / sizes.max():.6f}")
     return {name: min(round(share * size), size - 1) for name, size in space.sizes.items()}

@@ -61,37 +61,38 @@ def test_bundles_by_hand_with_round_to(budget: Budget, expected: tuple[int, int]
         (
             Count(2),
             {},
-            "Count(count=2, per_layer=False): stream, heads shrink only together, by 3 units at once; use count=3 or "
-            "more, or exclude them by the scope",
+            "Count(count=2, per_layer=False): stream, heads are pruned only together, 3 units at once; use count=3 or "
+            "more, or exclude them in the scope",
         ),
         (
             Count(1, per_layer=True),
             {},
-            "Count(count=1, per_layer=True): stream, heads shrink only together, by 2 units at once; use count=2 or "
-            "more, or exclude them by the scope",
+            "Count(count=1, per_layer=True): stream, heads are pruned only together, 2 units at once; use count=2 or "
+            "more, or exclude them in the scope",
         ),
         (
             Count(5),
             {"round_to": 2},
-            "Count(count=5, per_layer=False): stream, heads shrink only together, by 6 units at once; use count=6 or "
-            "more, or exclude them by the scope",
+            "Count(count=5, per_layer=False): stream, heads are pruned only together, 6 units at once; use count=6 or "
+            "more, or exclude them in the scope",
         ),
         (
             Ratio(0.1, per_layer=False),
             {},
-            "Ratio(share=0.1, per_layer=False) is 2 units, but stream, heads shrink only together, by 3 units at once; "
-            "ask for share=0.1875 or more, or exclude them by the scope",
+            "Ratio(share=0.1, per_layer=False) is 2 units, but stream, heads are pruned only together, 3 "
+            "units at once; "
+            "use share=0.1875 or more, or exclude them in the scope",
         ),
         (
             Ratio(0.1),
             {},
             "Ratio(share=0.1, per_layer=True) removes nothing here: groups of at most 8 units, kept in multiples of 1 "
-            "channels, some shrinking only together, 3 units a step. Lower round_to or remove more.",
+            "channels, some pruned only together, 3 units per step. Lower round_to or remove more.",
         ),
         (
             Ratio(0.8),
             {},
-            "Ratio(share=0.8, per_layer=True) leaves no channel somewhere; at most share=0.7500 can go here",
+            "Ratio(share=0.8, per_layer=True) keeps no channel in a group; use at most share=0.7500",
         ),
     ],
     ids=repr,
@@ -105,7 +106,7 @@ def test_bundles_that_are_too_coarse_say_so(budget: Budget, settings: dict[str, 
 def test_many_names_of_a_bundle_are_cut() -> None:
     space = space_of(by_hand({n: 4 for n in "abcd"}, (dict.fromkeys("abcd", 1),)), {n: [0.0] * 4 for n in "abcd"})
     with pytest.raises(
-        BudgetError, match=r": a, b, \.\.\. shrink only together, by 4 units at once; use count=4 or more"
+        BudgetError, match=r": a, b, \.\.\. are pruned only together, 4 units at once; use count=4 or more"
     ):
         Count(1).keep_units(space, 1.0)
 

@@ -24,14 +24,16 @@ def test_a_count_is_checked_for_all_events_together() -> None:
     with pytest.raises(BudgetError) as error:
         Count(3).check_units(make_space(), 3)
     assert str(error.value) == (
-        "Count(count=3, per_layer=False) in 3 events wants 9 units, but only 8 can go with one left everywhere; "
-        "at most count=2"
+        "Count(count=3, per_layer=False) in 3 events requires 9 units, but only 8 can be removed, with "
+        "one kept in every group; "
+        "use at most count=2"
     )
     with pytest.raises(BudgetError) as error:
         Count(5).check_weights(weights(masked=(1, 1)), 3)
     assert str(error.value) == (
-        "Count(count=5, per_layer=False) in 3 events wants 15 weights, but only 10 can go with one left everywhere; "
-        "at most count=3"
+        "Count(count=5, per_layer=False) in 3 events requires 15 weights, but only 10 can be removed, "
+        "with one kept in every parameter; "
+        "use at most count=3"
     )
 
 
@@ -58,27 +60,27 @@ def test_the_end_of_the_schedule_is_checked(budget: Budget) -> None:
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        (Ratio(0.9), "Ratio(share=0.9, per_layer=True) leaves no channel somewhere; at most share=0.8000 can go here"),
+        (Ratio(0.9), "Ratio(share=0.9, per_layer=True) keeps no channel in a group; use at most share=0.8000"),
         (
             Ratio(1, per_layer=False),
-            "Ratio(share=1, per_layer=False) leaves no channel somewhere; at most share=0.8000 can go here",
+            "Ratio(share=1, per_layer=False) keeps no channel in a group; use at most share=0.8000",
         ),
         (
             Sparsity(0.9),
-            "Sparsity(sparsity=0.9, per_layer=False) cannot be met: with the fewest channels left everywhere, 0.1667 "
-            "of the parameters remain. Widen the scope or ask for less.",
+            "Sparsity(sparsity=0.9, per_layer=False) cannot be met: with the fewest channels in every group, 0.1667 "
+            "of the parameters remain. Widen the scope or increase the target.",
         ),
         (
             Params(keep=0),
-            "Params(keep=0, per_layer=False) cannot be met: with the fewest channels left everywhere, 0.1667 of the "
-            "parameters remain. Widen the scope or ask for less.",
+            "Params(keep=0, per_layer=False) cannot be met: with the fewest channels in every group, 0.1667 of the "
+            "parameters remain. Widen the scope or increase the target.",
         ),
         (
             MACs(keep=0.1, per_layer=True),
-            "MACs(keep=0.1, per_layer=True) cannot be met: with the fewest channels left everywhere, 0.1250 of the "
-            "MACs remain. Widen the scope or ask for less.",
+            "MACs(keep=0.1, per_layer=True) cannot be met: with the fewest channels in every group, 0.1250 of the "
+            "MACs remain. Widen the scope or increase the target.",
         ),
-        (Count(9), "Count(count=9, per_layer=False): only 8 more units can go with one left everywhere."),
+        (Count(9), "Count(count=9, per_layer=False): only 8 more units can be removed, with one kept in every group"),
     ],
     ids=repr,
 )
@@ -91,11 +93,11 @@ def test_what_cannot_be_met_says_what_can(budget: Budget, message: str) -> None:
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        (Ratio(1), "Ratio(share=1, per_layer=True) leaves no weight in a parameter; at most 0.900000 can go"),
-        (Sparsity(1), "Sparsity(sparsity=1, per_layer=False) leaves no weight somewhere; at most 0.857143 can go"),
+        (Ratio(1), "Ratio(share=1, per_layer=True) keeps no weight in a parameter; use at most 0.900000"),
+        (Sparsity(1), "Sparsity(sparsity=1, per_layer=False) keeps no weight in a parameter; use at most 0.857143"),
         (
             Sparsity(0.95, per_layer=True),
-            "Sparsity(sparsity=0.95, per_layer=True) leaves no weight in a parameter; at most 0.900000 can go",
+            "Sparsity(sparsity=0.95, per_layer=True) keeps no weight in a parameter; use at most 0.900000",
         ),
         (Count(13), "Count(count=13, per_layer=False): only 12 more weights can be masked"),
     ],
@@ -121,7 +123,10 @@ def test_what_is_physically_removed_cannot_be_masked(budget: Budget) -> None:
 @pytest.mark.parametrize("value", [2, 50, 1.0001, -0.1, True, "half", "0.5", None, math.nan, math.inf], ids=repr)
 def test_shares_lie_in_zero_to_one(kind: type[Budget], name: str, value: object) -> None:
     with pytest.raises(
-        ValueError, match="^" + re.escape(f"{kind.__name__} {name}={value!r} is outside [0, 1]; half is 0.5") + "$"
+        ValueError,
+        match="^"
+        + re.escape(f"{kind.__name__} {name}={value!r} must be a number in [0, 1], such as 0.5 for one half")
+        + "$",
     ):
         kind(value)
 
@@ -129,7 +134,7 @@ def test_shares_lie_in_zero_to_one(kind: type[Budget], name: str, value: object)
 @pytest.mark.parametrize("value", [0, -3, 1.5, True, "200", None], ids=repr)
 def test_counts_are_whole_numbers(value: object) -> None:
     with pytest.raises(
-        ValueError, match="^" + re.escape(f"Count count={value!r} must be a whole number of at least 1") + "$"
+        ValueError, match="^" + re.escape(f"Count count={value!r} must be an integer of at least 1") + "$"
     ):
         Count(value)
 
@@ -155,8 +160,9 @@ def test_a_count_that_rounding_turns_into_nothing_is_refused() -> None:
 def test_a_count_in_too_many_events_says_how_many_there_can_be() -> None:
     """3 + 5 units can go, in at most 8 events."""
     message = (
-        "Count(count=1, per_layer=False) in 9 events wants 9 units, but only 8 can go with one left everywhere; "
-        "at most 8 events of count=1"
+        "Count(count=1, per_layer=False) in 9 events requires 9 units, but only 8 can be removed, with "
+        "one kept in every group; "
+        "use at most 8 events of count=1"
     )
     with pytest.raises(BudgetError, match="^" + re.escape(message) + "$"):
         Count(1).check_units(make_space(), 9)

@@ -98,10 +98,10 @@ def test_parts_by_short_names(tmp_path) -> None:
     ("name", "init_args", "message"),
     [
         ("Ratios", {"shares": {"a": 2}}, r"Ratios shares\['a'\]=2"),
-        ("Ratios", {"shares": {}}, "picks nothing"),
+        ("Ratios", {"shares": {}}, "selects nothing"),
         ("All", {"budgets": []}, "must be a list of budgets"),
-        ("Latency", {"ms": 5.0, "keep": 0.5}, "give one of them"),
-        ("Latency", {"ms": -5.0}, "must be a positive number of milliseconds"),
+        ("Latency", {"ms": 5.0, "keep": 0.5}, "give exactly one of them"),
+        ("Latency", {"ms": -5.0}, "must be a finite number above 0, in milliseconds"),
         ("Threshold", {"value": float("nan")}, "must be a finite number"),
     ],
 )

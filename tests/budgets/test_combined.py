@@ -137,9 +137,9 @@ def test_masks_of_a_network() -> None:
 def test_the_first_that_cannot_be_met_says_so() -> None:
     with pytest.raises(BudgetError, match=r"^Params\(keep=0.01, per_layer=False\) cannot be met"):
         All([MACs(0.5), Params(0.01)]).check_units(make_space(), None)
-    with pytest.raises(BudgetError, match=r"^Count\(count=3, per_layer=False\) in 3 events wants 9 units"):
+    with pytest.raises(BudgetError, match=r"^Count\(count=3, per_layer=False\) in 3 events requires 9 units"):
         All([MACs(0.5), Count(3)]).check_units(make_space(), 3)
-    with pytest.raises(BudgetError, match=r"^Count\(count=5, per_layer=False\) in 3 events wants 15 weights"):
+    with pytest.raises(BudgetError, match=r"^Count\(count=5, per_layer=False\) in 3 events requires 15 weights"):
         All([Sparsity(0.5), Count(5)]).check_weights(weights(), 3)
 
 
@@ -152,7 +152,7 @@ def test_the_parts_are_budgets(given: object) -> None:
 
 def test_the_parts_go_with_one_granularity() -> None:
     with pytest.raises(
-        ValueError, match=r"^All cannot join MACs\(keep=0.5, per_layer=False\), for Channels\(\), with ERK\(spars"
+        ValueError, match=r"^All cannot combine MACs\(keep=0.5, per_layer=False\), for Channels\(\), with ERK\(spars"
     ):
         All([ERK(0.5), Ratio(0.1), MACs(0.5)])
     assert All([ERK(0.5), Ratio(0.1)]).masks

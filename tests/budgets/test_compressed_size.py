@@ -82,17 +82,21 @@ def test_with_another_budget_both_are_met() -> None:
 @pytest.mark.parametrize(
     ("granularity", "budget", "message"),
     [
-        (Channels(), FileSize(0.001), r"cannot be met: with the fewest channels left everywhere, a file of 0.00\d+ MB"),
-        (Weights(), FileSize(0.001), r"cannot be met: with the fewest weights left everywhere, a file of 0.0\d+ MB"),
+        (
+            Channels(),
+            FileSize(0.001),
+            r"cannot be met: with the fewest channels in every layer the file has 0.00\d+ MB",
+        ),
+        (Weights(), FileSize(0.001), r"cannot be met: with the fewest weights in every layer the file has 0.0\d+ MB"),
         (
             Channels(),
             FileSize(25),
-            r"FileSize\(mb=25, per_layer=False\) is met already: the dense network is a file of 0",
+            r"FileSize\(mb=25, per_layer=False\) is met already: the file of the dense network has 0",
         ),
         (
             Weights(),
             FileSize(25),
-            r"FileSize\(mb=25, per_layer=False\) is met already: the dense network is a file of 0",
+            r"FileSize\(mb=25, per_layer=False\) is met already: the file of the dense network has 0",
         ),
     ],
     ids=repr,
@@ -108,7 +112,7 @@ def test_what_can_be_met_can(tmp_path) -> None:
     """The size that the message names is one that pruning reaches."""
     with pytest.raises(BudgetError) as error:
         prune_once(mlp(), INPUT, budget=FileSize(0.001))
-    least = float(re.search(r"a file of ([\d.]+) MB", str(error.value)).group(1))
+    least = float(re.search(r"the file has ([\d.]+) MB", str(error.value)).group(1))
     net = mlp()
     prune_once(net, INPUT, budget=FileSize(least * 1.05))
     assert size_of(net) <= least * 1.05
@@ -149,7 +153,7 @@ def test_a_wrong_estimate_is_corrected(target: int, error: float, finest: int) -
 
 @pytest.mark.parametrize("value", [0, -3, True, "25", None, math.nan, math.inf], ids=repr)
 def test_the_size_is_positive(value: object) -> None:
-    with pytest.raises(ValueError, match=r"^FileSize mb=.* must be a positive number of megabytes, such as 25$"):
+    with pytest.raises(ValueError, match=r"^FileSize mb=.* must be a finite number above 0, in megabytes, such as 25$"):
         FileSize(value)
     with pytest.raises(ValueError, match=r"^FileSize per_layer=1 must be True or False$"):
         FileSize(25, per_layer=1)

@@ -74,7 +74,7 @@ def test_the_total_is_exact_and_densities_are_those_of_the_book(shapes: Shapes, 
     given_, total = space(shapes), sum(math.prod(shape) for shape in shapes.values())
     wanted = round(sparsity * total)
     if wanted > given_.maskable:
-        with pytest.raises(BudgetError, match=f"at most {given_.maskable / total:.6f} can go$"):
+        with pytest.raises(BudgetError, match=f"use at most {given_.maskable / total:.6f}$"):
             ERK(sparsity).mask_weights(given_, 1.0)
         return
     counts = ERK(sparsity).mask_weights(given_, 1.0)
@@ -124,5 +124,5 @@ def test_channels_are_refused_before_anything_is_looked_at() -> None:
 
 @pytest.mark.parametrize("value", [2, -0.1, True, "half", None, math.nan], ids=repr)
 def test_the_sparsity_is_a_share(value: object) -> None:
-    with pytest.raises(ValueError, match=r"^ERK sparsity=.* is outside \[0, 1\]; half is 0.5$"):
+    with pytest.raises(ValueError, match=r"^ERK sparsity=.* must be a number in \[0, 1\], such as 0.5 for one half$"):
         ERK(value)

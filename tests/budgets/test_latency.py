@@ -191,13 +191,13 @@ def test_groups_that_cannot_be_timed_at_some_widths_stay(clock) -> None:
 def test_what_cannot_be_met_says_what_can(budget: Latency, clock) -> None:
     net = mlp()
     message = (
-        f"{budget} cannot be met: with the fewest channels left everywhere, a pass takes 0.051 ms, of 71 ms when "
-        "dense. Widen the scope or ask for less."
+        f"{budget} cannot be met: with the fewest channels in every group a pass takes 0.051 ms, the dense "
+        "network 71 ms. Widen the scope or increase the target."
     )  # 40 + 1 + 10 weights
     with pytest.raises(BudgetError, match=f"^{re.escape(message)}$"):
         prune_once(net, INPUT, budget=budget)
     assert widths(net) == [200, 300, 10]
-    with pytest.raises(BudgetError, match=r"a pass takes 5.936 ms.* Widen the scope, lower round_to or ask for less"):
+    with pytest.raises(BudgetError, match=r"a pass takes 5.936 ms.* Widen the scope, lower round_to or increase"):
         prune_once(net, INPUT, granularity=Channels(round_to=56), budget=budget)  # 56 · (40 + 56 + 10) weights
     assert prune_once(mlp(), INPUT, budget=Latency(0.06)).after.params <= 60
 
@@ -249,18 +249,18 @@ def test_other_budgets_measure_nothing(clock, tables) -> None:
 @pytest.mark.parametrize(
     ("init", "message"),
     [
-        ({}, "Latency ms=None, keep=None: give one of them, such as ms=5 or keep=0.5"),
-        ({"ms": 5, "keep": 0.5}, "Latency ms=5, keep=0.5: give one of them, such as ms=5 or keep=0.5"),
+        ({}, "Latency ms=None, keep=None: give exactly one of them, such as ms=5 or keep=0.5"),
+        ({"ms": 5, "keep": 0.5}, "Latency ms=5, keep=0.5: give exactly one of them, such as ms=5 or keep=0.5"),
         *(
-            ({"ms": value}, f"Latency ms={value!r} must be a positive number of milliseconds, such as 5")
+            ({"ms": value}, f"Latency ms={value!r} must be a finite number above 0, in milliseconds, such as 5")
             for value in (0, -3, True, "5", math.nan, math.inf)
         ),
-        ({"keep": 50}, "Latency keep=50 is outside [0, 1]; half is 0.5"),
+        ({"keep": 50}, "Latency keep=50 must be a number in [0, 1], such as 0.5 for one half"),
         *(
-            ({"ms": 5, "batch": value}, f"Latency batch={value!r} must be a whole number of at least 1")
+            ({"ms": 5, "batch": value}, f"Latency batch={value!r} must be an integer of at least 1")
             for value in (0, True, 1.5, None)
         ),
-        ({"ms": 5, "device": "gpu"}, "Latency device='gpu' is no device; 'cpu' and 'cuda:0' are"),
+        ({"ms": 5, "device": "gpu"}, "Latency device='gpu' is not a device; use one such as 'cpu' or 'cuda:0'"),
         ({"ms": 5, "per_layer": 1}, "Latency per_layer=1 must be True or False"),
     ],
     ids=str,

@@ -86,7 +86,7 @@ def test_ranks_prune_the_same_by_the_clock_of_the_first(name: str, two) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("not met", "cannot be met: with the fewest channels left everywhere, a pass takes 0.03 ms"),
+        ("not met", "cannot be met: with the fewest channels in every group a pass takes 0.03 ms"),
         ("met already", "is met already: a pass of the dense network takes 9.888 ms"),
         pytest.param(
             "no device",

@@ -39,8 +39,8 @@ def test_a_bundle_has_one_share() -> None:
     with pytest.raises(BudgetError) as error:
         Ratios({"h*": 0.5, "stream": 0.25}).keep_units(bundled(), 1.0)
     assert str(error.value) == (
-        "Ratios asks for 0.5 of 'heads' ('h*') and 0.25 of 'stream' ('stream'), whose channels go only together; give "
-        "both one share"
+        "Ratios removes 0.5 of 'heads' ('h*') and 0.25 of 'stream' ('stream'), whose channels are coupled; give both "
+        "the same share"
     )
 
 
@@ -75,20 +75,20 @@ def test_patterns_pick_the_layers_that_make_the_channels() -> None:
     [
         (
             {"stem": 0.5, "down": 0.25},
-            r"Ratios asks for 0.5 of 'stem' \('stem'\) and 0.25 of 'down' \('down'\), whose channels go",
+            r"Ratios removes 0.5 of 'stem' \('stem'\) and 0.25 of 'down' \('down'\), whose channels are",
         ),
         (
             {"head": 0.5},
-            r"Ratios shares\['head'\] matches no layer whose channels can be removed; there are stem, down, \.\.\.$",
+            r"Ratios shares\['head'\] matches no layer whose channels can be removed, such as stem, down, \.\.\.$",
         ),
         ({"up*": 0.5, "layer9": 0.5}, r"Ratios shares\['layer9'\] matches no layer whose channels can be removed"),
         (
             {"*": 0.5, "up": 0.25},
-            r"Ratios shares\['up'\] decides nothing: '\*' comes before it and picks all that it matches; put the",
+            r"Ratios shares\['up'\] has no effect: '\*' comes first and matches the same names; put the",
         ),
-        ({"up.weight": 0.5, "up": 0.25}, r"Ratios shares\['up'\] decides nothing: 'up.weight' comes before it"),
+        ({"up.weight": 0.5, "up": 0.25}, r"Ratios shares\['up'\] has no effect: 'up.weight' comes first"),
         ({"up": 0.01}, r"Ratios\(shares=\{'up': 0.01\}, default=0.0\) removes nothing here"),
-        ({"up": 0.99}, r"leaves no channel in up.weight; at most 0.9167 can go there"),
+        ({"up": 0.99}, r"keeps no channel in up.weight; use at most 0.9167 there"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_happens(shares: dict[str, float], message: str) -> None:
@@ -99,13 +99,13 @@ def test_what_cannot_be_is_said_before_anything_happens(shares: dict[str, float]
 
 
 def test_a_default_of_everything_leaves_nothing() -> None:
-    with pytest.raises(BudgetError, match=r"leaves no channel in 0.weight; at most 0.7500 can go there$"):
+    with pytest.raises(BudgetError, match=r"keeps no channel in 0.weight; use at most 0.7500 there$"):
         kept(Ratios({"2": 0.5}, default=1.0))
 
 
 def test_the_last_unit_that_rounding_leaves_may_be_asked_for() -> None:
     assert kept(Ratios({"0": 0.875})) == (1, 6)  # half a unit: halves stay
-    with pytest.raises(BudgetError, match=r"leaves no channel in 0.weight; at most 0.7500 can go there$"):
+    with pytest.raises(BudgetError, match=r"keeps no channel in 0.weight; use at most 0.7500 there$"):
         kept(Ratios({"0": 0.9}))
 
 
@@ -138,13 +138,14 @@ def test_masks_of_a_network() -> None:
 def test_a_pattern_on_what_a_block_does_not_fit_is_told_why() -> None:
     net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 6), nn.Linear(6, 4))
     message = (
-        "Ratios shares['[12]'] matches only what stays dense: {'1.weight': 'its 6 outputs are not a multiple of 4', "
-        "'2.weight': 'its 6 inputs are not a multiple of 4'}; leave it out, or change the block"
+        "Ratios shares['[12]'] matches only parameters that stay dense: {'1.weight': 'its 6 outputs are "
+        "not a multiple of 4', "
+        "'2.weight': 'its 6 inputs are not a multiple of 4'}; remove it, or change the block"
     )
     blocks = Weights(block=(4, 4))
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         prune_once(net, torch.zeros(1, 8), granularity=blocks, budget=Ratios({"[12]": 0.5, "0": 0.5}))
-    with pytest.raises(ValueError, match=r"shares\['9'\] matches no parameter in the scope; there are 0$"):
+    with pytest.raises(ValueError, match=r"shares\['9'\] matches no parameter in the scope, such as 0$"):
         prune_once(net, torch.zeros(1, 8), granularity=blocks, budget=Ratios({"9": 0.5, "0": 0.5}))
     with pytest.warns(UserWarning, match="stay dense"):
         report = prune_once(net, torch.zeros(1, 8), granularity=blocks, budget=Ratios({"*": 0.5}))
@@ -154,10 +155,10 @@ def test_a_pattern_on_what_a_block_does_not_fit_is_told_why() -> None:
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        (Ratios({"c": 0.5}), r"^Ratios shares\['c'\] matches no parameter in the scope; there are a, b$"),
-        (Ratios({"*": 0.5, "a": 0.2}), r"^Ratios shares\['a'\] decides nothing: '\*' comes before it"),
-        (Ratios({"b": 1}), r"leaves no weight in 'b'; at most 0.750000 can go there$"),
-        (Ratios({"b": 0.5}, default=1), r"leaves no weight in 'a'; at most 0.900000 can go there$"),
+        (Ratios({"c": 0.5}), r"^Ratios shares\['c'\] matches no parameter in the scope, such as a, b$"),
+        (Ratios({"*": 0.5, "a": 0.2}), r"^Ratios shares\['a'\] has no effect: '\*' comes first"),
+        (Ratios({"b": 1}), r"keeps no weight in 'b'; use at most 0.750000 there$"),
+        (Ratios({"b": 0.5}, default=1), r"keeps no weight in 'a'; use at most 0.900000 there$"),
     ],
     ids=repr,
 )
@@ -184,13 +185,13 @@ def test_order_counts_and_the_value_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (({},), r"^Ratios shares=\{\} picks nothing; for one share everywhere use Ratio\(0.0\)$"),
+        (({},), r"^Ratios shares=\{\} selects nothing; for the same share everywhere use Ratio\(0.0\)$"),
         ((0.5,), r"^Ratios shares=0.5 must be a dict of shares by pattern"),
         ((["a"],), r"^Ratios shares=\['a'\] must be a dict of shares by pattern"),
-        (({"a": 2},), r"^Ratios shares\['a'\]=2 is outside \[0, 1\]; half is 0.5$"),
-        (({"a": True},), r"^Ratios shares\['a'\]=True is outside \[0, 1\]"),
+        (({"a": 2},), r"^Ratios shares\['a'\]=2 must be a number in \[0, 1\], such as 0.5 for one half$"),
+        (({"a": True},), r"^Ratios shares\['a'\]=True must be a number in \[0, 1\]"),
         (({1: 0.5},), r"^Ratios shares has the pattern 1; a pattern is a string such as"),
-        (({"a": 0.5}, math.nan), r"^Ratios default=nan is outside \[0, 1\]"),
+        (({"a": 0.5}, math.nan), r"^Ratios default=nan must be a number in \[0, 1\]"),
     ],
     ids=repr,
 )

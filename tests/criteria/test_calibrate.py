@@ -86,7 +86,7 @@ def test_losses_are_differentiated_twice(criterion: Criterion) -> None:
     found = scores(criterion, generator)
     assert all(torch.equal(found[name], values) for name, values in expected.items())
     with pytest.raises(
-        ValueError, match=r"^criterion \w+\(.*\) differentiates losses twice, and has seen no finite one"
+        ValueError, match=r"^criterion \w+\(.*\) differentiates losses twice, and received no finite loss"
     ):
         scores(criterion, backward_itself)
 
@@ -126,7 +126,7 @@ def test_a_loss_that_went_backward_already() -> None:
         return loss
 
     net = make()
-    with pytest.raises(ValueError, match=r"^calibrate= returned a loss that has gone backward already; let it return "):
+    with pytest.raises(ValueError, match=r"^calibrate= returned a loss whose backward pass has run already; let it "):
         prune_once(net, DATA[0], criterion=Fisher(), calibrate=calibrate)
     assert net[0].out_features == 8
     assert all(p.grad is None for p in net.parameters())

@@ -221,10 +221,10 @@ def test_it_takes_no_budget() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 0}, "NM n=0 must be a whole number of at least 1"),
-        ({"n": True}, "NM n=True must be a whole number of at least 1"),
-        ({"m": 4.0}, "NM m=4.0 must be a whole number of at least 1"),
-        ({"n": 4, "m": 4}, "NM n=4 must be less than m=4: n of every m weights survive"),
+        ({"n": 0}, "NM n=0 must be an integer of at least 1"),
+        ({"n": True}, "NM n=True must be an integer of at least 1"),
+        ({"m": 4.0}, "NM m=4.0 must be an integer of at least 1"),
+        ({"n": 4, "m": 4}, "NM n=4 must be less than m=4: n of every m weights are kept"),
     ],
 )
 def test_arguments(arguments, message) -> None:

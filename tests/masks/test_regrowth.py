@@ -75,7 +75,7 @@ def test_arguments(arguments, message) -> None:
 
 
 def test_only_trainings_regrow() -> None:
-    with pytest.raises(ValueError, match="regrows weights in a training; use IterativePruning"):
+    with pytest.raises(ValueError, match="regrows weights during training; use IterativePruning"):
         prune_once(torch.nn.Linear(4, 2), torch.zeros(1, 4), granularity=Weights(regrow=Regrowth()))
     with pytest.raises(ValueError, match=re.escape("Weights regrow='gradient' must be a Regrowth, such as")):
         Weights(regrow="gradient")

@@ -152,12 +152,12 @@ def test_layers_without_whole_blocks_stay() -> None:
 
 @pytest.mark.parametrize("block", [(0, 1), (4,), (None, None), 4, "44", (1.5, 1), (True, 1)])
 def test_arguments(block) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"Weights block={block!r} must be outputs and inputs")):
+    with pytest.raises(ValueError, match=re.escape(f"Weights block={block!r} must be a pair (outputs, inputs)")):
         Weights(block=block)
 
 
 def test_blocks_do_not_regrow() -> None:
-    with pytest.raises(ValueError, match="does not go with regrow"):
+    with pytest.raises(ValueError, match="cannot be combined with regrow"):
         Weights(Regrowth(), (2, 2))
     assert Weights(block=[4, 4]) == Weights(block=(4, 4))
 

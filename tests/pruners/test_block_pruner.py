@@ -240,10 +240,10 @@ def test_how_many_go(budget: Budget, gone: int) -> None:
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        (Count(5), "5 more blocks would have to go, but only 4 can"),
-        (Params(keep=0.01), "cannot be met: without all 4 blocks that can go, 0.0248 of the parameters remain"),
+        (Count(5), "5 more blocks have to be removed, but only 4 can be"),
+        (Params(keep=0.01), "cannot be met: without all 4 blocks that can be removed, 0.0248 of the parameters remain"),
         (MACs(keep=0.0), "of the MACs remain"),
-        (Ratio(0.1), "removes nothing here: of 4 blocks that rounds to none. Ask for share=0.2500 or more"),
+        (Ratio(0.1), "removes nothing here: its share of 4 blocks rounds to none. Use share=0.2500 or more"),
     ],
 )
 def test_budgets_that_cannot_be_met(budget: Budget, message: str) -> None:
@@ -263,7 +263,7 @@ def test_budgets_that_cannot_be_met(budget: Budget, message: str) -> None:
         ({"scope": Scope(include=["nose"])}, "include='nose' matches nothing"),
         ({"criterion": BlockInfluence()}, "needs activations: pass calibrate="),
         ({"criterion": Sensitivity()}, "compares losses: pass calibrate="),
-        ({"criterion": Sensitivity(), "calibrate": lambda model: None}, "calibrate= returns none"),
+        ({"criterion": Sensitivity(), "calibrate": lambda model: None}, "calibrate= returned none"),
         ({"granularity": Channels(), "criterion": BlockInfluence()}, "does not score channels"),
         ({"granularity": Weights(), "criterion": Sensitivity()}, "does not score weights"),
     ],
@@ -287,7 +287,7 @@ def test_blocks_that_break_the_network_together_stay() -> None:
     pruner = BlockPruner(Random(), Count(2), Scope(include=["a", "b"]))
     model, example = Either(), Example.of(torch.zeros(2, 4))
     pruner.prepare(model, example)
-    with pytest.raises(BudgetError, match="2 more blocks would have to go, but only 1 can"):
+    with pytest.raises(BudgetError, match="2 more blocks have to be removed, but only 1 can be"):
         pruner.plan(model, example, 1.0)
     assert [why.startswith("together with others") for why in pruner.blocked.values()] == [True]
     pruner.budget = Count(1)
@@ -300,7 +300,7 @@ def test_an_event_with_another_budget_and_given_losses() -> None:
     pruner, model, example = BlockPruner(Sensitivity(), Count(4), Scope()), net(), Example.of(IMAGE)
     pruner.prepare(model, example)
     names, _ = pruner.candidates(model, example)
-    with pytest.raises(BudgetError, match="would have to go"):
+    with pytest.raises(BudgetError, match="have to be removed"):
         pruner.is_due(model, example, 1.0, Count(len(names) + 1))
     losses = {"": torch.tensor(1.0), **{name: torch.tensor(3.0) for name in names}, names[-1]: torch.tensor(2.0)}
     report = pruner.plan(model, example, 1.0, budget=Count(1), statistics=losses)

@@ -243,9 +243,9 @@ def test_nothing_comes_back_where_the_masked_weights_are_what_is_left() -> None:
 
 def test_everything_is_checked_before_the_first_event() -> None:
     net = make()
-    with pytest.raises(BudgetError, match="leaves no weight somewhere"):
+    with pytest.raises(BudgetError, match="keeps no weight in a parameter"):
         WeightPruner(Magnitude(), Sparsity(1), Scope()).prepare(net, None)
-    with pytest.raises(BudgetError, match="in 3 events wants 1500 weights, but only 1422 can go"):
+    with pytest.raises(BudgetError, match="in 3 events requires 1500 weights, but only 1422 can be removed"):
         WeightPruner(Magnitude(), Count(500), Scope()).prepare(net, None, events=3)
     WeightPruner(Magnitude(), Count(500), Scope()).prepare(net, None, events=2)
     with pytest.raises(ValueError, match="matches nothing in Sequential"):

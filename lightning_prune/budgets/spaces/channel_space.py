@@ -160,14 +160,14 @@ class ChannelSpace:
         """Multiply-accumulates of one example with so many units kept in each group."""
         return self.coupling.macs_after(self._removed(kept))
 
-    def foreseen_ms(self, kept: Mapping[str, int], conditions: Conditions) -> float:
+    def estimated_ms(self, kept: Mapping[str, int], conditions: Conditions) -> float:
         """Milliseconds of a pass with so many units kept in each group, by the table."""
         return self.tables[conditions].ms(self.coupling, self._removed(kept))
 
     def measured_ms(self, kept: Mapping[str, int], conditions: Conditions) -> float:
         """The same measured, where that is possible."""
         if self.timed is None:
-            return self.foreseen_ms(kept, conditions)
+            return self.estimated_ms(kept, conditions)
         return self.timed(self.lowest(kept), conditions)
 
     def lowest(self, kept: Mapping[str, int]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ def apply_on_rank(trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: Pr
     with unwrapped(trainer):
         track_plan(pl_module, report.plan)
         pruner.apply(pl_module, report, trainer.strategy.optimizers)
-        check_ranks_agree(trainer, pl_module, report.plan)  # before DDP hands out the parameters of rank 0
+        check_ranks_agree(trainer, pl_module, report.plan)  # before DDP broadcasts the parameters of rank 0
     forget_compiled()
 
 

@@ -1,4 +1,4 @@
-"""Blocks of weights that fit no layer any more, since channels were removed beside: pruning ends, and says why."""
+"""Weight blocks that fit no layer after channels were removed: pruning ends with a warning that names the cause."""
 
 import re
 import warnings
@@ -23,8 +23,8 @@ from lightning_prune.schedules import Constant, Rounds
     ids=["NM", "block"],
 )
 @pytest.mark.parametrize("start", [1, 3])
-def test_it_ends_with_one_warning(tmp_path: Path, granularity: Granularity, said: str, start: int) -> None:
-    """Eight channels are two blocks of four, six are none; what was masked before stays masked."""
+def test_pruning_ends_with_one_warning(tmp_path: Path, granularity: Granularity, said: str, start: int) -> None:
+    """Eight channels are two blocks of four, six are none; masked weights stay masked."""
     lit, events = Lit(), Events()
     budget = None if isinstance(granularity, NM) else Sparsity(0.5)
     masks = IterativePruning(Rounds(start, 2, 2), budget, Magnitude(), granularity)
@@ -46,8 +46,8 @@ def test_it_ends_with_one_warning(tmp_path: Path, granularity: Granularity, said
 
 
 @pytest.mark.parametrize("granularity", [NM(2, 4), Weights(block=(1, 4))], ids=["NM", "block"])
-def test_layers_that_fit_no_more_are_named(tmp_path: Path, granularity: Granularity) -> None:
-    """A channel of the second layer is gone, so the third has seven inputs; the second keeps its eight."""
+def test_layers_that_no_longer_fit_are_named(tmp_path: Path, granularity: Granularity) -> None:
+    """A channel of the second layer is removed, so the third has seven inputs; the second keeps its eight."""
     lit, events = Lit(), Events()
     budget = None if isinstance(granularity, NM) else Sparsity(0.5)
     masks = IterativePruning(Constant(3), budget, Magnitude(), granularity)
