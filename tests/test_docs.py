@@ -226,7 +226,7 @@ def test_recipes_page_is_filled_from_the_methods() -> None:
     assert "](" not in table
     recipes = [f"recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")]
     assert len(recipes) > 40
-    assert {recipe for recipe in recipes if f"| `recipes/{recipe}.yaml` |" not in table} == set()
+    assert {recipe for recipe in recipes if f"| `{recipe}` |" not in table} == set()
     blocks_only = fill("<!-- recipes: blocks -->")
     assert "block_influence" in blocks_only
     assert "gradual_magnitude" not in blocks_only

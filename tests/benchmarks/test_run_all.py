@@ -421,6 +421,8 @@ def test_documentation_counts_the_networks_that_are_as_they_should_be() -> None:
     good = Counter(row["library"] for row in rows if not row["problems"])
     text = (ROOT / "docs" / "pages" / "reference" / "support.md").read_text(encoding="utf-8")
     counts = [good[name] for name in ("timm", "transformers", "segmentation_models_pytorch", "monai")]
-    sentence = "a small network of each of the {} families of timm, {} networks of transformers, {} of {} and {} of monai"
+    sentence = (
+        "a small network of each of the {} families of timm, {} networks of transformers, {} of {} and {} of monai"
+    )
     assert sentence.format(*counts[:3], "segmentation_models_pytorch", counts[3]) in text
     assert len(rows) == sum(good.values())
