@@ -45,6 +45,11 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text_of(page), re.MULTILINE | re.DOTALL)
 
 
+def unwrapped(commands: str) -> list[str]:
+    """One command per line, without the backslashes that continue them."""
+    return commands.replace("\\\n", " ").splitlines()
+
+
 def names(pages: list[Path]) -> list[str]:
     return [page.stem for page in pages]
 
@@ -128,7 +133,7 @@ def test_commands_of_the_yaml_tutorial_run_one_batch(tmp_path: Path, monkeypatch
     page = PAGES / "tutorials" / "yaml-and-tensorboard.md"
     (recipe,) = blocks(page, "yaml")
     Path("digits.yaml").write_text(recipe, encoding="utf-8")
-    commands = [line.split() for block in blocks(page, "sh") for line in block.splitlines() if "digits.yaml" in line]
+    commands = [line.split() for block in blocks(page, "sh") for line in unwrapped(block) if "digits.yaml" in line]
     fits = [command[1:] for command in commands if command[:2] == ["lightning-prune", "fit"]]
     assert len(fits) == 2
     pruning = [c for fit in fits for c in run_command(fit).trainer.callbacks if isinstance(c, IterativePruning)]
@@ -219,9 +224,9 @@ def test_recipes_page_is_filled_from_the_methods() -> None:
     assert table.startswith("a\n\n| ")
     assert table.endswith("|\n\nb")
     assert "](" not in table
-    recipes = [path.stem for path in (ROOT / "recipes").glob("*.yaml")]
+    recipes = [f"recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")]
     assert len(recipes) > 40
-    assert {recipe for recipe in recipes if f"| `recipes/{recipe}.yaml` |" not in table} == set()
+    assert {recipe for recipe in recipes if f"| `{recipe}` |" not in table} == set()
     blocks_only = fill("<!-- recipes: blocks -->")
     assert "block_influence" in blocks_only
     assert "gradual_magnitude" not in blocks_only
