@@ -336,13 +336,13 @@ class TwoTestSets(NoTestData):
         return [loader(), loader()]
 
 
-class Tested(Scripted):
+class WithTestData(Scripted):
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         self.log("width", float(self.width) + dataloader_idx)
 
 
 def test_several_test_sets(tmp_path: Path) -> None:
-    summary, module = PruningSummary("score"), Tested([0.9])
+    summary, module = PruningSummary("score"), WithTestData([0.9])
     trainer = make_trainer(tmp_path, [pruning(), summary], epochs=4)
     trainer.fit(module, TwoTestSets())
     said = lines_of(shown(summary, trainer, module, TwoTestSets()))
@@ -352,7 +352,7 @@ def test_several_test_sets(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("epochs", [1, 4])
 def test_a_budget_that_is_not_reached_is_reported(tmp_path: Path, epochs: int) -> None:
-    summary, module = PruningSummary("score"), Tested([0.9])
+    summary, module = PruningSummary("score"), WithTestData([0.9])
     trainer = make_trainer(tmp_path, [pruning(), summary], epochs=epochs)
     trainer.fit(module, TwoTestSets())
     text = shown(summary, trainer, module, TwoTestSets())
@@ -373,7 +373,7 @@ def test_resume_keeps_the_rows_and_the_dense_network(tmp_path: Path) -> None:
     scripted_run(tmp_path / "whole", script, 6, whole)
 
     scripted_run(tmp_path, script, 3, PruningSummary("score"), ModelCheckpoint(tmp_path / "ck", save_last=True))
-    resumed, module = PruningSummary("score"), Tested(script[3:])
+    resumed, module = PruningSummary("score"), WithTestData(script[3:])
     trainer = make_trainer(tmp_path / "other", [pruning(), resumed], epochs=6)
     trainer.fit(module, TwoTestSets(), ckpt_path=str(tmp_path / "ck" / "last.ckpt"))
     assert resumed.rounds == whole.rounds
@@ -383,7 +383,7 @@ def test_resume_keeps_the_rows_and_the_dense_network(tmp_path: Path) -> None:
 
 
 def test_a_missing_dense_file_is_not_tested(tmp_path: Path) -> None:
-    summary, module = PruningSummary("score"), Tested([0.9])
+    summary, module = PruningSummary("score"), WithTestData([0.9])
     trainer = make_trainer(tmp_path, [pruning(), summary], epochs=4)
     trainer.fit(module, TwoTestSets())
     Path(str(summary.dense_path)).unlink()
@@ -444,7 +444,7 @@ def test_masks_show_nonzero_parameters() -> None:
 
 
 def test_a_run_with_masks(tmp_path: Path) -> None:
-    summary, module = PruningSummary("score"), Tested([0.9])
+    summary, module = PruningSummary("score"), WithTestData([0.9])
     masking = IterativePruning(Constant(start=1), Sparsity(0.75), granularity=Weights())
     trainer = make_trainer(tmp_path, [masking, summary], epochs=2)
     trainer.fit(module, TwoTestSets())
