@@ -23,6 +23,16 @@ MOVED: Mapping[str, Mapping[str, tuple[str, str]]] = {  # old module -> old name
         "Dense": ("lightning_prune.checkpoint.as_built", "AsBuilt"),
         "Surroundings": ("lightning_prune.checkpoint.as_built", "Surroundings"),
     },
+    "lightning_prune.statistics": {},  # a package; hooks of a network that was pickled during training
+    "lightning_prune.statistics.activations": {
+        "_Observer": ("lightning_prune.criteria.statistics.activation_averages", "_Observer")
+    },
+    "lightning_prune.statistics.activation_gradient": {
+        "_Observer": ("lightning_prune.criteria.statistics.activation_gradient", "_Observer")
+    },
+    "lightning_prune.statistics.blocks": {
+        "_Receiver": ("lightning_prune.criteria.statistics.block_changes", "_Receiver")
+    },
 }
 
 
@@ -33,7 +43,8 @@ class OldPaths(MetaPathFinder, Loader):
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The specification of an old module; None for all others."""
-        return ModuleSpec(fullname, self) if fullname in MOVED else None
+        is_package = any(name.startswith(f"{fullname}.") for name in MOVED)
+        return ModuleSpec(fullname, self, is_package=is_package) if fullname in MOVED else None
 
     def exec_module(self, module: ModuleType) -> None:
         """Import the names of an old module from their new places."""

@@ -187,6 +187,14 @@ def test_a_whole_network(folder: Path) -> None:
 
 
 @each_version
+@pytest.mark.parametrize("name", ["taylor", "mean_activation", "wanda", "block_influence"])
+def test_a_network_that_was_pickled_during_training(folder: Path, name: str) -> None:
+    net = torch.load(folder / f"during_{name}.pt", weights_only=False)
+    wanted = torch.load(folder / "during_training.pt", weights_only=True)[name]
+    assert_close(outputs(net, EXPECTED[folder]["inputs"]), wanted)
+
+
+@each_version
 def test_whole_modules(folder: Path) -> None:
     """A LightningModule and the network in it, after a training, and a module after ``prune_once``."""
     wanted, inputs = expected(folder, "blocks"), EXPECTED[folder]["inputs"]

@@ -18,15 +18,18 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from old_nets import NETS, RUNS, Events, OldLit, Run, Save, images, nonzero, outputs, size, trainer_for
 from torch import Tensor, nn
 
 import lightning_prune
-from lightning_prune import Blocks, Scope, Weights, load_pruned, prune_once
+from lightning_prune import Blocks, IterativePruning, Scope, Weights, load_pruned, prune_once
 from lightning_prune.budgets import Count, Ratio, Sparsity
 from lightning_prune.cli import main as command_line
-from lightning_prune.criteria import Random
+from lightning_prune.criteria import BlockInfluence, MeanActivation, Random, Taylor, Wanda
 from lightning_prune.file_size import write_compressed
+from lightning_prune.schedules import Rounds
 from lightning_prune.tasks import ImageClassifier
 
 HERE = Path(__file__).parent
@@ -95,6 +98,7 @@ def main(folder: Path) -> None:
         expected[name] = write_run(folder, name, run)
     expected["once"] = write_once(folder)
     expected["whole"] = write_whole(folder)
+    write_during_training(folder)
     for name, (model, arguments, callbacks) in CONFIGS.items():
         write_config(folder, name, model, arguments, callbacks)
     digits = torch.cat([images(3), images(3)], dim=2).flatten(1).reshape(3, 1, 8, 8)
@@ -188,6 +192,35 @@ def write_whole(folder: Path) -> dict[str, Any]:
     remove_blocks(net)
     torch.save(net, folder / "whole.pt")
     return {"outputs": outputs(net, tokens())}
+
+
+class SaveWhole(Callback):
+    """Pickles the network in the last batch before the second event, with the hooks of the criterion."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == 2 * trainer.num_training_batches:
+            torch.save(pl_module.net, self.path)
+
+
+def write_during_training(folder: Path) -> None:
+    """Networks that were pickled as a whole while criteria observed them, and their outputs."""
+    runs = {
+        "taylor": IterativePruning(Rounds(1, 1, 2), Ratio(0.5), Taylor()),
+        "mean_activation": IterativePruning(Rounds(1, 1, 2), Ratio(0.5), MeanActivation()),
+        "wanda": IterativePruning(Rounds(1, 1, 2), Sparsity(0.5), Wanda(), Weights()),
+        "block_influence": IterativePruning(Rounds(1, 1, 2), Count(1), BlockInfluence(), Blocks()),
+    }
+    found = {}
+    for name, pruning in runs.items():
+        path = folder / f"during_{name}.pt"
+        with tempfile.TemporaryDirectory() as place:
+            net = {"wanda": "perceptron", "block_influence": "residual"}.get(name, "convolutions")
+            trainer_for(Path(place), [pruning, SaveWhole(path)], 3).fit(OldLit(net))
+        found[name] = outputs(torch.load(path, weights_only=False), images(3))
+    torch.save(found, folder / "during_training.pt")
 
 
 def remove_blocks(net: nn.Module) -> None:
