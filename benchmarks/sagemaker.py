@@ -43,7 +43,8 @@ from lightning_prune import AccuracyGuard, IterativePruning
 from lightning_prune.budgets import Count
 from lightning_prune.criteria import Taylor
 from lightning_prune.network.example_input import Example
-from lightning_prune.network.size import eval_mode, measure
+from lightning_prune.network.module_modes import eval_mode
+from lightning_prune.network.size import measure
 from lightning_prune.schedules import Rounds
 from lightning_prune.tasks import ImageClassifier
 

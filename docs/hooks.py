@@ -1,4 +1,4 @@
-"""MkDocs hooks: fill in the tables of recipes from the list of methods of the package."""
+"""MkDocs hooks: fill in the tables of recipes from the headers of the recipe files."""
 
 from __future__ import annotations
 
@@ -26,5 +26,7 @@ def recipes_table(granularity: str | None = None) -> str:
     """
     chosen = [method for method in METHODS if granularity in (None, method.granularity)]
     if not chosen:
-        raise ValueError(f"<!-- recipes: {granularity} -->: no method has this granularity; use weights or channels")
+        raise ValueError(
+            f"<!-- recipes: {granularity} -->: no method prunes {granularity}; use weights, channels or blocks"
+        )
     return markdown_table(chosen)

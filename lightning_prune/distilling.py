@@ -1,4 +1,4 @@
-"""Knowledge distillation: what a student loses against its teacher, and the gradients of that."""
+"""Knowledge distillation losses between the outputs of a student and its teacher, and their gradients."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lightning_prune.network.argument_checks import check_number, check_share
 
 
 class DistillationLoss(ABC):
-    """Base of all losses between an output of the student and the same output of the teacher.
+    """Loss between an output of the student and the same output of the teacher; base of all distillation losses.
 
     Attributes:
-        module: Qualified name of the module whose output is compared; empty for that of the whole network.
+        module: Qualified name of the module whose output is compared; empty for the output of the whole network.
         weight: Weight of the loss.
     """
 
@@ -26,36 +26,40 @@ class DistillationLoss(ABC):
     @property
     @abstractmethod
     def share(self) -> float:
-        """What is left of the task's own gradient."""
+        """Factor of the gradient of the task's own loss at this output, in [0, 1]."""
 
     @abstractmethod
     def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The loss, unweighted; a scalar.
+        """The unweighted loss, a scalar.
+
+        Args:
+            student: Output of the student, float32.
+            teacher: Output of the teacher, float32.
 
         Raises:
-            ValueError: If the outputs do not compare.
+            ValueError: If the shapes of the outputs do not match.
         """
 
     def gradient(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """The weighted loss, and its gradient by the student's output."""
+        """The weighted loss, and its gradient with respect to the output of the student."""
         with torch.enable_grad():
-            own = student.detach().float().requires_grad_()
-            loss = self.weight * self.loss(own, teacher.detach().float())
-            (gradient,) = torch.autograd.grad(loss, own)
+            leaf = student.detach().float().requires_grad_()
+            loss = self.weight * self.loss(leaf, teacher.detach().float())
+            (gradient,) = torch.autograd.grad(loss, leaf)
         return loss.detach(), gradient.to(student.dtype)
 
 
 @dataclass(frozen=True)
 class SoftTargets(DistillationLoss):
-    """The softened classes of the teacher: weight · T² · KL(softmax(teacher / T) ‖ softmax(student / T)).
+    """Loss on the softened class probabilities: weight · T² · KL(softmax(teacher / T) ‖ softmax(student / T)).
 
     Hinton et al. 2015, 'Distilling the knowledge in a neural network', section 2. Classes are dimension 1; the mean is
-    taken over everything else. The task's own loss keeps 1 − weight of its gradient at these outputs.
+    taken over all other dimensions. The gradient of the task's own loss at these outputs is multiplied by 1 − weight.
 
     Args:
-        temperature: T, above 0; 2 to 8 as a rule.
-        weight: In [0, 1].
-        module: Qualified name of the module that puts out the logits; by default the network's output.
+        temperature: T, above 0; usually 2 to 8.
+        weight: Weight of the loss, in [0, 1].
+        module: Qualified name of the module whose output are the logits; empty for the output of the network.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -71,28 +75,29 @@ class SoftTargets(DistillationLoss):
 
     @property
     def share(self) -> float:
-        """1 − weight."""
+        """Factor of the gradient of the task's own loss: 1 − weight."""
         return 1 - self.weight
 
     def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """T² · KL."""
+        """T² · KL of the softened probabilities, from logits of shape (N, classes, ...)."""
         _check_same_shape(self, student, teacher)
-        own, wanted = (F.log_softmax(logits / self.temperature, 1) for logits in (student, teacher))
-        return self.temperature**2 * F.kl_div(own, wanted, reduction="none", log_target=True).sum(1).mean()
+        student_log, teacher_log = (F.log_softmax(logits / self.temperature, 1) for logits in (student, teacher))
+        return self.temperature**2 * F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(1).mean()
 
 
 @dataclass(frozen=True)
 class Features(DistillationLoss):
-    """Where the teacher looks: weight · mean squared difference of normalised attention maps.
+    """Attention transfer loss: weight · mean squared difference of normalized attention maps.
 
-    Zagoruyko & Komodakis 2017, 'Paying more attention to attention', eq. 2 with p = 2: the mean of the squared features
-    over channels, as one vector of length 1 for each example, so that a student may have fewer channels. Features are
-    (N, C, positions...), or (N, positions, C) where there are three dimensions; those of two dimensions are compared as
-    they are and need the same size.
+    Zagoruyko & Komodakis 2017, 'Paying more attention to attention: improving the performance of convolutional neural
+    networks via attention transfer', eq. 2 with p = 2. The attention map of an example is the mean of its squared
+    features over channels, divided by its L2 norm, so that a student may have fewer channels. Features have the shape
+    (N, C, positions...), or (N, positions, C) for three dimensions. Features of two dimensions are compared directly
+    and need the same size.
 
     Args:
         module: Qualified name of the module whose output is compared.
-        weight: 0 or more.
+        weight: Weight of the loss, at least 0.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -106,11 +111,11 @@ class Features(DistillationLoss):
 
     @property
     def share(self) -> float:
-        """All: the task's loss stays as it is."""
+        """Factor of the gradient of the task's own loss: 1."""
         return 1.0
 
     def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The mean squared difference."""
+        """The mean squared difference of the attention maps."""
         if student.dim() > 2:
             student, teacher = attention_map(student), attention_map(teacher)
         _check_same_shape(self, student, teacher)
@@ -118,7 +123,7 @@ class Features(DistillationLoss):
 
 
 def attention_map(features: Tensor) -> Tensor:
-    """(N, C, positions...) or (N, positions, C) -> (N, positions), each row of length 1.
+    """Attention maps: (N, C, positions...) or (N, positions, C) -> (N, positions), each row with an L2 norm of 1.
 
     Example:
         >>> attention_map(torch.tensor([[[[3.0, 0.0], [0.0, 4.0]]]]))  # one channel, 2 x 2 positions
@@ -131,6 +136,6 @@ def attention_map(features: Tensor) -> Tensor:
 def _check_same_shape(loss: DistillationLoss, student: Tensor, teacher: Tensor) -> None:
     if student.shape != teacher.shape:
         raise ValueError(
-            f"{loss} compares outputs of shape {tuple(student.shape)} with {tuple(teacher.shape)} of the teacher; "
-            "name another module"
+            f"{loss} cannot compare outputs of shape {tuple(student.shape)} with {tuple(teacher.shape)} of the "
+            "teacher; name another module"
         )

@@ -1,4 +1,4 @@
-"""How large a network is as a compressed file."""
+"""Size of a network as a compressed file."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from torch import Tensor
 
 from lightning_prune.network.sharded import full_tensor
 
-_LEVEL = 6  # of deflate: what zip programs take unless told otherwise
-_SAMPLE_BYTES = 2**18  # of each tensor that an estimate looks at
+_LEVEL = 6  # of deflate: the default of zip programs
+_SAMPLE_BYTES = 2**18  # of each tensor, for an estimate
 
 
 def write_compressed(state: Mapping[str, Any], file: str | Path | IO[bytes] | io.RawIOBase) -> None:
-    """Write what ``torch.save`` writes, compressed (deflate, level 6); ``torch.load`` reads it as it is.
+    """Write a file as ``torch.save`` does, compressed (deflate, level 6); ``torch.load`` reads it.
 
     Args:
-        state: A state dict, or whatever can be saved.
-        file: A path, or a file open for writing in binary mode.
+        state: A state dict, or another object that ``torch.save`` can save.
+        file: A path, or a file object opened for writing in binary mode.
 
     Example:
-        >>> net, file = nn.Linear(3, 2), io.BytesIO()
+        >>> net, file = torch.nn.Linear(3, 2), io.BytesIO()
         >>> write_compressed(net.state_dict(), file)
         >>> _ = file.seek(0)
         >>> torch.equal(torch.load(file)["weight"], net.weight)
@@ -44,7 +44,7 @@ def write_compressed(state: Mapping[str, Any], file: str | Path | IO[bytes] | io
 
 
 def compressed_size(state: Mapping[str, Any]) -> int:
-    """Bytes of the file that ``write_compressed`` writes; a second takes some 20 MB of weights.
+    """Size in bytes of the file that ``write_compressed`` writes; it compresses about 20 MB of weights per second.
 
     Example:
         >>> dense, zeros = torch.randn(100, 100), torch.zeros(100, 100)
@@ -57,7 +57,7 @@ def compressed_size(state: Mapping[str, Any]) -> int:
 
 
 def estimated_size(tensors: Iterable[Tensor]) -> float:
-    """Bytes that tensors take in a compressed file, from a sample of each."""
+    """Estimate of the bytes that tensors take in a compressed file, from a sample of each."""
     total = 0.0
     for tensor in tensors:
         values = full_tensor(tensor.detach()).flatten()
@@ -70,17 +70,17 @@ def estimated_size(tensors: Iterable[Tensor]) -> float:
 
 
 def deflated(values: Tensor) -> bytes:
-    """The values of a tensor of one dimension, compressed."""
+    """The compressed bytes of a tensor of one dimension."""
     return zlib.compress(values.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes(), _LEVEL)
 
 
 def overhead(state: Mapping[str, Any]) -> int:
-    """Bytes that a file takes for everything but the values of the tensors."""
+    """Bytes of a file without the values of its tensors: names, shapes and the archive itself."""
     return compressed_size({name: v.new_empty(0) if isinstance(v, Tensor) else v for name, v in state.items()})
 
 
 class _Counter(io.RawIOBase):
-    """A file that only counts its bytes."""
+    """A file object that only counts its bytes."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from lightning_prune.criteria.statistics.second_order import Curvature
 from lightning_prune.criteria.statistics.statistics import Statistics
 from lightning_prune.granularity import Channels, Granularity, Weights
 from lightning_prune.network.example_input import Example
-from lightning_prune.network.size import eval_mode
+from lightning_prune.network.module_modes import eval_mode
 from lightning_prune.pruners.arguments import check_types
 from lightning_prune.pruners.block_pruner import BlockPruner
 from lightning_prune.pruners.factory import budget_for, make_pruner

@@ -1,4 +1,4 @@
-"""Penalties that drive what matters little towards zero."""
+"""Regularizers that drive unimportant weights and channels towards zero, as gradients of their penalties."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from lightning_prune.surgery.plan import Plan
 
 
 def slimming_gammas(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable γ of every batch norm, by qualified name.
+    """The trainable scale γ of every batch norm, by qualified name.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no trainable scale.
     """
     gammas = {name: gamma for name, gamma in batch_norm_scales(module).items() if gamma.requires_grad}
     if not gammas:
         raise ValueError(
-            f"{type(module).__name__} has no batch norm with a trainable scale, so slimming has nothing to work on; "
-            "rank by Magnitude or Taylor instead"
+            f"{type(module).__name__} has no batch norm with a trainable scale for network slimming; use "
+            "the criterion Magnitude or Taylor without a penalty"
         )
     return gammas
 
@@ -33,7 +33,11 @@ def slimming_gammas(module: nn.Module) -> dict[str, nn.Parameter]:
 def add_l1_subgradient(gammas: list[nn.Parameter], strength: float) -> None:
     """Add strength · sign(γ) to the gradients: the subgradient of strength · Σ|γ| (Liu et al. 2017, eq. 1).
 
-    Parameters without a gradient are left alone: they are not part of this step.
+    Parameters without a gradient are skipped: they are not part of this step.
+
+    Args:
+        gammas: The scales γ, with gradients of the loss.
+        strength: Weight of the penalty in the loss.
 
     Example:
         >>> gamma = nn.Parameter(torch.tensor([2.0, 0.0, -0.5]))
@@ -61,19 +65,19 @@ def unit_norms(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
 def add_group_lasso_subgradient(
     groups: Iterable[Group], tensors: Mapping[str, Tensor], strength: float, stepped: Collection[int] | None = None
 ) -> float:
-    """Add the subgradient of strength · Σ_groups √n Σ_units ‖w_unit‖₂ to the gradients; n weights go with a unit.
+    """Add the subgradient of strength · Σ_groups √n Σ_units ‖w_unit‖₂ to the gradients, with n weights per unit.
 
     Yuan & Lin 2006, 'Model selection and estimation in regression with grouped variables', over coupled structures as
-    in Fang et al. 2023, 'DepGraph'. Parameters without a gradient are left alone: they are not part of this step.
+    in Fang et al. 2023, 'DepGraph'. Parameters without a gradient are skipped: they are not part of this step.
 
     Args:
         groups: The groups.
         tensors: Tensors of the network by name.
         strength: Weight of the penalty in the loss.
-        stepped: Ids of the parameters whose gradients are meant; all by default.
+        stepped: Ids of the parameters that the optimizer steps; None for all.
 
     Returns:
-        The penalty, before this step.
+        The value of the penalty, before this step.
     """
     penalty = 0.0
     for group in groups:
@@ -95,7 +99,7 @@ def add_group_lasso_subgradient(
 
 
 def weights_removed_by(plan: Plan, module: nn.Module) -> dict[str, Tensor]:
-    """The weights that ``plan`` removes or masks: parameter name -> bool of its shape, True where the weight goes.
+    """The weights that ``plan`` removes or masks: parameter name -> bool of its shape, True where it is removed.
 
     Example:
         >>> plan = Plan(keep={"weight": {0: torch.tensor([1]), 1: torch.tensor([0, 2])}})
@@ -110,34 +114,37 @@ def weights_removed_by(plan: Plan, module: nn.Module) -> dict[str, Tensor]:
         elif is_inside(name, plan.removed_modules):
             found[name] = torch.ones(parameter.shape, dtype=torch.bool)
         elif name in plan.keep:
-            stays = torch.ones(parameter.shape, dtype=torch.bool)
+            kept = torch.ones(parameter.shape, dtype=torch.bool)
             for dim, index in plan.keep[name].items():
                 along = torch.zeros(parameter.shape[dim], dtype=torch.bool)
                 along[index] = True
-                stays &= along.view([-1 if d == dim else 1 for d in range(parameter.dim())])
-            found[name] = ~stays
+                kept &= along.view([-1 if d == dim else 1 for d in range(parameter.dim())])
+            found[name] = ~kept
     return found
 
 
 @torch.no_grad()
 def add_l2_gradient(
-    picked: Mapping[str, Tensor], tensors: Mapping[str, Tensor], strength: float, stepped: Collection[int] | None = None
+    selected: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    strength: float,
+    stepped: Collection[int] | None = None,
 ) -> float:
-    """Add strength · w to the gradients of picked weights: the gradient of strength / 2 · Σ w² over them.
+    """Add strength · w to the gradients of selected weights: the gradient of strength / 2 · Σ w².
 
-    Parameters without a gradient are left alone: they are not part of this step.
+    Parameters without a gradient are skipped: they are not part of this step.
 
     Args:
-        picked: Parameter name -> bool of its shape, on its device.
+        selected: Parameter name -> bool of its shape, on its device; True where the penalty applies.
         tensors: Tensors of the network by name.
         strength: Weight of the penalty in the loss.
-        stepped: Ids of the parameters whose gradients are meant; all by default.
+        stepped: Ids of the parameters that the optimizer steps; None for all.
 
     Returns:
-        The penalty on what is part of this step, before it.
+        The value of the penalty on the parameters of this step, before it.
     """
     penalty = 0.0
-    for name, mask in picked.items():
+    for name, mask in selected.items():
         gradient = tensors[name].grad
         if gradient is not None and (stepped is None or id(tensors[name]) in stepped):
             weights = tensors[name].detach() * mask

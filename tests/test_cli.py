@@ -243,7 +243,7 @@ def test_header(recipe: Path) -> None:
     lines = recipe.read_text().splitlines()
     header = [line for line in lines[: lines.index("seed_everything: 0")] if line]
     assert all(line.startswith("#") for line in header)
-    assert re.fullmatch(r"# [^:]*(:\d[^:]*)?: \S.{10,}", header[0])
+    assert re.fullmatch(r"# \S.*?: \S.{10,}", header[0])
     assert re.fullmatch(r"# Granularity: (weights|channels|blocks)", header[1])
     papers = [line for line in header if line.startswith("# Paper: ")]
     assert papers == header[2 : 2 + len(papers)] != []

@@ -62,7 +62,7 @@ def test_attention_maps_of_images_and_of_sequences() -> None:
 
 @pytest.mark.parametrize("loss", [SoftTargets(), Features("x")], ids=str)
 def test_outputs_that_do_not_compare(loss) -> None:
-    with pytest.raises(ValueError, match=r"compares outputs of shape \(2, 3\) with \(2, 4\) of the teacher"):
+    with pytest.raises(ValueError, match=r"cannot compare outputs of shape \(2, 3\) with \(2, 4\) of the teacher"):
         loss.loss(torch.zeros(2, 3), torch.zeros(2, 4))
 
 

@@ -10,15 +10,24 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from lightning.pytorch import Trainer
+from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor, nn
 
 import lightning_prune
-from lightning_prune import IterativePruning
-from lightning_prune.budgets import Sparsity
-from lightning_prune.cli import PruneCLI
+from lightning_prune import IterativePruning, prune_once
+from lightning_prune.budgets import Ratio, Sparsity
+from lightning_prune.callbacks.command_line import PruneCLI
+from lightning_prune.coupling.rules import registry
+from lightning_prune.coupling.rules.lookup import rule_of
+from lightning_prune.schedules import Rounds
+from lightning_prune.tasks import DigitsData, ImageClassifier
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "pages"
@@ -34,6 +43,11 @@ def text_of(page: Path) -> str:
 def blocks(page: Path, language: str) -> list[str]:
     """The fenced blocks of one language, in their order."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text_of(page), re.MULTILINE | re.DOTALL)
+
+
+def unwrapped(commands: str) -> list[str]:
+    """One command per line, without the backslashes that continue them."""
+    return commands.replace("\\\n", " ").splitlines()
 
 
 def names(pages: list[Path]) -> list[str]:
@@ -62,6 +76,7 @@ def hooks(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -118,7 +133,7 @@ def test_commands_of_the_yaml_tutorial_run_one_batch(tmp_path: Path, monkeypatch
     page = PAGES / "tutorials" / "yaml-and-tensorboard.md"
     (recipe,) = blocks(page, "yaml")
     Path("digits.yaml").write_text(recipe, encoding="utf-8")
-    commands = [line.split() for block in blocks(page, "sh") for line in block.splitlines() if "digits.yaml" in line]
+    commands = [line.split() for block in blocks(page, "sh") for line in unwrapped(block) if "digits.yaml" in line]
     fits = [command[1:] for command in commands if command[:2] == ["lightning-prune", "fit"]]
     assert len(fits) == 2
     pruning = [c for fit in fits for c in run_command(fit).trainer.callbacks if isinstance(c, IterativePruning)]
@@ -208,11 +223,129 @@ def test_recipes_page_is_filled_from_the_methods() -> None:
     table = fill("a\n\n<!-- recipes -->\n\nb")
     assert table.startswith("a\n\n| ")
     assert table.endswith("|\n\nb")
+    assert "](" not in table
     recipes = [f"recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")]
     assert len(recipes) > 40
-    assert {recipe for recipe in recipes if f"`{recipe}`" not in table} == set()
+    assert {recipe for recipe in recipes if f"| `{recipe}` |" not in table} == set()
     blocks_only = fill("<!-- recipes: blocks -->")
     assert "block_influence" in blocks_only
     assert "gradual_magnitude" not in blocks_only
-    with pytest.raises(ValueError, match="no method removes 'layers'; use weights, channels or blocks"):
+    with pytest.raises(ValueError, match="no method prunes layers; use weights, channels or blocks"):
         fill("<!-- recipes: layers -->")
+
+
+# ---- the trade-off figure
+
+
+def test_points_of_the_tradeoff_figure_by_hand() -> None:
+    rows = [
+        {"method": "a", "sparsity": 0.5, "bytes": 10, "accuracy": 0.9},
+        {"method": "a", "sparsity": 0.5, "bytes": 30, "accuracy": 0.8},
+        {"method": "a", "sparsity": 0.0, "bytes": 90, "accuracy": 1.0},
+        {"method": "b", "sparsity": 0.5, "bytes": 1, "accuracy": 0.1},
+    ]
+    figure = hooks("tradeoff_figure")
+    ((name, (large, small)),) = figure.curves(rows, {"a": "A", "missing": "C"}, "bytes").items()
+    assert (name, large.size, large.accuracy, large.deviation) == ("A", 90, 100.0, 0.0)
+    assert (small.size, small.accuracy) == (20, pytest.approx(85.0))
+    assert small.deviation == pytest.approx(50**0.5)
+
+
+def test_tradeoff_figure_is_drawn_from_the_results(tmp_path: Path, saved: list[Figure]) -> None:
+    figure = hooks("tradeoff_figure")
+    figure.draw(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    ((left, right),) = [drawn.axes for drawn in saved]
+    assert left.get_xlabel() == "MACs of one forward pass, millions"
+    assert right.get_xlabel() == "compressed state dict, KiB"
+    rows = figure.content("cifar10_small")["rows"]
+    (own,) = [row for row in rows if (row["method"], row["goal"]) == ("lightning_prune", 2.5)]
+    drawn = [point for line in left.lines for point in zip(*line.get_data(), strict=True)]
+    assert (own["macs"] / 1e6, 100 * own["accuracy"]) in drawn
+
+
+# ---- CONTRIBUTING
+
+
+def example(section: str) -> dict[str, Any]:
+    """What the code of a section of CONTRIBUTING.md defines."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (block,) = re.findall(rf"^## {section}\n.*?^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    namespace: dict[str, Any] = {"__name__": "contributed"}
+    sys.modules["contributed"] = ModuleType("contributed")  # dataclasses look their module up
+    exec(compile(block, f"CONTRIBUTING.md, {section}", "exec"), namespace)
+    return namespace
+
+
+def small_network() -> nn.Sequential:
+    first, second, last = (nn.Linear(*shape, bias=False) for shape in ((3, 8), (8, 6), (6, 2)))
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
+
+
+def test_contributed_criterion_ranks_as_magnitude_does() -> None:
+    energy, magnitude = small_network(), small_network()
+    magnitude.load_state_dict(energy.state_dict())
+    prune_once(energy, torch.zeros(1, 3), criterion=example("A new criterion")["Energy"](), budget=Ratio(0.5))
+    prune_once(magnitude, torch.zeros(1, 3), criterion="magnitude", budget=Ratio(0.5))
+    assert [p.shape for p in energy.parameters()] == [p.shape for p in magnitude.parameters()]
+    assert all(torch.equal(p, q) for p, q in zip(energy.parameters(), magnitude.parameters(), strict=True))
+
+
+def test_contributed_budget_limits_widths() -> None:
+    budget = example("A new budget")["MaxWidth"]
+    report = prune_once(small_network(), torch.zeros(1, 3), budget=budget(5))
+    assert set(report.widths.values()) == {(8, 5), (6, 5)}
+    with pytest.raises(ValueError, match="MaxWidth width=0 must be a whole number of at least 1"):
+        budget(0)
+
+
+def test_contributed_callback_sees_events(tmp_path: Path) -> None:
+    history = example("A new callback")["SizeHistory"]()
+    pruning = IterativePruning(Rounds(1, 1, 2), Ratio(0.5))
+    trainer = Trainer(
+        max_epochs=3, limit_train_batches=1, limit_val_batches=0, accelerator="cpu", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, callbacks=[pruning, history],
+    )  # fmt: skip
+    module = ImageClassifier("small_resnet", model_args={"width": 8})
+    trainer.fit(module, DigitsData())
+    assert len(history.sizes) == 2
+    assert history.sizes[1] == sum(parameter.numel() for parameter in module.parameters()) < history.sizes[0]
+
+
+def test_contributed_rule_removes_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+    scale_rows = example("A new operator rule")["scale_rows"]
+    rule_of.cache_clear()
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+            self.scale = nn.Parameter(torch.rand(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(scale_rows(self.first(x).T, self.scale).T)
+
+    net, x = Net(), torch.randn(4, 3)
+    report = prune_once(net, x, budget=Ratio(0.5), dry_run=True)
+    assert list(report.widths.values()) == [(8, 4)]
+    kept = report.plan.keep["first.weight"][0]
+    with torch.no_grad():
+        net.last.weight[:, [unit for unit in range(8) if unit not in kept.tolist()]] = 0
+        masked = net(x)
+        prune_once(net, x, budget=Ratio(0.5))
+        assert net.scale.shape == (4,)
+        assert torch.allclose(net(x), masked, atol=1e-6)
+    rule_of.cache_clear()
+
+
+def test_files_that_contributing_names_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    new = {"energy", "max_width"}
+    paths = set(re.findall(r"`((?:lightning_prune|tests|docs|recipes|benchmarks)/[\w./-]*)`", text))
+    assert len(paths) > 15
+    missing = {path for path in paths if not (ROOT / path).exists()}
+    assert {Path(path).stem.removeprefix("test_") for path in missing} == new
+    map_of_package = text.split("```text\n")[1].split("```")[0]
+    folders = {path.parent.name for path in (ROOT / "lightning_prune").glob("*/__init__.py")}
+    assert set(re.findall(r"^  (\w+)/ ", map_of_package, re.MULTILINE)) == folders

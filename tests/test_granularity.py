@@ -202,9 +202,7 @@ def test_every_kind_gives_its_share() -> None:
 
 
 def test_a_ranking_needs_a_budget_that_ranks() -> None:
-    with pytest.raises(
-        ValueError, match=r"itself; use ranking='global', or a budget with per_layer=False$"
-    ):
+    with pytest.raises(ValueError, match=r"itself; use ranking='global', or a budget with per_layer=False$"):
         prune_once(mlp(8), INPUT, granularity=Channels(ranking="isomorphic"), budget=Ratio(0.5))
 
 

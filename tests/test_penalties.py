@@ -84,7 +84,7 @@ def test_nothing_to_work_on(affine: bool) -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, affine=affine), nn.GroupNorm(1, 2))
     net.requires_grad_(False)
     with pytest.raises(
-        ValueError, match="Sequential has no batch norm with a trainable scale, so slimming has nothing"
+        ValueError, match="Sequential has no batch norm with a trainable scale for network slimming; use"
     ):
         slimming_gammas(net)
 

@@ -1,18 +1,21 @@
-"""What the README prints is what there is."""
+"""The README: its length, its commands, its links, and its example."""
 
-import io
 import re
-from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from lightning.pytorch import Trainer
 
-from lightning_prune.cli import PruneCLI
+from lightning_prune import IterativePruning
+from lightning_prune.tasks import DigitsData, ImageClassifier
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TASKS = (
+    "prune while training", "start from your checkpoint", "prune once without training", "resume and load",
+    "several GPUs", "YAML", "choose a method", "what is logged", "how it works and what is guaranteed", "limits",
+)  # fmt: skip
 
 
 def blocks(language: str) -> list[str]:
@@ -20,54 +23,35 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-def write_images(root: Path, splits: dict[str, int], classes: int = 10) -> None:
-    random = np.random.default_rng(0)
-    for split, count in splits.items():
-        for label in range(classes):
-            folder = root / split / f"class{label}"
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = random.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number}.png")
+def test_it_is_one_page() -> None:
+    assert len(README.splitlines()) <= 150
 
 
-def test_yaml_runs_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is, but for one batch per epoch and the CPU."""
+    (example,) = blocks("python")
+    assert len(example.splitlines()) <= 14
+    short: dict[str, Any] = {"limit_train_batches": 1, "limit_val_batches": 1, "accelerator": "cpu", "logger": False}
+
+    class ShortTrainer(Trainer):
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**arguments, **short, enable_progress_bar=False, enable_checkpointing=False)
+
     monkeypatch.chdir(tmp_path)
-    (recipe,) = blocks("yaml")
-    Path("recipe.yaml").write_text(recipe, encoding="utf-8")
-    write_images(tmp_path / "photos", {"train": 1, "val": 1})
-    short = ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", "--data.init_args.batch_size=2"]
-    with redirect_stdout(io.StringIO()):
-        cli = PruneCLI(args=["fit", "--config", "recipe.yaml", *short])
-    assert cli.model.network.conv1.in_channels == 3
-    assert cli.trainer.global_step == 1
-    assert {"train_loss", "val_acc"} <= set(cli.trainer.callback_metrics)
-    names = re.findall(r"- class_path: (\w+)", recipe)
-    assert len(names) == 3
-    assert set(names) <= {type(callback).__name__ for callback in cli.trainer.callbacks}  # type: ignore[attr-defined]
+    monkeypatch.setattr("lightning.pytorch.Trainer", ShortTrainer)
+    module = ImageClassifier("small_resnet", num_classes=10, model_args={"width": 8})
+    namespace: dict[str, Any] = {"your_lightning_module": module, "your_data": DigitsData()}
+    example = example.replace("max_drop=0.02", "max_drop=1")  # one batch teaches nothing
+    exec(compile(example, "README.md", "exec"), namespace)
+    (pruning,) = [callback for callback in namespace["trainer"].callbacks if isinstance(callback, IterativePruning)]
+    assert pruning.pruner.event == 8
+    assert 0.4 < pruning.sparsity < 1
 
 
-@pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_python_block_compiles(number: int) -> None:
-    compile(blocks("python")[number], f"README.md, block {number + 1} of Python", "exec")
-
-
-@pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_imports_of_a_python_block_are_there(number: int) -> None:
-    lines = [line for line in blocks("python")[number].splitlines() if re.match(r"(from|import) ", line)]
-    exec("\n".join(lines), {})
-
-
-def test_there_are_blocks() -> None:
-    assert len(blocks("python")) >= 2
-    assert len(blocks("sh")) >= 2
-
-
-def test_every_metric_of_the_docs_is_named() -> None:
-    rows = re.findall(r"^\| (`.+?) \|", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"), re.MULTILINE)
-    names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
-    assert len(names) > 10
-    assert [name for name in names if f"`{name}`" not in README] == []
+def test_both_commands_are_there() -> None:
+    first, second = blocks("sh")[:2]
+    assert first == 'pip install -e ".[recipes]" && lightning-prune fit --config recipes/quickstart.yaml\n'
+    assert second == 'pip install -e ".[test]" && pytest\n'
 
 
 def test_the_second_command_is_the_one_that_ci_runs() -> None:
@@ -78,8 +62,18 @@ def test_the_second_command_is_the_one_that_ci_runs() -> None:
     assert found == ['pip install -e ".[test]" && pytest']
 
 
-def test_recipes_and_documents_that_are_named_exist() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)|`((?:recipes|examples|benchmarks|docs)/[\w./]+)`", README)
+def test_every_task_has_a_link() -> None:
+    rows = dict(re.findall(r"^\| ([^|]+?) \| (.+?) \|$", README, re.MULTILINE))
+    assert [task for task in TASKS if "](docs/pages/" not in rows.get(task, "")] == []
+
+
+def test_files_that_are_named_exist() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)|`?\b((?:recipes|examples|benchmarks|docs)/[\w./]*\w)", README)
     paths = {first or second for first, second in links}
+    assert len(paths) > 15
     assert {path for path in paths if not (ROOT / path).exists()} == set()
-    assert {f"recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")} <= paths
+
+
+def test_there_is_a_picture() -> None:
+    (picture,) = re.findall(r"^!\[.+\]\((.+)\)$", README, re.MULTILINE)
+    assert (ROOT / picture).stat().st_size > 10_000

@@ -1,4 +1,4 @@
-"""What a network was built as and what was pruned from it, written to files and read back."""
+"""Checkpoints of pruned networks: the manifest of what was pruned, loading and inspection."""
 
 from lightning_prune.checkpoint.as_built import Surroundings
 from lightning_prune.checkpoint.inspection import inspect_file, show

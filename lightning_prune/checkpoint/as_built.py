@@ -115,7 +115,7 @@ class AsBuilt:
         for name in names:
             if submodule(module, name) is None:
                 raise ValueError(
-                    f"{name!r} was removed from the network in the file, and {type(module).__name__} has no such "
+                    f"{name!r} was removed from the network in the file, but {type(module).__name__} has no such "
                     "module. Build it with the arguments it was trained with."
                 )
         remove_modules(module, [name for name in names if not is_identity(submodule(module, name))])

@@ -1,4 +1,4 @@
-"""What a pruned file holds: sizes, changed shapes and numbers, and the events that led there."""
+"""Inspection of a pruned file: sizes, changed shapes and attributes, removed modules and pruning events."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file says about pruning.
+    """Pruning that is recorded in a file.
 
     Attributes:
-        shapes: Tensor name -> (shape when it was built, shape now), for the tensors that have lost something.
-        attributes: Module name -> attribute -> value, for the integers that have followed.
-        values: Numbers in all tensors of the state dict (when built, now, now without zeros).
+        shapes: Tensor name -> (dense shape, pruned shape), for the tensors that were pruned.
+        attributes: Module name -> attribute -> value, for the integers that pruning has changed.
+        values: Number of values in all tensors of the state dict: dense, pruned, pruned and nonzero.
         position: ``epoch`` and ``global_step`` of a Lightning checkpoint.
-        events: Pruner -> what it remembers of each of its events, as ``callbacks.history`` has it.
-        removed: Module name -> numbers that it held when built, for the modules that were removed as a whole.
+        events: State key of a pruning callback -> its history, one entry for each event.
+        removed: Module name -> number of values that its state dict had, for the modules that were removed.
     """
 
     shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -40,11 +40,11 @@ class Inspection:
 
 
 def inspect_file(path: str | Path) -> Inspection:
-    """Read a Lightning checkpoint, or a file with a state dict; with ``weights_only=True``.
+    """Read what was pruned from a Lightning checkpoint or a file with a state dict, with ``weights_only=True``.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds neither.
+        ValueError: If the file contains neither.
     """
     content = torch.load(path, map_location="cpu", weights_only=True)
     state_dict = content.get("state_dict", content) if isinstance(content, Mapping) else None
@@ -75,23 +75,31 @@ def inspect_file(path: str | Path) -> Inspection:
 
 
 def show(found: Inspection, path: str | Path, console: Console | None = None) -> None:
-    """Print an inspection."""
+    """Print an inspection as tables.
+
+    Args:
+        found: The inspection.
+        path: The file, for the title.
+        console: Where it is printed; standard output by default.
+    """
     from rich.console import Console  # loading a network does not need it
 
     console = console or Console()
     built, now, nonzero = found.values
     where = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.position.items())
     console.print(f"{path}{f' ({where})' if where else ''}", highlight=False, soft_wrap=True)
-    console.print(f"{built:,} numbers when built, {now:,} now, {nonzero:,} of them not 0", highlight=False)
+    console.print(
+        f"Values in the state dict: {built:,} (dense), {now:,} (pruned), {nonzero:,} nonzero", highlight=False
+    )
     if found.shapes:
         console.print(_shapes(found.shapes))
     if found.removed:
-        table = _table("Removed as a whole", "module", "numbers when built", folded="module")
+        table = _table("Removed modules", "module", "values (dense)", folded="module")
         for name, count in found.removed.items():
             table.add_row(name, f"{count:,}")
         console.print(table)
     if found.attributes:
-        table = _table("Numbers that modules keep", "module", "attribute", "value", folded="module")
+        table = _table("Changed attributes", "module", "attribute", "value", folded="module")
         for module, values in found.attributes.items():
             for name, value in values.items():
                 table.add_row(module or "(the network)", name, str(value))
@@ -99,13 +107,13 @@ def show(found: Inspection, path: str | Path, console: Console | None = None) ->
     for events in found.events.values():
         console.print(_history(events))
     if not (found.shapes or found.removed or found.events):
-        console.print("Nothing in it says that it was pruned.")
+        console.print("No pruning is recorded in this file.")
 
 
 def _shapes(shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> Table:
-    """Vectors, such as biases and norms, follow the tensors of more dimensions: beside those they are only counted."""
+    """Vectors, such as biases and norms, are pruned with the tensors of more dimensions and are only counted."""
     wide = {name: pair for name, pair in shapes.items() if len(pair[0]) > 1} or shapes
-    table = _table("Shapes", "tensor", "built", "now", folded="tensor")
+    table = _table("Shapes", "tensor", "shape (dense)", "shape (pruned)", folded="tensor")
     for name, pair in wide.items():
         table.add_row(name, *(" x ".join(map(str, shape)) for shape in pair))
     if len(wide) < len(shapes):
@@ -114,7 +122,7 @@ def _shapes(shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> Ta
 
 
 def _history(events: list[dict[str, Any]]) -> Table:
-    columns = ("event", "epoch", "step", "sparsity", "parameters", "not 0", "MACs", "metrics before")
+    columns = ("event", "epoch", "step", "sparsity", "parameters", "nonzero", "MACs", "metrics before")
     table = _table("Events", *columns, folded="metrics before")
     for event in events:
         sizes = (event[key][1] for key in ("parameters", "nonzero", "macs"))

@@ -1,4 +1,4 @@
-"""Loading of pruned networks."""
+"""Loading of pruned networks from checkpoints and state dicts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lightning_prune.surgery.plan import Plan
 _Module = TypeVar("_Module", bound=nn.Module)
 
 _LOADING = "lightning_prune.callbacks.loading"
-BUILDERS = {  # what Lightning builds the module of a checkpoint with -> what builds one that can load pruned weights
+BUILDERS = {  # function with which Lightning builds the module of a checkpoint -> one whose module loads pruned weights
     None: f"{_LOADING}.build_as_load_pruned",
     "lightning.pytorch.cli.instantiate_module": f"{_LOADING}.build_from_cli_as_load_pruned",
     "pytorch_lightning.cli.instantiate_module": f"{_LOADING}.build_from_cli_as_load_pruned",
@@ -38,9 +38,9 @@ BUILDERS = {  # what Lightning builds the module of a checkpoint with -> what bu
 
 
 def trust_builders() -> None:
-    """Tell Lightning, where it is imported and wants to know, that checkpoints may name these builders.
+    """Add ``BUILDERS`` to the functions that Lightning allows in checkpoints, if Lightning is imported.
 
-    Without it, ``load_from_checkpoint`` of a pruned checkpoint fails with an error that says whom to trust.
+    Without it, ``load_from_checkpoint`` of a pruned checkpoint fails with an error about an untrusted function.
     """
     for lightning in ("lightning.pytorch", "pytorch_lightning"):
         trusted: set[str] = getattr(sys.modules.get(f"{lightning}.core.saving"), "_ALLOWED_INSTANTIATORS", set())
@@ -48,18 +48,18 @@ def trust_builders() -> None:
 
 
 def reshape_to(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Shrink ``module`` to the shapes of ``state_dict``, which was saved from a pruned copy of the same network.
+    """Shrink ``module`` to the shapes in ``state_dict``, which was saved from a pruned copy of the same network.
 
     Raises:
-        ValueError: If a tensor of the file cannot have been pruned from the module's.
+        ValueError: If a tensor of the file is larger than that of the module, or has other dimensions.
     """
     shapes = {}
     for name, tensor in named_tensors(module):
         if name in state_dict:
-            found, own = tuple(state_dict[name].shape), tuple(tensor.shape)
-            if len(found) != len(own) or any(f > o for f, o in zip(found, own, strict=True)):
+            saved, own = tuple(state_dict[name].shape), tuple(tensor.shape)
+            if len(saved) != len(own) or any(s > o for s, o in zip(saved, own, strict=True)):
                 raise ValueError(
-                    f"{name!r} is {found} in the file and {own} in {type(module).__name__}: the file was not pruned "
+                    f"{name!r} is {saved} in the file and {own} in {type(module).__name__}: the file was not pruned "
                     "from this network. Build it with the arguments it was trained with."
                 )
             shapes[name] = state_dict[name].shape
@@ -70,14 +70,15 @@ def load_pruned(model: type[_Module] | _Module, path: str | Path, **kwargs: Any)
     """Load a pruned network: its original class, the pruned shapes, and the weights.
 
     Args:
-        model: A LightningModule class, built from the hyperparameters in the checkpoint and ``kwargs``; or a network
-            built as it was before pruning, which is then changed in place.
+        model: A LightningModule class, which is instantiated with the hyperparameters of the checkpoint and ``kwargs``;
+            or a network with the shapes it had before pruning, which is changed in place.
         path: A Lightning checkpoint, or a file with a state dict. It is read with ``weights_only=True``.
-        **kwargs: For a LightningModule class: what its ``load_from_checkpoint`` takes (``map_location``, ``strict``,
-            arguments of ``__init__``).
+        **kwargs: For a LightningModule class: arguments of its ``load_from_checkpoint``, such as ``map_location`` and
+            ``strict``, and of its ``__init__``.
 
     Returns:
-        The network. A checkpoint of a LightningModule also loads into the network inside it.
+        The pruned network with the weights of the file. A checkpoint of a LightningModule can also be loaded into the
+        network that is an attribute of this module.
 
     Raises:
         ValueError: If the file was not pruned from this network.
@@ -104,9 +105,9 @@ def load_pruned(model: type[_Module] | _Module, path: str | Path, **kwargs: Any)
         shrinks = any(state_dict[n].shape != t.shape for n, t in named_tensors(model) if n in state_dict)
         if shrinks and not manifest:
             warnings.warn(
-                f"{str(path)!r} says nothing about integers that modules keep about their sizes, such as a number of "
-                "heads: if pruning has changed any, the loaded network is wrong. Save the state_dict() of the "
-                "LightningModule or of its network with torch.save, as it is: a new dict of its tensors loses them.",
+                f"{str(path)!r} has no manifest of integers that modules keep about their sizes, such as num_heads: "
+                "if pruning has changed any, the loaded network is wrong. Save the unchanged state_dict() of the "
+                "LightningModule or of its network with torch.save; a new dict of its tensors loses the manifest.",
                 stacklevel=2,
             )
         reshape_to(model, state_dict)
@@ -115,7 +116,7 @@ def load_pruned(model: type[_Module] | _Module, path: str | Path, **kwargs: Any)
         model.load_state_dict(state_dict)
         return model
     if not isinstance(model, type):
-        raise TypeError(f"load_pruned takes the network or its class first, then the path; got {model!r} for a network")
+        raise TypeError(f"load_pruned takes a network or its class, then the path; model={model!r} is neither")
     load = getattr(model, "load_from_checkpoint", None)
     if load is None:
         raise TypeError(f"{model.__name__} has no load_from_checkpoint; build it and pass the instance to load_pruned")
@@ -128,7 +129,7 @@ def load_pruned(model: type[_Module] | _Module, path: str | Path, **kwargs: Any)
 
 
 def load_other_size(module: nn.Module, path: str | Path) -> None:
-    """Load a Lightning checkpoint of the same module, pruned more or less than ``module`` is, or not at all."""
+    """Load a Lightning checkpoint of the same module, which may be pruned more, less or not at all."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     track_shapes(module)
     manifest = manifest_in(checkpoint) or {"dense_shapes": {}, "attributes": {}, "buffers": {}, "skipped": {}}
@@ -137,14 +138,14 @@ def load_other_size(module: nn.Module, path: str | Path) -> None:
 
 @contextmanager
 def _shrinking_before_load(cls: type[nn.Module]) -> Iterator[None]:
-    """Let instances of ``cls`` take over the shapes of what they load, for as long as the context lasts."""
-    load, notice = cls.load_state_dict, getattr(cls, "on_load_checkpoint", None)
+    """A context in which instances of ``cls`` take over the shapes of the state dicts that they load."""
+    load, hook = cls.load_state_dict, getattr(cls, "on_load_checkpoint", None)
     checkpoint: dict[str, Any] = {}
 
     def on_load_checkpoint(self: nn.Module, content: dict[str, Any]) -> None:
         checkpoint.update(content)
-        if notice is not None:
-            notice(self, content)
+        if hook is not None:
+            hook(self, content)
 
     def load_state_dict(self: nn.Module, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         track_shapes(self)
@@ -172,9 +173,9 @@ def _replaced(cls: type[nn.Module], name: str, method: Callable[..., Any]) -> It
 
 
 def _prefix_of(module: nn.Module, state_dict: Mapping[str, Tensor], removed: Collection[str]) -> str:
-    """What the names of ``module`` begin with in ``state_dict``, where it was saved as a child of another module.
+    """Prefix of the names of ``module`` in ``state_dict``, which may have been saved from its parent module.
 
-    What lies in ``removed`` modules of that one may be missing.
+    Tensors in ``removed`` modules of the parent may be missing.
     """
     names = list(module.state_dict())
     prefixes = (key.removesuffix(name) for name in names for key in state_dict if key.endswith(f".{name}"))
@@ -185,6 +186,6 @@ def _prefix_of(module: nn.Module, state_dict: Mapping[str, Tensor], removed: Col
 
 
 def _inside(prefix: str, attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Those of the saved attributes that belong to a network that was saved under ``prefix``, by its own names."""
+    """The saved attributes of the submodule with the name prefix ``prefix``, by module names without the prefix."""
     own = {path: (path + ".").removeprefix(prefix).removesuffix(".") for path in attributes}
     return {own[path]: values for path, values in attributes.items() if (path + ".").startswith(prefix)}

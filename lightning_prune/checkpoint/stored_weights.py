@@ -1,4 +1,4 @@
-"""Weights of an earlier point of a training, which follow the network as it shrinks."""
+"""Copies of the weights from an earlier step of the training, which are pruned along with the network."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lightning_prune.surgery.plan import Plan, select
 
 
 class StoredWeights:
-    """Parameters and buffers of a network as they were, on the CPU.
+    """Copies of the parameters and buffers of a network, on the CPU.
 
     Args:
-        tensors: Name -> values, in the shapes that the network has now.
+        tensors: Name -> values, in the present shapes of the network.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -24,11 +24,11 @@ class StoredWeights:
 
     @classmethod
     def of(cls, module: nn.Module) -> StoredWeights:
-        """The network as it is."""
+        """Copies of all tensors of ``module``."""
         return cls({name: tensor.detach().to("cpu", copy=True) for name, tensor in named_tensors(module)})
 
     def follow(self, plan: Plan) -> None:
-        """Cut what ``plan`` has cut, drop what it has removed, and make up for changed scalars as it did."""
+        """Apply ``plan``: slice tensors, multiply them by its factors, and drop those of removed modules."""
         for name, dims in plan.keep.items():
             if name in self.tensors:
                 self.tensors[name] = select(self.tensors[name], dims)
@@ -42,7 +42,7 @@ class StoredWeights:
 
     @torch.no_grad()
     def put_back(self, module: nn.Module) -> None:
-        """Let the network have these values."""
+        """Copy the values into the network, in place."""
         for name, tensor in named_tensors(module):
             if name in self.tensors:
                 tensor.copy_(self.tensors[name])
@@ -50,16 +50,16 @@ class StoredWeights:
 
 @torch.no_grad()
 def reinitialize(module: nn.Module, seed: int) -> list[str]:
-    """Draw new weights, as the layers do when they are made; the same ones wherever this is called.
+    """Draw new initial weights by ``reset_parameters`` of all layers; the same on every rank.
 
     Args:
         module: The network.
-        seed: Of the draws.
+        seed: Seed of the draws; the global random state is left unchanged.
 
     Returns:
-        Names of the parameters that stay, because their module has no ``reset_parameters``.
+        Names of the parameters that keep their values, because their module has no ``reset_parameters``.
     """
-    stay = []
+    kept = []
     with torch.random.fork_rng(devices=_devices(module)):
         torch.manual_seed(seed)
         for path, layer in module.named_modules():
@@ -68,8 +68,8 @@ def reinitialize(module: nn.Module, seed: int) -> list[str]:
             if callable(reset):
                 reset()
             else:
-                stay += own
-    return stay
+                kept += own
+    return kept
 
 
 def _devices(module: nn.Module) -> Iterable[torch.device]:

@@ -1,4 +1,7 @@
-"""From a network and an example input to its groups."""
+"""The analysis of a network: traces its forward pass and finds its dependency groups.
+
+``lightning_prune.coupling`` explains the algorithm.
+"""
 
 from __future__ import annotations
 
@@ -29,25 +32,28 @@ def find_coupling(
 ) -> Coupling:
     """Find which channels of ``model`` must be removed together, by following them through a forward pass.
 
-    A pass in eval mode is followed, and one in train mode where that may differ, on a copy: ``model`` is not touched.
+    Traces a pass in eval mode, and one in train mode where it may differ, on a copy; ``model`` is not modified.
 
     Args:
         model: Any network.
-        example: What its forward receives.
-        attention: Whether the units of attention layers are dimensions inside every head, or whole heads.
+        example: The arguments of its forward pass.
+        attention: The units of attention layers: "head_dims" (dimensions inside every head) or "heads" (whole heads).
+
+    Returns:
+        The groups of the network and everything that depends on their widths.
 
     Raises:
         ValueError: If the network has lazy parameters, or its forward pass fails on the example.
     """
     if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError("a TorchScript module cannot be followed: prune the Python module, then script it")
-    dict(named_tensors(model))  # refuses lazy parameters before they look like a wrong example
+        raise ValueError("a TorchScript module cannot be traced: prune the Python module, then script it")
+    dict(named_tensors(model))  # raises for lazy parameters, which would otherwise fail like a wrong example
     try:
-        coupling, heads = run_on_copy(model, example, _analyse_copy)
-        if coupling.on_meta and coupling.passes.train_fails and _trains(model, example):  # it needs values there
-            coupling, heads = run_on_copy(model, example, _analyse_copy, on_meta=False)
+        coupling, heads = run_on_copy(model, example, _analyze_copy)
+        if coupling.on_meta and coupling.passes.train_fails and _trains(model, example):  # train mode needs values
+            coupling, heads = run_on_copy(model, example, _analyze_copy, on_meta=False)
         if attention == "heads" and heads:
-            use = partial(_analyse_copy, heads=heads)
+            use = partial(_analyze_copy, heads=heads)
             coupling, _ = run_on_copy(model, example, use, None if coupling.on_meta else False)
     except Exception as error:
         raise ValueError(
@@ -59,7 +65,7 @@ def find_coupling(
 
 
 def _trains(model: nn.Module, example: Example) -> bool:
-    """Whether the forward pass runs in train mode on a copy with values."""
+    """Whether the forward pass runs in train mode on a copy that is not on the meta device."""
     try:
         run_on_copy(model, example, lambda copy, inputs: inputs.run(copy.train()), on_meta=False)
     except Exception:
@@ -67,17 +73,17 @@ def _trains(model: nn.Module, example: Example) -> bool:
     return True
 
 
-def _analyse_copy(
+def _analyze_copy(
     copy: nn.Module, example: Example, heads: frozenset[int] = frozenset()
 ) -> tuple[Coupling, frozenset[int]]:
-    """The analysis, and the numbers of the reshapes that make heads."""
+    """The coupling of ``copy``, and the numbers of the reshapes that make attention heads."""
     trace = Trace(heads=heads)
     trace.register(copy)
     trace.size_equations.tag_attributes(copy)
     plain = [module for _, module in named_modules(copy) if not isinstance(module, torch.jit.ScriptModule)]
     buffers = [(module, dict(module._buffers)) for module in plain]
 
-    def restore() -> None:  # a forward pass may put new tensors in their place
+    def restore() -> None:  # a forward pass may replace buffers
         for module, own in buffers:
             module._buffers.update(own)
 
@@ -88,26 +94,26 @@ def _analyse_copy(
     macs, sizes, scalars = list(trace.macs), list(trace.shapes), list(trace.scalars.found)
     steps = (step for func in trace.operations if (step := step_of(func)) is not None)
     operations = (*steps, tuple(settings))
-    apart = fails = False
+    differs = fails = False
     unused = any(isinstance(trace.tensors[name], nn.Parameter) for name in trace.tensors.keys() - trace.reached)
-    if mode.asked or grads.asked or unused or overrides_mode_switch(copy):
+    if mode.was_read or grads.was_read or unused or overrides_mode_switch(copy):
         try:
             same, with_grads = compare_modes(copy, example, restore)
-            apart = not same
-            if apart:
+            differs = not same
+            if differs:
                 with torch.set_grad_enabled(with_grads):
                     outputs += _pass(trace, copy.train(), example, [])
-        except Exception:  # some networks want targets in train mode: then the eval pass has to be enough
-            apart, fails = False, True
+        except Exception:  # some networks need targets in train mode: only eval mode is traced then
+            differs, fails = False, True
             trace.shapes, trace.scalars.found = sizes, scalars
     trace.macs = [type(term)(term.constant / example.batch, term.dims) for term in macs]
-    passes = Passes(apart, fails, tuple(outputs), len(sizes), operations)
+    passes = Passes(differs, fails, tuple(outputs), len(sizes), operations)
     return build_coupling(trace, passes), trace.attention_splits()
 
 
 def _pass(trace: Trace, copy: nn.Module, example: Example, settings: list[Any]) -> list[tuple[int, ...]]:
-    """Follow one forward pass; return the shapes of its outputs, and add to ``settings``."""
-    tracer = Tracer(trace, _noting(settings))
+    """Trace one forward pass, append the settings of its operations to ``settings``, and return its output shapes."""
+    tracer = Tracer(trace, _recording_rules(settings))
     running: list[str] = []
 
     def begin(name: str | None) -> None:
@@ -123,7 +129,7 @@ def _pass(trace: Trace, copy: nn.Module, example: Example, settings: list[Any]) 
         record_module_output(tracer, name, module, output)
 
     names = {id(module): name for name, module in named_modules(copy)}
-    handles = [  # for all modules at once, which is faster than one by one
+    handles = [  # global hooks, which are faster than a hook on each module
         register_module_forward_pre_hook(lambda module, _inputs: begin(names.get(id(module)))),
         register_module_forward_hook(lambda module, _inputs, out: end(names.get(id(module)), module, out)),
     ]
@@ -139,20 +145,20 @@ def _pass(trace: Trace, copy: nn.Module, example: Example, settings: list[Any]) 
     return [tuple(tensor.shape) for tensor in tensors_in(outputs)]
 
 
-def _noting(settings: list[Any]) -> Callable[[Any], Rule | None]:
-    """``rule_of``, with rules that also note what an operation is set to; None where that may follow a width."""
+def _recording_rules(settings: list[Any]) -> Callable[[Any], Rule | None]:
+    """``rule_of`` with rules that also append the settings of an operation; None where these may follow a width."""
 
     @cache
-    def noting_rule_of(func: Any) -> Rule | None:
-        rule, places, cuts = rule_of(func), setting_positions(func), has_positional_settings(func)
-        if rule is None or not places:
+    def recording_rule_of(func: Any) -> Rule | None:
+        rule, positions, positional = rule_of(func), setting_positions(func), has_positional_settings(func)
+        if rule is None or not positions:
             return rule
 
-        def noting(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            follow = cuts and (tracer.parts(args[0]) or not tracer.proportions.on_meta)  # a real pass: values
-            settings.append(None if follow else settings_at(places, args))
+        def recording(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            follow = positional and (tracer.parts(args[0]) or not tracer.proportions.on_meta)
+            settings.append(None if follow else settings_at(positions, args))
             rule(tracer, func, args, kwargs, out)
 
-        return noting
+        return recording
 
-    return noting_rule_of
+    return recording_rule_of

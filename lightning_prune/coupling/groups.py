@@ -1,4 +1,4 @@
-"""What the analysis of a network finds: groups of interchangeable units, and what goes with them."""
+"""The result of the analysis of a network: groups of interchangeable units, bundles of groups, and their costs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lightning_prune.coupling.symbols.sizes import Attribute, Expression, Linear
 
 @dataclass(frozen=True)
 class Member:
-    """The part of a group in one dimension of one tensor.
+    """The indices of a group in one dimension of one tensor.
 
     Attributes:
         tensor: Qualified name of the parameter or buffer.
         dim: The dimension.
-        index: Indices along ``dim``, shape (units, indices a unit): row ``u`` is what unit ``u`` owns.
-        reads: Whether a layer reads these channels from its input (they are no output of it).
+        index: Indices along ``dim``, shape (units, indices per unit): row ``u`` belongs to unit ``u``.
+        reads: Whether these are input channels of a layer (and not its output channels).
     """
 
     tensor: str
@@ -32,12 +32,12 @@ class Member:
 
 @dataclass(frozen=True)
 class Activation:
-    """Where the activations of a group can be seen.
+    """A module output that holds the activations of a group.
 
     Attributes:
-        module: Qualified name of the module whose output carries the channels.
+        module: Qualified name of the module.
         dim: The channel dimension of that output, counted from the end (negative).
-        index: Indices along ``dim``, shape (units, indices a unit).
+        index: Indices along ``dim``, shape (units, indices per unit).
     """
 
     module: str
@@ -47,15 +47,17 @@ class Activation:
 
 @dataclass(frozen=True)
 class Group:
-    """Units that live in the same dimensions of the same tensors; each is removed as a whole.
+    """A dependency group: interchangeable units in the same dimensions of the same tensors.
+
+    A unit is a set of coupled channels that are removed together.
 
     Attributes:
-        name: The first tensor with a dimension that is all the group's, else its first tensor; with ``#2``, ``#3``, ...
-            where several groups would have the same name.
-        members: Every (tensor, dimension) the units live in.
-        activations: Where the activations of the units can be seen; may be empty.
-        inexact: Why removing a unit is not equal to masking it, None where it is equal.
-        min_units: Fewest units that may stay: 2 where a grouped convolution would become a depthwise one with 1.
+        name: The first tensor with a dimension that belongs to the group completely, else its first tensor; followed
+            by ``#2``, ``#3``, ... where several groups would have the same name.
+        members: Every (tensor, dimension) with channels of the units.
+        activations: Module outputs that hold the activations of the units; may be empty.
+        inexact: Why the removal of a unit is not equal to masking it, None where it is equal.
+        min_units: Fewest units to keep: 2 where a grouped convolution would become depthwise with 1.
     """
 
     name: str
@@ -71,17 +73,17 @@ class Group:
 
     @property
     def channels_per_unit(self) -> int:
-        """Indices that one unit owns in the first tensor."""
+        """Indices of one unit in the first tensor."""
         return int(self.members[0].index.shape[1])
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Groups that the forward pass makes shrink together: by count, whichever units each of them gives.
+    """Groups that must shrink together: in fixed proportions, but each by units of its own choice.
 
     Attributes:
-        quantum: Group name -> units that it gives up with every step; all of its units are ``steps`` times as many.
-        reason: What ties them, for the user.
+        quantum: Group name -> units that it loses with every step; its number of units is a multiple of it.
+        reason: What couples their sizes, for messages.
     """
 
     quantum: Mapping[str, int]
@@ -90,13 +92,13 @@ class Bundle:
 
 @dataclass(frozen=True)
 class PredictedShape:
-    """A shape that the analysis foresees.
+    """The shape of an activation as a function of the removed units.
 
     Attributes:
-        where: Qualified name of the module whose forward makes it.
-        cut: Whether it is a part that was sliced, selected or split, and not a reshape.
-        shape: What it is now.
-        dims: Its dimensions; empty where it has no channels.
+        where: Qualified name of the module whose forward computes it.
+        cut: Whether it is the result of a slice, selection or split, and not of a reshape.
+        shape: The shape in the analyzed network.
+        dims: The size of each dimension; empty where the tensor carries no channels.
     """
 
     where: str
@@ -105,18 +107,18 @@ class PredictedShape:
     dims: tuple[LinearDim, ...]
 
     def after(self, removed: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape once so many units of each group are removed."""
+        """The shape after the removal of ``removed`` (group name -> number of units)."""
         return tuple(round(dim.after(removed)) for dim in self.dims) or self.shape
 
 
 @dataclass(frozen=True)
 class WidthScalar:
-    """A scalar that forward multiplies a tensor by, which may depend on a width.
+    """A scalar that forward multiplies a tensor by and that may depend on a width.
 
     Attributes:
-        value: The factor now.
-        rows: Tensor name -> (dimension, indices) of the weights that can take up a change; empty where none can.
-        power: How often these are a factor.
+        value: Its value in the analyzed network.
+        rows: Tensor name -> (dimension, indices) of the weights that can compensate for a change; empty where none can.
+        power: The exponent of these weights relative to the scalar's.
         groups: Groups whose channels the tensor carries or was summed over.
         where: Qualified name of the module whose forward multiplies.
     """
@@ -130,15 +132,15 @@ class WidthScalar:
 
 @dataclass(frozen=True)
 class Passes:
-    """The passes that the analysis has seen.
+    """The forward passes that the analysis has traced.
 
     Attributes:
         train_differs: Whether train mode runs on the example input alone, and runs other operations than eval
             mode.
         train_fails: Whether train mode does not run on the example input alone, where the modes may differ.
-        outputs: Shapes of the outputs in eval mode and, where it is apart, in train mode.
-        eval_shapes: How many of ``Coupling.sizes`` belong to eval mode.
-        operations: What runs in eval mode, and last what these operations are set to.
+        outputs: Shapes of the outputs in eval mode and, if ``train_differs``, in train mode.
+        eval_shapes: Number of ``Coupling.predicted_shapes`` that belong to eval mode.
+        operations: The operations in eval mode, followed by a tuple of their settings.
     """
 
     train_differs: bool = False
@@ -150,23 +152,23 @@ class Passes:
 
 @dataclass(frozen=True)
 class Coupling:
-    """What is known about a network: its groups, what must stay, and what each unit costs.
+    """The coupled channels of a network: removable groups, frozen channels, and the cost of every unit.
 
     Attributes:
         groups: Removable groups by name.
-        frozen: Group name -> why nothing in it can be removed. Kernel positions and what layers read from
-            the network's input or from data in buffers go without saying, and so do other dimensions of a tensor
-            that shrinks along one, such as the positions of a table.
-        shapes: Shape of every parameter and buffer when it was analysed.
-        param_dims: For every parameter, its dimensions.
-        mac_terms: (constant, dimensions) of every convolution and matrix product of one example's forward pass.
-        on_meta: Whether the network runs on the meta device, where a forward pass costs nothing.
+        frozen: Group name -> why nothing in it can be removed. It lists no kernel positions, no channels that layers
+            read from the network's input or from buffers, and no other dimensions of a tensor that shrinks along one,
+            such as the positions of a table.
+        shapes: Shape of every parameter and buffer when it was analyzed.
+        param_dims: For every parameter, the size of each dimension.
+        mac_terms: (constant, dimensions) of every convolution and matrix product in the forward pass of one example.
+        on_meta: Whether the network runs on the meta device, where a forward pass computes no values.
         bundles: Groups that shrink together; every group is in at most one.
-        passes: What the passes of the analysis were.
-        predicted_shapes: What every reshape, slice and split of these passes gives.
+        passes: The traced passes.
+        predicted_shapes: The results of every reshape, slice and split in these passes.
         scalars: Every scalar that the pass in eval mode multiplies a tensor by.
-        constants: Other numbers that this pass computes with, and the groups whose channels they meet.
-        attributes: Integers that modules keep and that have to follow, as expressions of the widths.
+        constants: Other numbers that this pass computes with, and the groups whose channels they are combined with.
+        attributes: Integer attributes of modules that depend on widths, as expressions.
     """
 
     groups: Mapping[str, Group]
@@ -183,18 +185,18 @@ class Coupling:
     attributes: Mapping[Attribute, Expression] = field(default_factory=dict)
 
     def params_after(self, removed: Mapping[str, int]) -> float:
-        """Parameters of the network once so many units of each group are removed."""
+        """Number of parameters after the removal of ``removed`` (group name -> number of units)."""
         return sum(prod(dim.after(removed) for dim in dims) for dims in self.param_dims.values())
 
     def macs_after(self, removed: Mapping[str, int]) -> float:
-        """Multiply-accumulates of one example once so many units of each group are removed."""
+        """Multiply-accumulates of one example after the removal of ``removed`` (group name -> number of units)."""
         return sum(constant * prod(dim.after(removed) for dim in dims) for constant, dims in self.mac_terms)
 
     def shrinking_together(self, names: Collection[str]) -> list[dict[str, int]]:
-        """The parts that can shrink independently: every bundle, and every group that is in none.
+        """The parts that can shrink independently: every bundle, and every group that belongs to no bundle.
 
         Args:
-            names: The groups to take, of a bundle all or none.
+            names: Names of groups; of a bundle all or none.
 
         Returns:
             For each part, group name -> units that it loses with every step, in the order of ``names``.
@@ -225,17 +227,17 @@ class Coupling:
         return parts
 
     def kept_together(self, reasons: Mapping[str, str]) -> dict[str, str]:
-        """``reasons``, and those of the groups that shrink only together with one of these.
+        """``reasons``, extended by the groups that shrink only together with one of these groups.
 
         Args:
-            reasons: Group name -> why it is kept. Groups that this coupling no longer has are kept as well.
+            reasons: Group name -> why it is kept. Groups that are no longer in this coupling are kept as well.
         """
         found = dict(reasons)
         for bundle in self.bundles:
             fixed = [name for name in bundle.quantum if name in reasons or name not in self.groups]
             if not fixed:
                 continue
-            why = reasons.get(fixed[0], self.frozen.get(fixed[0], "it has no channels that can go"))
+            why = reasons.get(fixed[0], self.frozen.get(fixed[0], "it has no channels that can be removed"))
             for name in bundle.quantum.keys() - set(fixed):
                 found[name] = f"shrinks only together with {fixed[0]!r} ({bundle.reason}), which must stay: {why}"
         return found

@@ -1,4 +1,4 @@
-"""What a pass does that the analysis can foresee: operations, shapes, and the numbers that it computes with."""
+"""The log of a forward pass that is compared with the analysis: operations, shapes, scalars and constants."""
 
 from __future__ import annotations
 
@@ -14,15 +14,27 @@ from lightning_prune.network.tensors import tensors_in
 
 
 class OperationLog(TorchDispatchMode):
-    """Notes the shapes that can be foreseen, and the scalars that tensors are multiplied by."""
+    """Dispatch mode that logs the operations of the passes inside it.
+
+    Args:
+        on_meta: Whether the network is on the meta device.
+
+    Attributes:
+        operations: The operations, see ``step_of``.
+        settings: Their arguments such as paddings, see ``settings_at``.
+        shapes: (whether it was cut out, shape) of the results of reshapes, slices and splits.
+        scalars: The scalars that tensors are multiplied by.
+        constants: Other numbers that operations compute with.
+        failed_in_reshape: Whether the last operation is a reshape that raised an exception.
+    """
 
     def __init__(self, on_meta: bool) -> None:
         super().__init__()
         self.on_meta = on_meta
-        self.literals = Literals(self._note)
+        self.literals = Literals(self._record)
         self.operations: list[Any] = []
         self.settings: list[tuple[Any, ...]] = []
-        self.shapes: list[tuple[bool, tuple[int, ...]]] = []  # (whether it is a part that was cut out, shape)
+        self.shapes: list[tuple[bool, tuple[int, ...]]] = []
         self.scalars: list[float] = []
         self.constants: list[tuple[float, ...]] = []
         self.failed_in_reshape = False
@@ -37,10 +49,10 @@ class OperationLog(TorchDispatchMode):
         self.literals.__exit__(*error)
 
     def seen(self) -> tuple[Any, ...]:
-        """What ``Passes.operations`` holds of the analysis."""
+        """The operations and their settings, in the form of ``Passes.operations``."""
         return (*self.operations, tuple(self.settings))
 
-    def _note(self, numbers: tuple[float, ...]) -> None:
+    def _record(self, numbers: tuple[float, ...]) -> None:
         if numbers:
             self.constants.append(numbers)
 
@@ -52,14 +64,14 @@ class OperationLog(TorchDispatchMode):
         step = step_of(func)
         if step is not None:
             self.operations.append(step)
-        places = setting_positions(func)
-        if places and rule_of(func) is not None:
-            self.settings.append(settings_at(places, args))
+        positions = setting_positions(func)
+        if positions and rule_of(func) is not None:
+            self.settings.append(settings_at(positions, args))
         if reshaped or cut:
             self.shapes += [(cut, tuple(tensor.shape)) for tensor in tensors_in(out)]
         scalar = scalar_of(func, args)
         if scalar is not None:
             self.scalars.append(scalar)
         else:
-            self._note(constants_of(func, args, kwargs or {}, self.on_meta))
+            self._record(constants_of(func, args, kwargs or {}, self.on_meta))
         return out

@@ -1,4 +1,4 @@
-"""Boolean masks of single weights: selected, held at zero during training, regrown or learned."""
+"""Boolean masks of single weights: their selection, enforcement during training, regrowth and learning."""
 
 from lightning_prune.masks.enforcer import MaskEnforcer
 from lightning_prune.masks.n_of_m import fullest_block, kept_in_block, nm_mask, weight_layouts

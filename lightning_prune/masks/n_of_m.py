@@ -1,4 +1,4 @@
-"""N:M sparsity: in every block of M weights along the input dimension, N survive."""
+"""N:M sparsity masks: N of every M consecutive weights along the input dimension survive."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 @dataclass(frozen=True)
 class WeightLayout:
-    """How a weight lies in memory.
+    """Input and output dimensions of a weight.
 
     Attributes:
-        inputs: Inputs of an output; of a group in grouped convolutions.
-        outputs: Outputs; of a group in grouped convolutions.
-        dim: Dimension of the inputs: 1, in transposed convolutions 0.
+        inputs: Number of inputs of each output; per group in grouped convolutions.
+        outputs: Number of outputs; per group in grouped convolutions.
+        dim: Dimension of the inputs: 1, or 0 in transposed convolutions.
     """
 
     inputs: int
@@ -25,7 +25,7 @@ class WeightLayout:
 
 
 def weight_layouts(module: nn.Module) -> dict[str, WeightLayout]:
-    """The layout of every parameter of two or more dimensions, by name."""
+    """The layouts of all parameters with two or more dimensions, by name."""
     convolutions = {id(below.weight): below for below in module.modules() if isinstance(below, _ConvNd)}
     found = {}
     for name, parameter in module.named_parameters():
@@ -40,14 +40,14 @@ def weight_layouts(module: nn.Module) -> dict[str, WeightLayout]:
 
 @torch.no_grad()
 def nm_mask(scores: Tensor, mask: Tensor | None, m: int, keep: int, dim: int = 1) -> Tensor:
-    """The mask that keeps the ``keep`` highest scores of every block; what is masked already stays masked.
+    """Mask that keeps the ``keep`` highest scores of every block; weights that are already masked stay masked.
 
     Args:
-        scores: Of the shape of the weights. A block is ``m`` neighbours along ``dim``: inputs of one output at one
-            position of the kernel, as sparse tensor cores read them.
-        mask: Bool, True where the weight survives so far.
-        m: Weights in a block; divides the size of ``dim``.
-        keep: How many survive; of equal scores the first.
+        scores: Scores of the shape of the weights. A block is ``m`` neighbors along ``dim``: inputs of one output at
+            one position of the kernel, as sparse tensor cores read them.
+        mask: Present bool mask, True where the weight survives; None if all do.
+        m: Number of weights in a block; has to divide the size of ``dim``.
+        keep: Number of weights that survive in a block; of equal scores the first.
         dim: The input dimension.
 
     Returns:
@@ -68,13 +68,13 @@ def nm_mask(scores: Tensor, mask: Tensor | None, m: int, keep: int, dim: int = 1
 
 
 def fullest_block(mask: Tensor, m: int, dim: int = 1) -> int:
-    """The most weights that survive in a block of ``m``; of a last block that is not whole, too."""
+    """Largest number of surviving weights in a block of ``m``, including an incomplete last block."""
     along = mask.movedim(dim, -1)
     return max(int(part.sum(-1).max()) for part in along.split(m, dim=-1))
 
 
 def kept_in_block(n: int, m: int, fraction: float) -> int:
-    """How many weights a block keeps when a schedule is at ``fraction``: ``m`` at 0, ``n`` at 1.
+    """Number of weights that a block keeps at ``fraction`` of a schedule: ``m`` at 0, ``n`` at 1.
 
     Example:
         >>> [kept_in_block(2, 4, fraction) for fraction in (0.0, 0.3, 0.6, 1.0)]

@@ -1,4 +1,4 @@
-"""Dynamic sparse training: masked weights come back where others go."""
+"""Dynamic sparse training: pruned weights are regrown while others are pruned."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ By = Literal["gradient", "random"]
 
 @dataclass(frozen=True)
 class Regrowth:
-    """Every so often some surviving weights go, and as many others come back, so that each layer keeps its sparsity.
+    """Drop-and-grow updates of masks: at regular steps, some weights are pruned and as many others regrown.
 
-    In each layer the weights nearest to zero go. What comes back begins at zero, with nothing that the optimizer
-    remembers: by the largest |∂L/∂w| of the batches just seen (RigL: Evci et al. 2020, 'Rigging the lottery', algorithm
-    1), or at random (SET: Mocanu et al. 2018, 'Scalable training of artificial neural networks with adaptive sparse
-    connectivity inspired by network science'). RigL leaves out the optimizer step at which it exchanges; here that step
-    is taken, by the new weights.
+    In each layer, the surviving weights with the smallest magnitude are pruned, and as many masked weights are regrown,
+    so that the sparsity of the layer stays the same. Regrown weights start at zero with an empty optimizer state. They
+    have the largest |∂L/∂w| of the latest batches (RigL: Evci et al. 2020, 'Rigging the lottery: making all tickets
+    winners', algorithm 1), or are drawn at random (SET: Mocanu et al. 2018, 'Scalable training of artificial neural
+    networks with adaptive sparse connectivity inspired by network science'). RigL skips the optimizer step of an
+    update; here this step is taken with the new masks.
 
-    How many weights survive is for the budget and the schedule to say: ``Constant(0)`` with ``Random()`` and ``ERK``
-    is training at one sparsity from the start, a ``Cubic`` schedule pruning that can take back what it did.
+    Budget and schedule determine the sparsity: ``Constant(0)`` with ``Random()`` and ``ERK`` trains at a constant
+    sparsity from the start; with a ``Cubic`` schedule, gradual pruning can regrow pruned weights.
 
     Args:
-        by: What decides which masked weights come back: ``"gradient"`` or ``"random"``.
-        share: Share of the surviving weights of a layer that is exchanged, in (0, 1).
-        every: Optimizer steps from one exchange to the next.
-        end: Share of the training, in (0, 1], after which nothing is exchanged any more.
-        anneal: Whether ``share`` falls to zero until then, on half a cosine.
+        by: Criterion for regrown weights: ``"gradient"`` (RigL) or ``"random"`` (SET).
+        share: Share of the surviving weights of a layer that is exchanged in an update, in (0, 1).
+        every: Number of optimizer steps between updates, at least 1.
+        end: Share of the training, in (0, 1], after which there are no more updates.
+        anneal: Whether ``share`` decreases to zero until ``end``, along half a cosine.
 
     Raises:
-        ValueError: If an argument is none of its words, or outside its range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> regrowth = Regrowth(share=0.3, end=0.75)
@@ -59,7 +60,7 @@ class Regrowth:
         check_flag(self, "anneal", self.anneal)
 
     def share_at(self, done: float) -> float:
-        """The share that is exchanged when ``done`` of the training, in [0, 1], is over."""
+        """The share that is exchanged after ``done`` of the training, in [0, 1]."""
         if done >= self.end:
             return 0.0
         return self.share * (1 + math.cos(math.pi * done / self.end)) / 2 if self.anneal else self.share
@@ -67,15 +68,19 @@ class Regrowth:
 
 @torch.no_grad()
 def exchange(weight: Tensor, promise: Tensor, mask: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """What is left of ``mask`` once the weights nearest to zero have gone, and the mask with others in their place.
+    """Prune the surviving weights with the smallest magnitude, and regrow as many masked weights.
 
-    What has just gone may come back, at zero. Ties go to the first weight.
+    A weight that was just pruned may be regrown, at zero. Of equal weights, the first is pruned.
 
     Args:
         weight: The weights.
-        promise: What speaks for each of them to come back, finite, of the same shape.
-        mask: Bool, True where the weight survives.
-        share: Of the survivors that are exchanged; no more than there are masked weights, and one stays.
+        promise: Finite scores of the shape of ``weight``; masked weights with the highest scores are regrown.
+        mask: Bool mask of the same shape, True where the weight survives.
+        share: Share of the surviving weights that is exchanged. At most as many as there are masked weights are
+            exchanged, and at least one survives.
+
+    Returns:
+        The mask after pruning, and the mask after regrowth.
 
     Example:
         >>> weight, mask = torch.tensor([3.0, -1.0, 2.0, 0.0, 0.0]), torch.tensor([True, True, True, False, False])
@@ -86,7 +91,7 @@ def exchange(weight: Tensor, promise: Tensor, mask: Tensor, share: float) -> tup
     count = min(round(share * alive), size - alive, alive - 1)
     if count < 1:
         return mask, mask
-    left = lowest_masks({"": weight.abs()}, {"": mask}, size - alive + count)[""]
+    pruned = lowest_masks({"": weight.abs()}, {"": mask}, size - alive + count)[""]
     most = torch.finfo(torch.float32).max
-    wanted = promise.float().clamp(max=most / 2).masked_fill(left, most)
-    return left, lowest_masks({"": wanted}, {}, size - alive)[""]
+    scores = promise.float().clamp(max=most / 2).masked_fill(pruned, most)
+    return pruned, lowest_masks({"": scores}, {}, size - alive)[""]

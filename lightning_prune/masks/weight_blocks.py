@@ -1,4 +1,4 @@
-"""Masks of whole blocks of weights."""
+"""Masks of rectangular blocks of weights."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from torch import Tensor
 
 from lightning_prune.masks.n_of_m import WeightLayout
 
-WeightBlock = tuple[int | None, int | None]  # along the first two dimensions of a weight; None for all of one
+WeightBlock = tuple[
+    int | None, int | None
+]  # size along the first two dimensions of a weight; None for the whole dimension
 
 
 def why_indivisible(layout: WeightLayout | None, block: WeightBlock) -> str | None:
-    """Why a weight with this layout has no whole blocks; None if it has."""
+    """The reason why a weight with this layout cannot be divided into whole blocks; None if it can."""
     if layout is None:
-        return "a vector has no blocks"
+        return "a vector cannot be divided into blocks"
     for size, side, what in zip((layout.outputs, layout.inputs), block, ("outputs", "inputs"), strict=True):
         if side is not None and size % side:
-            return f"its {size} {what} are no multiple of {side}"
+            return f"its {size} {what} are not a multiple of {side}"
     return None
 
 
 def weights_per_block(shape: tuple[int, ...], block: WeightBlock) -> int:
-    """How many weights a block of a tensor of this shape has, kernels included."""
+    """Number of weights in a block of a tensor of this shape, including kernel positions."""
     rows, columns = _sides(shape, block)
     return rows * columns * prod(shape[2:])
 
 
 def block_means(values: Tensor, block: WeightBlock) -> Tensor:
-    """The mean of each block: (outputs, inputs, ...) -> (blocks down, blocks across).
+    """The mean of each block: (outputs, inputs, ...) -> (blocks of outputs, blocks of inputs).
 
     Example:
         >>> block_means(torch.tensor([[1.0, 3.0, 5.0, 7.0], [1.0, 3.0, 5.0, 7.0]]), (2, 2))
@@ -42,7 +44,7 @@ def block_means(values: Tensor, block: WeightBlock) -> Tensor:
 
 
 def expand_blocks(blocks: Tensor, shape: torch.Size, block: WeightBlock) -> Tensor:
-    """A value for each weight from one for each block.
+    """Expand one value per block to one value per weight, of shape ``shape``.
 
     Example:
         >>> expand_blocks(torch.tensor([[True, False]]), torch.Size([1, 4]), (1, 2))
@@ -59,19 +61,20 @@ def lowest_weight_blocks(
     weights: Mapping[str, int],
     counts: Mapping[str, int] | int,
 ) -> dict[str, Tensor]:
-    """The blocks that survive when the lowest go; what is gone stays gone, and one block of each parameter survives.
+    """Mask the lowest-scored blocks; masked blocks stay masked, and one block of each parameter survives.
 
     Args:
-        scores: Parameter name -> a finite score for each block. Of equal ones the first goes.
-        alive: Parameter name -> bool, True for the blocks that have survived so far.
+        scores: Parameter name -> finite scores of its blocks. Of equal scores, the first block is masked.
+        alive: Parameter name -> bool, True for the blocks that survive so far.
         weights: Parameter name -> number of weights in a block.
-        counts: How many weights are masked in all, or by parameter, at most: whole blocks go.
+        counts: Largest number of masked weights, in all parameters together or by parameter name; whole blocks are
+            masked.
+
+    Returns:
+        Parameter name -> bool of the shape of its scores, True for the blocks that survive.
     """
     if not isinstance(counts, int):
-        apart = {
-            name: lowest_weight_blocks({name: scores[name]}, alive, weights, counts[name])[name] for name in scores
-        }
-        return apart
+        return {name: lowest_weight_blocks({name: scores[name]}, alive, weights, counts[name])[name] for name in scores}
     names = list(scores)
     order = {name: scores[name].masked_fill(~alive[name], -torch.inf).flatten() for name in names}
     for name in names:
@@ -80,8 +83,8 @@ def lowest_weight_blocks(
     ranks = torch.cat([order[name] for name in names]).argsort(stable=True)
     cost = torch.cat([torch.full_like(order[name], weights[name], dtype=torch.int64) for name in names])[ranks]
     values = torch.cat([order[name] for name in names])[ranks]
-    gone = (values == -torch.inf) | ((cost.cumsum(0) <= counts) & (values < torch.inf))
-    kept = torch.ones_like(gone).index_fill_(0, ranks[gone], False)
+    masked = (values == -torch.inf) | ((cost.cumsum(0) <= counts) & (values < torch.inf))
+    kept = torch.ones_like(masked).index_fill_(0, ranks[masked], False)
     parts = kept.split([order[name].numel() for name in names])
     return {name: part.view(scores[name].shape) for name, part in zip(names, parts, strict=True)}
 

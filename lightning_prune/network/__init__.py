@@ -6,9 +6,11 @@ from lightning_prune.network.example_input import Example, isolated_forward, run
 from lightning_prune.network.layer_attributes import sync_attributes, sync_changed_layers
 from lightning_prune.network.layer_outputs import channel_dim, has_packed_projection, is_recurrent
 from lightning_prune.network.module_calls import ModuleCall, record_module_calls, shapes_of
+from lightning_prune.network.module_modes import eval_mode
 from lightning_prune.network.names import is_inside
+from lightning_prune.network.pass_latency import compare_latency, latency
 from lightning_prune.network.sharded import FullTensors, full_tensor, is_sharded, local_tensor, reshard, shard_like
-from lightning_prune.network.size import Size, compare_latency, count_macs, eval_mode, measure, nonzero_in
+from lightning_prune.network.size import Size, count_macs, measure, nonzero_in
 from lightning_prune.network.tensors import named_modules, named_tensors, tensors_in
 from lightning_prune.network.timing import Clock, device_of, time_network, time_ratio, timed_layers
 
@@ -34,6 +36,7 @@ __all__ = [
     "is_recurrent",
     "is_sharded",
     "isolated_forward",
+    "latency",
     "local_tensor",
     "measure",
     "named_modules",

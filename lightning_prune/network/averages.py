@@ -1,4 +1,4 @@
-"""Averaged models (EMA, SWA) and other copies of a network: where they are held, and what they are copies of."""
+"""Averaged models (EMA, SWA) and other copies of a network: where they are held, and which modules they copy."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ def averages_in(module: nn.Module) -> dict[str, AveragedModel]:
 
 
 def frozen_copies(module: nn.Module) -> dict[str, str]:
-    """Name of each submodule that is a copy of another, with equal values that do not train -> name of that one.
+    """Find submodules that are frozen copies of other submodules, such as teachers and target networks.
 
-    So begin the teachers and target networks that a LightningModule keeps itself. Averaged models are none of them.
+    A copy has the same class, shapes and values, and no parameter of it is trained. Averaged models are not included.
+
+    Returns:
+        Name of the copy -> name of the submodule that it copies.
     """
     if all(parameter.requires_grad for parameter in module.parameters()):
         return {}
@@ -30,12 +33,12 @@ def frozen_copies(module: nn.Module) -> dict[str, str]:
     by_kind: dict[object, list[tuple[str, nn.Module]]] = {}
     for path, part in parts:
         shapes = tuple((name, tensor.shape) for name, tensor in _own_tensors(part).items())
-        if any(len(shape) > 1 for _, shape in shapes):  # fresh norms are all alike
+        if any(len(shape) > 1 for _, shape in shapes):  # all new norm layers are equal
             by_kind.setdefault((type(part), shapes), []).append((path, part))
     found: dict[str, str] = {}
-    for alike in by_kind.values():
-        trained = [(path, part) for path, part in alike if any(p.requires_grad for p in part.parameters())]
-        for path, part in alike:
+    for candidates in by_kind.values():
+        trained = [(path, part) for path, part in candidates if any(p.requires_grad for p in part.parameters())]
+        for path, part in candidates:
             if not is_inside(path, found) and not any(p.requires_grad for p in part.parameters()):
                 source = next((name for name, other in trained if _equal(part, other)), None)
                 found |= {} if source is None else {path: source}
@@ -48,21 +51,22 @@ def _equal(one: nn.Module, other: nn.Module) -> bool:
 
 
 def copies_held_by(holders: Iterable[object], module: nn.Module) -> list[nn.Module]:
-    """Copies of all of ``module`` in attributes of ``holders``, or in lists, tuples and dicts there; each once.
+    """Copies of ``module`` in the attributes of ``holders``, or in lists, tuples and dicts there; each copy once.
 
-    They are of its class: what Lightning's averaging callbacks keep, or an ``AveragedModel`` of ``module``.
+    A copy has the class of ``module``: the average of one of Lightning's averaging callbacks, or the module inside an
+    ``AveragedModel``.
     """
     return [copy for copy in _copies(holders) if type(copy) is type(module) and copy is not module]
 
 
 def source_of(copy: nn.Module, module: nn.Module) -> str | None:
-    """The name of the part of ``module`` that ``copy`` is a copy of, None where there is none; "" is all of it.
+    """The name of the submodule of ``module`` that ``copy`` is a copy of: "" for ``module`` itself, None for no match.
 
-    Both have the same class, and tensors of the same names and shapes. Of several such parts it is the one with the
-    nearest weights: an average stays near what it averages.
+    Both have the same class and tensors of the same names and shapes. Of several such submodules it is the one with the
+    nearest weights, because an average stays near the weights that it averages.
     """
-    wanted = _own_tensors(copy)
-    shapes = {name: tensor.shape for name, tensor in wanted.items()}
+    copied = _own_tensors(copy)
+    shapes = {name: tensor.shape for name, tensor in copied.items()}
     averages = averages_in(module)
     parts: dict[str, dict[str, Tensor]] = {}
     for path, part in named_modules(module):
@@ -70,13 +74,13 @@ def source_of(copy: nn.Module, module: nn.Module) -> str | None:
             own = _own_tensors(part)
             if {name: tensor.shape for name, tensor in own.items()} == shapes:
                 parts[path] = own
-    if len(parts) < 2 or not wanted:
+    if len(parts) < 2 or not copied:
         return next(iter(parts), None)
-    return min(parts, key=lambda path: _distance(parts[path], wanted))
+    return min(parts, key=lambda path: _distance(parts[path], copied))
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of ``module`` that are in no averaged model inside it."""
+    """The tensors of ``module`` outside the averaged models inside it."""
     averages = averages_in(module)
     return {name: tensor for name, tensor in named_tensors(module) if not is_inside(name, averages)}
 
@@ -88,7 +92,7 @@ def _distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> floa
 
 
 def _copies(holders: Iterable[object]) -> list[nn.Module]:
-    """The modules that ``holders`` keep; of an averaged model, what it averages."""
+    """The modules in attributes of ``holders``; of an averaged model, the module inside it."""
     found = [item.module if isinstance(item, AveragedModel) else item for item in attribute_values(holders)]
     return list(dict.fromkeys(item for item in found if isinstance(item, nn.Module)))
 

@@ -1,4 +1,4 @@
-"""Copies of a network on which a forward pass can be tried."""
+"""Copies of a network for trial forward passes."""
 
 from __future__ import annotations
 
@@ -14,39 +14,51 @@ from torch import nn
 from lightning_prune.network.tensors import named_modules, named_tensors, tensors_in
 
 _CONTAINERS = (dict, list, set, OrderedDict)
-_SHARED = (type(None), bool, int, float, str, bytes, type, torch.dtype, torch.Size, FunctionType, BuiltinFunctionType)
+_PLAIN = (
+    type(None),
+    bool,
+    int,
+    float,
+    str,
+    bytes,
+    type,
+    torch.dtype,
+    torch.Size,
+    FunctionType,
+    BuiltinFunctionType,
+)
 
-_HARMLESS = {  # they only give attributes to modules that were pickled long ago
+_COMPATIBILITY_ONLY = {  # these only add attributes that modules pickled by old versions lack
     owner.__setstate__ for owner in (nn.Module, nn.Conv2d, nn.MultiheadAttention, nn.TransformerEncoderLayer)
 }
 
 
 def copy_of(model: nn.Module, copied: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy that shares the partial functions and detaches the activations which modules keep.
+    """A deep copy of a network that shares partial functions and detaches activations stored in modules.
 
-    A command line hands optimizers to a LightningModule as partials that lead back to the whole program: its Trainer,
-    its data, its processes. Tensors of a running graph, such as outputs collected during an epoch, have no deep copy.
+    LightningCLI passes optimizers to a LightningModule as partials that reference the whole program: its Trainer, its
+    data, its processes. Tensors in an autograd graph, such as outputs collected during an epoch, cannot be deep-copied.
 
     Args:
         model: The network.
-        copied: Copies that are already made, by the id of their original.
+        copied: Copies that exist already, by the id of the original.
     """
     made = _copied(model, dict(copied or {}))
     for _, module in named_modules(made):
-        vars(module).pop("_compiled_call_impl", None)  # leads back to the original, as all that is compiled
+        vars(module).pop("_compiled_call_impl", None)  # calls the original, like everything compiled
         for name in _compiled_methods(module):
             del vars(module)[name]
     return made
 
 
 def _compiled_methods(module: nn.Module) -> list[str]:
-    """Methods that were compiled one by one, as Lightning does: those of a copy would call the original."""
+    """Methods that were compiled individually, as Lightning does: on a copy they would call the original."""
     compiled = [key for key, value in vars(module).items() if hasattr(value, "_torchdynamo_orig_callable")]
     return [key for key in compiled if getattr(type(module), key, None) not in (None, nn.Module.forward)]
 
 
 def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """What ``copy.deepcopy`` makes of a module, faster: plain values and empty containers need no look-up."""
+    """The result of ``copy.deepcopy``, computed faster: immutable values and empty containers need no memo."""
     if id(module) in memo:
         return memo[id(module)]  # type: ignore[no-any-return]
     if not _is_plain(type(module)):  # type: ignore[arg-type]
@@ -58,9 +70,9 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     memo[id(module)] = new
     own = new.__dict__
     for key, value in vars(module).items():
-        if key == "_compiled_call_impl":  # leads back to the original
+        if key == "_compiled_call_impl":  # calls the original
             continue
-        if type(value) in _SHARED:
+        if type(value) in _PLAIN:
             own[key] = value
             continue
         if key == "_modules":
@@ -82,29 +94,29 @@ def _deep_copy(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _share(value: Any, memo: dict[int, Any]) -> None:
-    """Let the copy of a partial function be itself, and have the activations in a copy of ``value`` detached."""
+    """Register in ``memo`` that partial functions are shared and that activations in ``value`` are detached."""
     if isinstance(value, partial):
         memo[id(value)] = value
     memo.update({id(tensor): tensor.detach() for tensor in tensors_in(value) if not tensor.is_leaf})
 
 
 def _is_shape(value: Any) -> bool:
-    return type(value) is tuple and all(type(item) in _SHARED for item in value)
+    return type(value) is tuple and all(type(item) in _PLAIN for item in value)
 
 
 @cache
 def _is_plain(cls: type[nn.Module]) -> bool:
-    """Whether ``copy.deepcopy`` would copy the attributes of such modules one by one."""
+    """Whether ``copy.deepcopy`` would copy modules of this class attribute by attribute."""
     methods = ("__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__", "__getstate__", "__new__")
     return (
         not issubclass(cls, torch.jit.ScriptModule)
         and all(getattr(cls, name, None) is getattr(nn.Module, name, None) for name in methods)
-        and cls.__setstate__ in _HARMLESS
+        and cls.__setstate__ in _COMPATIBILITY_ONLY
     )
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """A deep copy whose parameters and buffers are on the meta device; their data is never copied."""
+    """A deep copy of a network with parameters and buffers on the meta device, without a copy of their data."""
     memo: dict[int, Any] = {}
     for _, tensor in named_tensors(model):
         empty = torch.empty_like(tensor, device="meta", requires_grad=False)

@@ -1,4 +1,4 @@
-"""Example inputs, and copies of a network on which a forward pass costs nothing."""
+"""Example inputs of a network, and forward passes on copies of it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_prune.network.copies import copy_of, meta_copy
 from lightning_prune.network.eager import running_eagerly
-from lightning_prune.network.meta_recurrence import whole_recurrence
+from lightning_prune.network.meta_recurrence import fused_recurrence
 from lightning_prune.network.tensors import named_tensors
 
-MOST_COLOURS = 4  # channels of an image
-MOST_EXAMPLES = 64  # that copies with values run on
+MAX_IMAGE_CHANNELS = 4
+MAX_EXAMPLES = 64  # for passes that compute values
 
 
 @dataclass(frozen=True)
 class Example:
-    """Arguments of one forward pass.
+    """The arguments of one forward pass.
 
     Attributes:
         args: Positional arguments.
         kwargs: Keyword arguments.
-        batch: Number of examples in them, 1 where nothing in them is a batch.
-        listed: Whether the batch is a list with an entry for each example, as detection networks take it.
-        whole: All examples that were given (or the first 64), where these are only the first of them: what copies with
-            values run on, for values decide which layers the forward pass uses.
-        module: Qualified name of the module that receives them, where that is not the whole network.
+        batch: Number of examples in the arguments, 1 where they contain no batch.
+        listed: Whether the batch is a list with one entry for each example, as in detection networks.
+        whole: All given examples (at most 64), where the arguments hold only the first two. Passes that compute values
+            use them, because values may determine which layers run.
+        module: Qualified name of the module that receives the arguments, empty for the whole network.
     """
 
     args: tuple[Any, ...]
@@ -46,14 +46,14 @@ class Example:
 
     @classmethod
     def of(cls, inputs: Any, model: nn.Module | None = None) -> Example:
-        """A tuple is positional, a dict is keyword, anything else is the one argument.
+        """Make an example of the inputs that a user gives.
 
-        Batches are cut or repeated to two examples: the least that batch norm takes in train mode. A batch is a list of
-        images (of any sizes) or of dicts, which is only cut, or else the leading dimension that all tensors share.
+        Batches are reduced or repeated to two examples, the fewest that batch norm accepts in train mode. A batch is a
+        list of images (of any sizes) or of dicts, which is only shortened, or the leading dimension of all tensors.
 
         Args:
-            inputs: What the forward receives.
-            model: If given, inputs that it refuses when they are cut stay as they are: one example without a batch.
+            inputs: A tuple holds positional arguments, a dict keyword arguments, anything else is the one argument.
+            model: If given, inputs with which it fails once they are reduced are kept: one example without a batch.
 
         Example:
             >>> Example.of(torch.zeros(32, 3, 8, 8)).args[0].shape
@@ -67,18 +67,18 @@ class Example:
         return cls(args, inputs if isinstance(inputs, dict) else {}, 1).cut(model)
 
     def cut(self, model: nn.Module | None = None) -> Example:
-        """Two of the examples in these arguments, see ``of``."""
+        """The example with two of the examples in the arguments, see ``of``."""
         candidates = [*self._batched(listed=True), *self._batched(listed=False)]
         if not self._lists_images():
             candidates.reverse()
         candidates.append(self)
         tensors = [leaf for leaf in tree_flatten((self.args, self.kwargs))[0] if isinstance(leaf, Tensor)]
         if model is None or len(candidates) == 1 or all(tensor.dim() > 3 for tensor in tensors):
-            return candidates[0]  # four dimensions are a batch of images; with fewer the network has to tell
+            return candidates[0]  # four dimensions are a batch of images; with fewer dimensions a trial pass decides
         return next((candidate for candidate in candidates if candidate._runs(model)), candidates[0])
 
     def _batched(self, listed: bool) -> Iterator[Example]:
-        """Two examples of these arguments, if they are a batch."""
+        """The example with two of the examples in the arguments, if these are a batch."""
         arguments = (*self.args, *self.kwargs.values())
         lists = [argument for argument in arguments if listed and _is_batch(argument)]
         others = tree_flatten([argument for argument in arguments if not (listed and _is_batch(argument))])[0]
@@ -87,13 +87,13 @@ class Example:
         shared = len(sizes) == 1 and 0 not in sizes
         if shared and (lists or (not listed and any(tensor.dim() > 1 for tensor in tensors))):
             given = replace(self, batch=sizes.pop(), listed=listed)
-            whole = given._with(min(given.batch, MOST_EXAMPLES)) if given.batch > 2 else None
+            whole = given._with(min(given.batch, MAX_EXAMPLES)) if given.batch > 2 else None
             yield given if listed and given.batch == 1 else replace(given._with(2), whole=whole)
 
     def _lists_images(self) -> bool:
-        """Whether what is in lists looks like images, not like levels or sequences that are batches themselves."""
+        """Whether lists seem to contain images, and not feature levels or sequences that are batches themselves."""
         tensors = [x for a in (*self.args, *self.kwargs.values()) if _is_batch(a) for x in a if isinstance(x, Tensor)]
-        return all(len(tensor) <= MOST_COLOURS for tensor in tensors)
+        return all(len(tensor) <= MAX_IMAGE_CHANNELS for tensor in tensors)
 
     def _with(self, batch: int) -> Example:
         times = -(-batch // self.batch)
@@ -123,17 +123,17 @@ class Example:
         return replace(self, args=tree_map(move, self.args), kwargs=tree_map(move, dict(self.kwargs)), whole=None)
 
     def repeated(self, batch: int) -> Example:
-        """The same arguments with ``batch`` examples, where they are a batch."""
+        """The arguments repeated or reduced to ``batch`` examples, where they are a batch."""
         return self if self.batch == 1 and not self.listed else self._with(batch)
 
     def run(self, model: nn.Module) -> Any:
-        """The output of ``model``, or of its ``module``, on these arguments."""
+        """The output of ``model``, or of its submodule ``module``, for these arguments."""
         called = model.get_submodule(self.module) if self.module else model
         return called(*self.args, **self.kwargs)
 
 
 def _is_batch(argument: Any) -> bool:
-    """Whether an argument is a list with an entry for each example: images, or what is said about each of them."""
+    """Whether an argument is a list with one entry for each example: images, or dicts such as targets."""
     if not isinstance(argument, list) or not argument:
         return False
     images = all(isinstance(item, Tensor) and item.dim() == 3 for item in argument)
@@ -141,7 +141,7 @@ def _is_batch(argument: Any) -> bool:
 
 
 def _resized(leaf: Any, times: int, batch: int) -> Any:
-    """The first ``batch`` entries of a tensor, or of copies of it."""
+    """The first ``batch`` entries of a tensor that is repeated ``times`` times."""
     if not isinstance(leaf, Tensor) or leaf.dim() == 0:
         return leaf
     return torch.cat([leaf.detach()] * times)[:batch] if times > 1 else leaf.detach()[:batch]
@@ -150,21 +150,24 @@ def _resized(leaf: Any, times: int, batch: int) -> Any:
 def run_on_copy(
     model: nn.Module, example: Example, use: Callable[[nn.Module, Example], Any], on_meta: bool | None = None
 ) -> Any:
-    """Call ``use(copy, example)`` on a meta copy; where that fails, on a real copy.
+    """Call ``use(copy, example)`` with a copy on the meta device; if that fails, with a copy on the network's device.
 
     Networks whose control flow reads values, or that keep tensors outside their parameters and buffers, cannot run on
     the meta device.
 
     Args:
-        model: The network; it is not touched.
-        example: What its forward receives.
-        use: What to do with the copy.
-        on_meta: Which copy to take; None tries both.
+        model: The network; it is not modified.
+        example: The arguments of its forward pass.
+        use: The function to call.
+        on_meta: True for only the copy on the meta device, False for only the other, None to try both.
+
+    Returns:
+        The result of ``use``.
 
     Raises:
-        Exception: What the real copy raised, if it fails as well.
+        Exception: Any exception of the last call of ``use``.
     """
-    with isolated_forward(), whole_recurrence(model):
+    with isolated_forward(), fused_recurrence(model):
         if on_meta is not False:
             try:
                 return use(meta_copy(model), example.to("meta"))
@@ -177,7 +180,11 @@ def run_on_copy(
 
 @contextmanager
 def isolated_forward() -> Iterator[None]:
-    """No gradients, fused attention, compiled code or warnings, and the random state as it was."""
+    """Context for forward passes without side effects.
+
+    Gradients, fused attention, compiled code, warnings and garbage collection are disabled, and the state of the random
+    number generators is restored afterwards.
+    """
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -198,10 +205,10 @@ def isolated_forward() -> Iterator[None]:
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Garbage is collected afterwards.
+    """Context without automatic garbage collection.
 
-    The many small objects of an analysis would set that off again and again, and it walks through the whole program
-    each time.
+    Code that creates many small objects triggers it again and again, and each collection scans all objects of the
+    program.
     """
     collecting = gc.isenabled()
     gc.disable()

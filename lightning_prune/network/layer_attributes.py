@@ -1,4 +1,4 @@
-"""Numbers that a known layer keeps about its own tensors, brought in line with their shapes."""
+"""Synchronizes the size attributes of PyTorch's layers with the shapes of their tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from lightning_prune.network.tensors import named_modules
 
 
 def sync_changed_layers(module: nn.Module, changed: AbstractSet[int]) -> None:
-    """Synchronise the layers that own, or compute a weight from, a tensor with its id in ``changed``."""
+    """Synchronize the layers that own a changed tensor, or compute a weight from one.
+
+    Args:
+        module: The network.
+        changed: Ids of the tensors whose shapes have changed.
+    """
     for _, owner in named_modules(module):
         if isinstance(owner, torch.jit.ScriptModule):  # its shapes cannot change
             continue
@@ -25,7 +30,7 @@ def sync_changed_layers(module: nn.Module, changed: AbstractSet[int]) -> None:
 
 
 def sync_attributes(module: nn.Module) -> None:
-    """Set ``in_channels``, ``num_features`` and the like of one layer to what its tensors now say."""
+    """Set ``in_channels``, ``num_features`` and similar attributes of one layer to the shapes of its tensors."""
     weight = _weight(module)
     if isinstance(module, nn.RNNBase):
         _sync_recurrent(module)
@@ -61,7 +66,7 @@ def sync_attributes(module: nn.Module) -> None:
 
 
 def _weight(module: nn.Module) -> Tensor | None:
-    """The weight of a layer; hooks of ``torch.nn.utils`` compute it from another only in the next forward pass."""
+    """The weight of a layer, or the tensor from which a hook of ``torch.nn.utils`` will compute it."""
     own = module._parameters
     for name in ("weight", "weight_orig", "weight_v"):
         if own.get(name) is not None:
@@ -81,7 +86,7 @@ def _sync_attention(module: nn.MultiheadAttention) -> None:
 def _sync_convolution(module: _ConvNd, weight: Tensor) -> None:
     shape = weight.shape
     read_dim, made_dim = (0, 1) if module.transposed else (1, 0)
-    if 1 < module.groups == module.in_channels and (module.transposed or shape[1] == 1):  # one group a channel
+    if 1 < module.groups == module.in_channels and (module.transposed or shape[1] == 1):  # depthwise
         multiplier = module.out_channels // module.groups
         module.groups = shape[0] if module.transposed else shape[0] // multiplier
     module.in_channels = shape[read_dim] if module.transposed else shape[read_dim] * module.groups
@@ -99,4 +104,4 @@ def _sync_recurrent(module: nn.RNNBase) -> None:
     module.hidden_size = from_input.shape[0] // _GATES.get(module.mode, 1)
     if projection is not None:
         module.proj_size = projection.shape[0]
-    module.flatten_parameters()  # one piece of memory for cuDNN; nothing elsewhere
+    module.flatten_parameters()  # contiguous memory for cuDNN; no effect elsewhere

@@ -1,4 +1,4 @@
-"""Where layers of PyTorch show the channels that they make."""
+"""Where the outputs of PyTorch's layers hold their channels."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ _RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 
 
 def channel_dim(layer: nn.Module) -> int | None:
-    """Where channels are in what a linear layer or convolution returns, from the end; None for other layers."""
+    """Channel dimension of the output of a linear layer or convolution, from the end; None for other layers."""
     if isinstance(layer, nn.Linear):
         return -1
     return -1 - len(layer.kernel_size) if isinstance(layer, _ConvNd) else None
 
 
 def is_recurrent(layer: nn.Module) -> bool:
-    """Whether ``layer`` returns what PyTorch's recurrent layers and cells do: all of it ends with the hidden units."""
+    """Whether ``layer`` is a recurrent layer or cell without projection: its outputs end with the hidden units."""
     own = isinstance(layer, _RECURRENT) and any(type(layer).forward is kind.forward for kind in _RECURRENT)
     return own and not getattr(layer, "proj_size", 0)
 

@@ -1,8 +1,7 @@
-"""Recurrent layers on the meta device as one operation each.
+"""Runs each recurrent layer on the meta device as one operation.
 
-There, ATen takes a recurrent layer apart into a dozen operations for every layer, direction and time step: a pass over
-a thousand steps would take minutes. The operation behind cuDNN has the same weights and results, and its shapes are
-known.
+ATen decomposes a recurrent layer on the meta device into a dozen operations for every layer, direction and time step: a
+pass over a thousand steps would take minutes. The operation behind cuDNN has the same weights and result shapes.
 """
 
 from __future__ import annotations
@@ -20,30 +19,30 @@ _MODES = {"rnn_relu": 0, "rnn_tanh": 1, "lstm": 2, "gru": 3}  # as cuDNN numbers
 _GATES = {"lstm": 4, "gru": 3}
 
 
-def whole_recurrence(module: nn.Module) -> AbstractContextManager[Any]:
-    """The context for passes of ``module``; without recurrent layers there is nothing to do."""
+def fused_recurrence(module: nn.Module) -> AbstractContextManager[Any]:
+    """The context for forward passes of ``module``; it has no effect without recurrent layers."""
     recurrent = any(isinstance(layer, nn.RNNBase) for _, layer in named_modules(module))
-    return WholeRecurrence() if recurrent else nullcontext()
+    return FusedRecurrence() if recurrent else nullcontext()
 
 
-class WholeRecurrence(TorchFunctionMode):
-    """Runs ``lstm``, ``gru``, ``rnn_tanh`` and ``rnn_relu`` on meta tensors as ``aten::_cudnn_rnn``."""
+class FusedRecurrence(TorchFunctionMode):
+    """Function mode that runs ``lstm``, ``gru``, ``rnn_tanh`` and ``rnn_relu`` on meta tensors as one operation."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func``."""
         name = getattr(func, "__name__", "")
         if name in _MODES and not kwargs and len(args) == 9 and args[0].is_meta and isinstance(args[2], (list, tuple)):
-            found = _whole(name, *args)
+            found = _fused(name, *args)
             if found is not None:
                 return found
         return func(*args, **(kwargs or {}))
 
 
-def _whole(
+def _fused(
     name: str, source: Tensor, state: Any, weights: Any, biased: bool, layers: int, dropout: float, train: bool,
     bidirectional: bool, batch_first: bool,
 ) -> tuple[Tensor, ...] | None:  # fmt: skip
-    """The results of a recurrent layer; None where this operation does not have its like."""
+    """The results of a recurrent layer; None where ``aten::_cudnn_rnn`` does not support it."""
     hidden, cell = state if name == "lstm" else (state, None)
     width, stride = hidden.shape[-1], 4 if biased else 2
     directions = 2 if bidirectional else 1
@@ -56,7 +55,7 @@ def _whole(
         read = source.shape[-1] if number < directions else directions * width
         sizes = [(rows, read), (rows, width), (rows,), (rows,)][:stride]
         if [tuple(weight.shape) for weight in weights[stride * number : stride * (number + 1)]] != sizes:
-            return None  # let PyTorch say what is wrong
+            return None  # PyTorch raises the error
     output, last, last_cell, *_ = torch.ops.aten._cudnn_rnn(
         source, list(weights), stride, None, hidden, cell, _MODES[name], width, 0, layers, batch_first, dropout, train,
         bidirectional, [], None,

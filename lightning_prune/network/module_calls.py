@@ -1,4 +1,4 @@
-"""How one forward pass calls the modules of a network."""
+"""Records how one forward pass calls the modules of a network."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ModuleCall:
     """One call of a module.
 
     Attributes:
-        misfit: Why it cannot be an identity's; None if it can.
-        macs: Multiply-accumulates in it for one example.
+        misfit: Why an identity cannot replace the module in this call; None if it can.
+        macs: Multiply-accumulates of the call for one example.
     """
 
     misfit: str | None
@@ -29,22 +29,31 @@ class ModuleCall:
 def record_module_calls(
     copy: nn.Module, inputs: Example, names: Collection[str]
 ) -> tuple[dict[str, list[ModuleCall]], int, list[Any]]:
-    """The calls of every module in ``names``, the multiply-accumulates in all, and the shapes of the outputs."""
+    """Run a forward pass in eval mode and record the calls of modules.
+
+    Args:
+        copy: A copy of the network; hooks are left on it.
+        inputs: The arguments of its forward pass.
+        names: Qualified names of the modules.
+
+    Returns:
+        Module name -> its calls, the multiply-accumulates of the pass for one example, and the shapes of the outputs.
+    """
     calls: dict[str, list[ModuleCall]] = {}
-    counter, begun = FlopCounterMode(display=False), dict[str, list[int]]()
+    counter, started = FlopCounterMode(display=False), dict[str, list[int]]()
 
     def macs(flops: int) -> int:
         return round(flops / 2 / inputs.batch)
 
     def before(name: str) -> Any:
-        return lambda *_: begun.setdefault(name, []).append(counter.get_total_flops())
+        return lambda *_: started.setdefault(name, []).append(counter.get_total_flops())
 
     def after(name: str) -> Any:
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            flops = counter.get_total_flops() - begun[name].pop()
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            flops = counter.get_total_flops() - started[name].pop()
             calls.setdefault(name, []).append(ModuleCall(_misfit(args, kwargs, output), macs(flops)))
 
-        return note
+        return record
 
     for name in names:
         module = copy.get_submodule(name)
@@ -62,9 +71,9 @@ def shapes_of(output: Any) -> list[Any]:
 
 def _misfit(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> str | None:
     if not args:
-        return "its input is not its first argument by place; call it with that first: block(x, mask=mask)"
+        return "its input is not its first positional argument; call it as block(x, mask=mask)"
     if not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
-        return "what it receives first or what it returns is not one tensor"
+        return "its first argument or its output is not one tensor"
     if args[0].shape != output.shape:
         return f"it turns {tuple(args[0].shape)} into {tuple(output.shape)}"
     if args[0].dtype != output.dtype:
@@ -72,7 +81,7 @@ def _misfit(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> st
     others = [tensor for tensor in tensors_in([*args[1:], *kwargs.values()]) if tensor is not args[0]]
     if any((tensor.shape, tensor.dtype) == (output.shape, output.dtype) for tensor in others):
         return (
-            "several of its inputs have the shape of its output, so which one it hands on is not known; give an "
-            "example in which their shapes differ"
+            "several of its inputs have the shape of its output, so it is not known which one an identity "
+            "returns; give an example in which their shapes differ"
         )
     return None

@@ -1,4 +1,4 @@
-"""Tensors of which every rank holds a part (DTensor, as FSDP2 and tensor parallelism make them)."""
+"""Sharded tensors, of which every rank holds a part (DTensor of FSDP2 and tensor parallelism)."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from torch import Tensor, nn
 
 
 def reshard(module: nn.Module) -> None:
-    """Throw away the whole parameters that FSDP2 leaves behind a forward pass, and take the parts again."""
+    """Free the full parameters that FSDP2 keeps after a forward pass, so that every rank holds only its shard."""
     for below in module.modules():
-        put_back = getattr(below, "reshard", None)
-        if callable(put_back):
-            put_back()
+        reshard_module = getattr(below, "reshard", None)
+        if callable(reshard_module):
+            reshard_module()
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether ranks hold parts of a parameter of ``module``."""
+    """Whether a parameter of ``module`` is sharded over ranks."""
     reshard(module)
     return any(_is_dtensor(parameter) for parameter in module.parameters())
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor; of a sharded one every rank has to ask for it."""
+    """The full tensor; for a sharded tensor this is a collective operation that every rank must call."""
     return tensor.full_tensor() if _is_dtensor(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
 
 
 @torch.no_grad()
 def local_tensor(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor, in the same memory."""
+    """The shard of a tensor that this rank holds, without a copy."""
     return tensor.to_local() if _is_dtensor(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
 
 
 def shard_like(values: Tensor, tensor: Tensor) -> Tensor:
-    """The part of ``values`` that belongs to what this rank holds of ``tensor``, on its device."""
+    """The part of ``values`` that corresponds to this rank's shard of ``tensor``, on its device."""
     if not _is_dtensor(tensor):
         return values.to(tensor.device)
     from torch.distributed.tensor import distribute_tensor
@@ -44,7 +44,7 @@ def shard_like(values: Tensor, tensor: Tensor) -> Tensor:
 
 
 class FullTensors(Mapping[str, Tensor]):
-    """Tensors by name, each put together when it is asked for."""
+    """Mapping of names to full tensors, each gathered from its shards when it is accessed."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors

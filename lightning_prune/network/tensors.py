@@ -1,4 +1,4 @@
-"""The tensors of modules and inside nested values."""
+"""Tensors of modules and inside nested values."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ _PLAIN = frozenset((type(None), bool, int, float, str))
 
 
 def named_modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """What ``module.named_modules()`` yields, in half the time."""
-    found, known, due = [], set(), [("", module)]
-    while due:
-        path, owner = due.pop()
+    """The list of ``module.named_modules()``, in half the time."""
+    found, known, pending = [], set(), [("", module)]
+    while pending:
+        path, owner = pending.pop()
         if owner in known:
             continue
         known.add(owner)
         found.append((path, owner))
         prefix = f"{path}." if path else ""
-        below = [(prefix + key, child) for key, child in owner._modules.items() if child is not None]
-        due += reversed(below)
+        children = [(prefix + key, child) for key, child in owner._modules.items() if child is not None]
+        pending += reversed(children)
     return found
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, then buffers, each tensor once under its first name.
+    """Names and tensors of parameters, then of buffers; each tensor once, under its first name.
 
     Raises:
         ValueError: If one of them is lazy.

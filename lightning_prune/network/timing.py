@@ -1,4 +1,4 @@
-"""How long passes of a network take, and each of its layers in them."""
+"""Times the forward passes of a network, and each of its layers in them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lightning_prune.network.tensors import named_tensors
 
 _WARMUP = 3
 _FEWEST, _MOST = 5, 200  # timed passes of one network
-_SECONDS = 1.0  # of timing one network, once it has had its fewest passes
-_PATIENCE = 5.0  # the same, where the machine is so busy that a median is not yet known to a hundredth
+_SECONDS = 1.0  # duration of the measurement of one network, after its fewest passes
+_MAX_SECONDS = 5.0  # the same on a busy machine, where the standard error of the median is above 1 %
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 _One = TypeVar("_One")
@@ -27,22 +27,22 @@ _Other = TypeVar("_Other")
 
 
 class Clock:
-    """Tells how much time a device spends between two moments, and waits for it only where it has no events.
+    """Measures the time between two points in the work of a device; uses events on CUDA and synchronizes elsewhere.
 
     Args:
-        device: Where the work is done.
+        device: The device.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def mark(self) -> Any:
-        """This moment in the work of the device."""
+        """A mark of the current point in the work of the device."""
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record(torch.cuda.current_stream(self.device))
             return event
-        self._wait()
+        self._synchronize()
         return time.perf_counter()
 
     def ms(self, start: Any, end: Any) -> float:
@@ -53,13 +53,13 @@ class Clock:
         return 1000 * float(end - start)
 
     def pass_ms(self, call: Callable[[], Any]) -> float:
-        """Milliseconds that ``call`` takes on a device that has nothing else left to do."""
-        self._wait()
+        """Milliseconds that ``call`` takes on the device after all earlier work is finished."""
+        self._synchronize()
         start = self.mark()
         call()
         return self.ms(start, self.mark())
 
-    def _wait(self) -> None:
+    def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type != "cpu":
@@ -67,7 +67,7 @@ class Clock:
 
 
 def time_network(network: nn.Module, inputs: Example, layers: Iterable[str]) -> tuple[float, dict[str, float]]:
-    """Median milliseconds of a pass, and of each of ``layers`` in it until the next begins."""
+    """Median milliseconds of a forward pass, and of each of ``layers`` from its start to the start of the next."""
     clock, names = Clock(device_of(network)), list(layers)
     turns = _in_turns(
         clock,
@@ -81,24 +81,24 @@ def time_network(network: nn.Module, inputs: Example, layers: Iterable[str]) -> 
 
 
 def time_ratio(network: nn.Module, reference: nn.Module, inputs: Example) -> float:
-    """How many times as long as a pass of ``reference`` one of ``network`` takes: the median of passes in turns."""
+    """Ratio of the latency of ``network`` to that of ``reference``: the median over alternating passes."""
     clock = Clock(device_of(network))
     turns = _in_turns(
         clock,
         lambda: clock.pass_ms(lambda: inputs.run(network)),
         lambda: clock.pass_ms(lambda: inputs.run(reference)),
-        lambda turns: median_error([ms / beside for ms, beside in turns]) < 0.01,
+        lambda turns: median_error([ms / reference_ms for ms, reference_ms in turns]) < 0.01,
     )
-    return statistics.median(ms / beside for ms, beside in turns)
+    return statistics.median(ms / reference_ms for ms, reference_ms in turns)
 
 
 def median_error(values: Sequence[float]) -> float:
-    """Standard error of the median as a share of it, whatever the distribution is.
+    """Relative standard error of the median, for any distribution.
 
     The rank of the true median among n values is binomial: n / 2 with a standard deviation of sqrt(n) / 2.
 
     Example:
-        >>> round(median_error([1.0, 1.0, 1.0, 1.0, 1.1, 1.2, 1.3, 1.4, 9.0]), 4)  # 1.0 and 1.3, beside 1.1
+        >>> round(median_error([1.0, 1.0, 1.0, 1.0, 1.1, 1.2, 1.3, 1.4, 9.0]), 4)  # 1.0 and 1.3 around 1.1
         0.1364
     """
     ranked, half = sorted(values), len(values) ** 0.5 / 2
@@ -112,44 +112,47 @@ def _in_turns(
     second: Callable[[], _Other],
     settled: Callable[[list[tuple[_One, _Other]]], bool] = lambda _: True,
 ) -> list[tuple[_One, _Other]]:
-    """What two measurements give again and again, once they are warm, until they are settled or it takes too long."""
+    """Results of two alternating measurements after a warm-up, until they are ``settled`` or a limit is reached."""
     forked = torch.random.fork_rng([clock.device] if clock.device.type == "cuda" else [])
     with torch.inference_mode(), forked, running_eagerly():
         for _ in range(_WARMUP):
             first(), second()
-        begun = time.perf_counter()
+        started = time.perf_counter()
         turns: list[tuple[_One, _Other]] = []
         while len(turns) < _MOST:
             turns.append((first(), second()))
-            spent = time.perf_counter() - begun
-            if len(turns) >= _FEWEST and spent >= _SECONDS and (spent >= _PATIENCE or settled(turns)):
+            spent = time.perf_counter() - started
+            if len(turns) >= _FEWEST and spent >= _SECONDS and (spent >= _MAX_SECONDS or settled(turns)):
                 break
     return turns
 
 
 def _by_layer(network: nn.Module, inputs: Example, clock: Clock, layers: Iterable[str]) -> dict[str, float]:
-    """Milliseconds from the beginning of each layer to that of the next, in all calls of one pass."""
-    begun: list[tuple[str, Any]] = []
+    """Milliseconds from the start of each layer to the start of the next, summed over all calls of one pass."""
+    started: list[tuple[str, Any]] = []
     spent = dict.fromkeys(layers, 0.0)
     hooks = [
         network.get_submodule(layer).register_forward_pre_hook(
-            lambda *_, layer=layer: begun.append((layer, clock.mark()))  # type: ignore[misc]
+            lambda *_, layer=layer: started.append((layer, clock.mark()))  # type: ignore[misc]
         )
         for layer in spent
     ]
     clock.pass_ms(lambda: inputs.run(network))
-    begun.append(("", clock.mark()))
+    started.append(("", clock.mark()))
     for hook in hooks:
         hook.remove()
-    for (layer, start), (_, end) in pairwise(begun):
+    for (layer, start), (_, end) in pairwise(started):
         spent[layer] += clock.ms(start, end)
     return spent
 
 
 def timed_layers(network: nn.Module) -> dict[str, list[str]]:
-    """The outermost modules that compute something of their own with parameters, and names of their parameters.
+    """The layers to time: outermost modules that compute with parameters of their own.
 
-    Layers of PyTorch count as a whole; other modules are looked into, unless only they themselves have parameters.
+    A layer of PyTorch is one entry. Other modules are searched for layers, unless no submodule has parameters.
+
+    Returns:
+        Module name -> names of its parameters.
     """
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     found: dict[str, list[str]] = {}
@@ -169,5 +172,5 @@ def timed_layers(network: nn.Module) -> dict[str, list[str]]:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where the first parameter or buffer is; the CPU where there is none."""
+    """The device of the first parameter or buffer; the CPU where there is none."""
     return next((tensor.device for _, tensor in named_tensors(module)), torch.device("cpu"))

@@ -136,10 +136,10 @@ class MaskPruner(Pruner):
 
     def _modify(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None:
         self.masks = {name: mask.cpu() for name, mask in report.plan.masks.items()}
-        self.keeper(model).apply(optimizers)
+        self.enforcer(model).apply(optimizers)
 
-    def keeper(self, model: nn.Module) -> MaskEnforcer:
-        """The enforcer of the masks of ``model``."""
+    def enforcer(self, model: nn.Module) -> MaskEnforcer:
+        """An enforcer of the present masks on ``model``."""
         reshard(model)
         return MaskEnforcer(dict(model.named_parameters()), self.masks)
 

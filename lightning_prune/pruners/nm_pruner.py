@@ -41,7 +41,7 @@ class NMPruner(MaskPruner):
             if name not in found:
                 frozen[name] = "a vector has no input dimension"
             elif found[name].inputs % self._m:
-                frozen[name] = f"its {found[name].inputs} inputs are no multiple of {self._m}"
+                frozen[name] = f"its {found[name].inputs} inputs are not a multiple of {self._m}"
             else:
                 covered[name] = parameter
         if not covered:

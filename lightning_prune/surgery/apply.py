@@ -1,4 +1,4 @@
-"""Apply a plan: to a module, and to the optimizers that train it."""
+"""Application of a plan to a module and to the optimizers that train it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from lightning_prune.surgery.weight_norms import update_magnitude, weight_norm_m
 
 
 def apply_plan(module: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) -> None:
-    """Remove what ``plan`` does not keep from ``module``, from pending gradients and from optimizer state.
+    """Remove everything that ``plan`` does not keep from ``module``, from its gradients and from optimizer state.
 
-    Every parameter that is left stays the same object, so optimizers, tied weights and parameter order are as before.
+    Remaining parameters stay the same objects, so that optimizers, tied weights and the order of parameters are
+    unchanged.
 
     Args:
         module: The network that the plan was made for.
-        plan: What to keep; its masks are not applied here.
-        optimizers: State tensors are sliced along the dimensions they share with their parameter (factored moments
-            share some of them, step counts none). State that cannot be sliced begins anew, with a warning. Parameters
-            of modules that are removed leave their group, which stays even if it is empty.
+        plan: What is kept; its masks are not applied here.
+        optimizers: Optimizers of the network. State tensors are sliced along the dimensions that they share with their
+            parameter (factored moments share some of them, step counts none). State that cannot be sliced is reset,
+            with a warning. Parameters of removed modules are removed from their group, which may become empty.
 
     Raises:
         ValueError: If the plan does not fit the module.
@@ -49,14 +50,14 @@ def apply_plan(module: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = 
     if plan.removed_modules:
         before = list(module.parameters())
         remove_modules(module, plan.removed_modules)
-        left = set(module.parameters())
-        gone = {parameter for parameter in before if parameter not in left}
+        remaining = set(module.parameters())
+        removed = {parameter for parameter in before if parameter not in remaining}
         for optimizer in optimizers:
-            _forget(optimizer, gone)
+            _remove_parameters(optimizer, removed)
 
 
 def remove_modules(module: nn.Module, names: Iterable[str]) -> None:
-    """Put an identity in the place of every module in ``names``; all others keep their names."""
+    """Replace every module in ``names`` by an identity; all other modules keep their names."""
     for name in names:
         path, _, key = name.rpartition(".")
         children = module.get_submodule(path)._modules
@@ -66,7 +67,7 @@ def remove_modules(module: nn.Module, names: Iterable[str]) -> None:
 
 
 def set_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Set integers that the modules inside ``module`` keep: name -> value, or {position: value} for a tuple or list."""
+    """Set integer attributes of submodules: module name -> attribute -> value; {position: value} for tuples."""
     for path, values in attributes.items():
         owner = module.get_submodule(path)
         for name, value in values.items():
@@ -77,11 +78,11 @@ def set_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]
 
 
 def _check(plan: Plan, tensors: Mapping[str, Tensor]) -> None:
-    last: dict[int, int] = {}  # of an index, which many dimensions share
+    last: dict[int, int] = {}  # id of an index tensor, which many dimensions share -> its last entry
     for name, dims in plan.keep.items():
         if name not in tensors:
             raise ValueError(
-                f"the plan keeps parts of {name!r}, which the module does not have; was it made for another?"
+                f"the plan keeps parts of {name!r}, which the module does not have; was it made for another module?"
             )
         for dim, index in dims.items():
             size = tensors[name].shape[dim] if dim < tensors[name].dim() else 0
@@ -98,19 +99,21 @@ def _check_modules(plan: Plan, module: nn.Module) -> None:
     modules = dict(module.named_modules()) if plan.removed_modules else {}
     for name in plan.removed_modules:
         if not name or name not in modules:
-            raise ValueError(f"the plan removes {name!r}, which the module does not have; was it made for another?")
+            raise ValueError(
+                f"the plan removes {name!r}, which the module does not have; was it made for another module?"
+            )
         if is_identity(modules[name]):
-            raise ValueError(f"the plan removes {name!r}, which is an identity already; was it already applied?")
+            raise ValueError(f"the plan removes {name!r}, which is already an identity; was it already applied?")
 
 
-def _forget(optimizer: Optimizer, gone: Collection[Tensor]) -> None:
-    """Let ``optimizer`` train and remember the parameters in ``gone`` no more."""
+def _remove_parameters(optimizer: Optimizer, removed: Collection[Tensor]) -> None:
+    """Remove parameters and their state from ``optimizer``."""
     for group in optimizer.param_groups:
-        left = [index for index, parameter in enumerate(group["params"]) if parameter not in gone]
+        kept = [index for index, parameter in enumerate(group["params"]) if parameter not in removed]
         for key in ("params", "param_names"):
             if key in group:
-                group[key] = [group[key][index] for index in left]
-    for parameter in gone:
+                group[key] = [group[key][index] for index in kept]
+    for parameter in removed:
         optimizer.state.pop(parameter, None)
 
 
@@ -123,44 +126,44 @@ def _slice_tensor(tensor: Tensor, dims: Mapping[int, Tensor]) -> None:
         tensor.grad = select(grad, dims)
 
 
-def _slice_state(optimizer: Optimizer, cut: Mapping[Tensor, Mapping[int, Tensor]]) -> None:
-    """Slice the state of the parameters in ``cut``, which still have their old shapes."""
-    lost, anew = _lost_keys(optimizer), 0
-    for parameter, dims in cut.items():
+def _slice_state(optimizer: Optimizer, sliced: Mapping[Tensor, Mapping[int, Tensor]]) -> None:
+    """Slice the state of the parameters in ``sliced``, which still have their old shapes."""
+    unaligned, reset = _unaligned_keys(optimizer), 0
+    for parameter, dims in sliced.items():
         state = optimizer.state.get(parameter, {})
-        if lost & state.keys():
+        if unaligned & state.keys():
             del optimizer.state[parameter]
-            anew += 1
+            reset += 1
             continue
         for key, value in state.items():
             if isinstance(value, Tensor) and value.dim() == parameter.dim():
                 shared = {dim: index for dim, index in dims.items() if value.shape[dim] == parameter.shape[dim]}
                 state[key] = select(value, shared)
-    if anew and not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0):
+    if reset and not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0):
         warnings.warn(
-            f"{type(optimizer).__name__} keeps {', '.join(map(repr, sorted(lost)))} in other shapes than its "
-            f"parameters: channels cannot be cut from them, so its state of {anew} pruned parameters begins anew",
+            f"{type(optimizer).__name__} keeps {', '.join(map(repr, sorted(unaligned)))} in other shapes than its "
+            f"parameters: channels cannot be removed from them, so its state of {reset} pruned parameters is reset",
             stacklevel=3,
         )
 
 
-def _lost_keys(optimizer: Optimizer) -> set[str]:
-    """What ``optimizer`` remembers in tensors that do not lie along their parameter.
+def _unaligned_keys(optimizer: Optimizer) -> set[str]:
+    """Keys of the optimizer state whose tensors do not have the dimensions of their parameter.
 
-    One parameter tells for all: a square matrix has the shape of the statistics of its rows.
+    A key counts if it is unaligned for any parameter: for a square matrix, statistics of its rows have its shape.
     """
     return {
         key
         for parameter, state in optimizer.state.items()
         if isinstance(parameter, Tensor)
         for key, value in state.items()
-        if not _along(value, parameter) and any(tensor.numel() > 1 for tensor in tensors_in(value))
+        if not _is_aligned(value, parameter) and any(tensor.numel() > 1 for tensor in tensors_in(value))
     }
 
 
-def _along(value: Any, parameter: Tensor) -> bool:
-    """Whether ``value`` is a tensor of which every dimension is that of ``parameter``, or reduced to 1."""
-    if type(value) not in (Tensor, nn.Parameter):  # subclasses keep their values in blocks, whatever their shape says
+def _is_aligned(value: Any, parameter: Tensor) -> bool:
+    """Whether ``value`` is a tensor with the dimensions of ``parameter``, each of the same size or of size 1."""
+    if type(value) not in (Tensor, nn.Parameter):  # subclasses may store their values in another layout
         return False
     return value.dim() == parameter.dim() and all(
         own in (1, size) for own, size in zip(value.shape, parameter.shape, strict=True)
@@ -168,10 +171,10 @@ def _along(value: Any, parameter: Tensor) -> bool:
 
 
 def replace_data(tensor: Tensor, data: Tensor) -> None:
-    """Give ``tensor`` other data, of another shape; it stays the same object.
+    """Replace the data of ``tensor`` by data of another shape; the tensor stays the same object.
 
-    A graph of the old shape may be alive, in an output that somebody kept: with it lives the node that accumulates the
-    gradient of ``tensor``, and that node expects the old shape. A change of dtype makes PyTorch drop it.
+    An autograd graph of the old shape may still be referenced, for example by an output. Its node that accumulates the
+    gradient of ``tensor`` expects the old shape; a temporary change of dtype makes PyTorch drop this node.
     """
     other = torch.float32 if tensor.dtype == torch.float64 else torch.float64
     if tensor.requires_grad and not tensor.is_meta:
@@ -180,18 +183,18 @@ def replace_data(tensor: Tensor, data: Tensor) -> None:
 
 
 def zero_removed(module: nn.Module, plan: Plan) -> None:
-    """Mask instead of removing: write 0 where ``plan`` keeps nothing (1 into running variances).
+    """Mask instead of removing: set to 0 everything that ``plan`` does not keep (running variances to 1).
 
-    What removal has to be equal to, for networks without statistics across channels. Rows of a weight under
-    ``weight_norm`` are divided by the norms that they had.
+    For networks without statistics across channels, removal has to give the same outputs as this masking. Rows of a
+    weight under ``weight_norm`` are divided by the norms that they had before.
     """
     with torch.no_grad():
         tensors, directions = dict(named_tensors(module)), weight_norm_magnitudes(module)
         before = {name: tensors[name].clone() for name in directions if name in plan.keep}
         for name, tensor in tensors.items():
             for dim, index in plan.keep.get(name, {}).items():
-                gone = torch.ones(tensor.shape[dim], dtype=torch.bool, device=tensor.device)
-                gone[index] = False
-                tensor.index_fill_(dim, gone.nonzero().flatten(), 1.0 if name.endswith("running_var") else 0.0)
+                removed = torch.ones(tensor.shape[dim], dtype=torch.bool, device=tensor.device)
+                removed[index] = False
+                tensor.index_fill_(dim, removed.nonzero().flatten(), 1.0 if name.endswith("running_var") else 0.0)
         for name, direction in before.items():
             update_magnitude(tensors[name], tensors[directions[name]], direction)

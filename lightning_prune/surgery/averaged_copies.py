@@ -1,4 +1,4 @@
-"""Averaged copies of a network (EMA, SWA), which have to follow what happens to the network."""
+"""Averaged copies of a network (EMA, SWA), which are pruned along with it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _Entry = TypeVar("_Entry")
 
 
 def plan_for_part(plan: Plan, module: nn.Module, path: str) -> Plan:
-    """What ``plan``, made for ``module``, says about its part at ``path``, in the part's own names.
+    """The part of ``plan`` that concerns the submodule at ``path``, with the names inside this submodule.
 
-    A plan knows a shared tensor or module by its first name in ``module``, which may lie outside the part.
+    A plan contains a shared tensor or module under its first name in ``module``, which may be outside the submodule.
     """
     part, tensors = module.get_submodule(path), _names_in(module, path)
     paths = {id(below): name for name, below in named_modules(module)}
@@ -38,11 +38,11 @@ def plan_for_part(plan: Plan, module: nn.Module, path: str) -> Plan:
 
 
 def with_averages(plan: Plan, module: nn.Module) -> Plan:
-    """``plan``, and the same for every averaged model inside ``module``; neither is changed.
+    """``plan``, extended to every averaged model inside ``module``; neither argument is changed.
 
     Args:
-        plan: Made for ``module``.
-        module: A network, as it is before the plan is carried out.
+        plan: A plan for ``module``.
+        module: A network to which the plan has not been applied yet.
     """
     for path, average in averages_in(module).items():
         own = _plan_for_copy(plan, module, average.module, f"at {path!r}")
@@ -58,7 +58,7 @@ def with_averages(plan: Plan, module: nn.Module) -> Plan:
 
 
 def following_averages(coupling: Coupling, module: nn.Module) -> Coupling:
-    """``coupling``, with the averaged models inside ``module`` as large as what they average."""
+    """``coupling``, with the dimensions of the averaged models inside ``module`` tied to what they average."""
     averages = averages_in(module)
     sources = {path: source_of(average.module, module) for path, average in averages.items()}
     dims = {
@@ -77,14 +77,14 @@ def apply_to_copies(
 ) -> None:
     """Apply ``plan`` to the copies that ``holders`` keep outside ``module``, before it is applied to ``module`` itself.
 
-    These are copies of all of ``module``, and averaged models of its parts. Their masked weights become zero; an
-    average of zeros stays zero.
+    These are copies of the whole ``module`` and averaged models of its submodules. Their masked weights are set to
+    zero; an average of zeros stays zero.
 
     Args:
         holders: Objects that may keep copies, such as callbacks.
         plan: A plan for ``module``.
         module: The network that was copied.
-        before: Called with each copy and its plan before the copy is changed, to record what it was.
+        before: Called with each copy and its plan before the copy is changed, to record its state.
     """
     inside = set(module.modules())
     holders = list(holders)
@@ -103,8 +103,8 @@ def _plan_for_copy(plan: Plan, module: nn.Module, copy: nn.Module, where: str) -
     source = source_of(copy, module)
     if source is None:
         warnings.warn(
-            f"the averaged {type(copy).__name__} {where} is a copy of no part of {type(module).__name__} as it is now: "
-            "it stays as it is. Make it from the network itself, or from a submodule.",
+            f"the averaged {type(copy).__name__} {where} is not a copy of {type(module).__name__} or of one of its "
+            "submodules, so it is not pruned. Create it from the network itself, or from a submodule.",
             stacklevel=3,
         )
         return Plan()
@@ -112,17 +112,17 @@ def _plan_for_copy(plan: Plan, module: nn.Module, copy: nn.Module, where: str) -
 
 
 def _names_in(module: nn.Module, path: str) -> dict[str, str]:
-    """For every tensor of the part at ``path``, by its name there, its name in ``module``."""
+    """Name of a tensor in the submodule at ``path`` -> its name in ``module``."""
     names = {id(tensor): name for name, tensor in named_tensors(module)}
     return {name: names[id(tensor)] for name, tensor in named_tensors(module.get_submodule(path))}
 
 
 def _renamed(entries: Mapping[str, _Entry], names: Mapping[str, str]) -> dict[str, _Entry]:
-    """Entries by new names; ``names`` tells the old one of each."""
+    """Entries by their new names; ``names`` maps new names to old ones."""
     return {new: entries[old] for new, old in names.items() if old in entries}
 
 
 def _with(entries: Mapping[str, _Entry], path: str, own: Mapping[str, _Entry]) -> dict[str, _Entry]:
-    """``entries`` with those of the module at ``path`` replaced by ``own``, which has the names inside it."""
+    """``entries`` with those of the module at ``path`` replaced by ``own``, whose names are relative to this module."""
     others = {name: entry for name, entry in entries.items() if not is_inside(name, [path])}
     return others | {f"{path}.{name}".rstrip("."): entry for name, entry in own.items()}

@@ -1,4 +1,4 @@
-"""Try widths on a copy before the real network is touched."""
+"""Dry run of a removal on a copy: it finds the groups of channels that cannot be removed."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from lightning_prune.surgery.apply import apply_plan, zero_removed
 from lightning_prune.surgery.plan import Plan
 from lightning_prune.surgery.removal import plan_removal
 
-OTHER_CODE_PATH = "with fewer channels the forward pass takes another way"
-_OTHER_SETTINGS = "forward calls an operation with numbers that follow the width, such as its padding or epsilon"
+OTHER_CODE_PATH = "with fewer channels the forward pass follows a different code path"
+_OTHER_SETTINGS = "forward calls an operation with numbers that depend on the width, such as its padding or epsilon"
 
 
 @dataclass(frozen=True)
 class DryRunResult:
-    """What became of an attempt.
+    """Result of a dry run.
 
     Attributes:
-        failing: Group name -> why it cannot be pruned, for the groups without which the others can.
-        constants: The same for ``Coupling.constants``.
-        apart: Whether the smaller network runs other operations than the one with zeros, where values decide on these.
+        failing: Group name -> reason why it cannot be pruned; all other groups can be pruned together.
         scalars: The scalars that the smaller network multiplies by, in the order of ``Coupling.scalars``; empty where
-            its passes cannot be compared.
+            the forward passes cannot be compared.
+        constants: The constants of the smaller network, in the order of ``Coupling.constants``.
+        apart: Whether the smaller network runs other operations than the masked one, for networks whose operations
+            depend on values.
     """
 
     failing: Mapping[str, str]
@@ -44,43 +45,43 @@ class DryRunResult:
 
 
 def try_widths(model: nn.Module, example: Example, coupling: Coupling, removed: Mapping[str, Tensor]) -> DryRunResult:
-    """Run the network as it would be on a copy, in eval and in train mode, and find the groups that break it.
+    """Run the pruned network on a copy, in eval and in train mode, and find the groups that make it fail.
 
-    Where train mode runs the same operations on the same shapes, eval mode speaks for it.
+    Train mode is run only where it differs from eval mode in operations or shapes.
 
     The outputs must keep their shapes, and every reshape, slice and split must give the shape that the analysis
-    foresees: a ``-1`` beside a number written in the code takes what is left, which would run, with channels in the
-    wrong places. What is foreseen also tells which groups are at fault; where it does not, bisection does.
+    predicts: a ``-1`` next to a number written in the code would run without an error, with channels in the wrong
+    places. A wrong shape identifies the failing groups; for other errors, they are found by bisection.
 
     Args:
-        model: The network; it is not touched.
-        example: What its forward receives.
-        coupling: Its analysis.
-        removed: Group name -> bool tensor (units,), True where the unit goes.
+        model: The network; it is not changed.
+        example: Its example input.
+        coupling: The analysis of the network.
+        removed: Group name -> bool tensor of shape (units,), True where the unit is removed.
     """
     bundle_of = {name: tuple(bundle.quantum) for bundle in coupling.bundles for name in bundle.quantum}
     active = [name for name, units in removed.items() if units.any()]
-    blamed: dict[str, str] = {}
+    failing: dict[str, str] = {}
 
     def attempt(names: Iterable[str]) -> _Attempt:
         return _attempt(model, example, coupling, {name: removed[name] for name in names})
 
     while (last := attempt(active)).error is not None and active:
-        named = {mate for name in last.suspects for mate in bundle_of.get(name, (name,))} & set(active)
-        culprits = dict.fromkeys(sorted(named), last.error) if named else _bisected(active, bundle_of, attempt)
-        blamed.update(culprits)
-        active = [name for name in active if name not in culprits]
-        if not culprits:  # each half works and the whole does not
-            blamed.update(dict.fromkeys(active, last.error))
+        suspects = {member for name in last.suspects for member in bundle_of.get(name, (name,))} & set(active)
+        found = dict.fromkeys(sorted(suspects), last.error) if suspects else _bisected(active, bundle_of, attempt)
+        failing.update(found)
+        active = [name for name in active if name not in found]
+        if not found:  # each half runs, but both together fail
+            failing.update(dict.fromkeys(active, last.error))
             active = []
-    return DryRunResult(blamed, last.scalars, last.constants, last.apart)
+    return DryRunResult(failing, last.scalars, last.constants, last.apart)
 
 
 def _bisected(names: list[str], bundle_of: Mapping[str, tuple[str, ...]], attempt: Any) -> dict[str, str]:
-    """The members of ``names`` without which the rest works together."""
+    """The failing groups among ``names``, found by bisection; all others can be removed together."""
     parts = list(dict.fromkeys(tuple(m for m in bundle_of.get(name, (name,)) if m in names) for name in names))
     accepted: list[str] = []
-    blamed: dict[str, str] = {}
+    failing: dict[str, str] = {}
 
     def search(some: list[tuple[str, ...]]) -> None:
         if not some:
@@ -90,17 +91,19 @@ def _bisected(names: list[str], bundle_of: Mapping[str, tuple[str, ...]], attemp
         if error is None:
             accepted.extend(inside)
         elif len(some) == 1:
-            blamed.update(dict.fromkeys(inside, error))
+            failing.update(dict.fromkeys(inside, error))
         else:
             search(some[: len(some) // 2])
             search(some[len(some) // 2 :])
 
     search(parts)
-    return blamed
+    return failing
 
 
 @dataclass(frozen=True)
 class _Attempt:
+    """Result of running the network without some groups: the error if it fails, and the groups that may cause it."""
+
     error: str | None
     suspects: tuple[str, ...] = ()
     scalars: tuple[float, ...] = ()
@@ -110,34 +113,34 @@ class _Attempt:
 
 def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Mapping[str, Tensor]) -> _Attempt:
     plan = plan_removal(removed, coupling)
-    gone = {name: int(units.sum()) for name, units in removed.items()}
+    counts = {name: int(units.sum()) for name, units in removed.items()}
 
     def use(copy: nn.Module, inputs: Example) -> _Attempt:
         apply_plan(copy, plan)
-        watch = OperationLog(coupling.on_meta)
+        log = OperationLog(coupling.on_meta)
         eval_shapes: list[tuple[bool, tuple[int, ...]]] = []
 
         def train() -> Any:
-            watch.shapes[:] = eval_shapes  # an earlier try may have left others
+            log.shapes[:] = eval_shapes  # an earlier run may have logged others
             return inputs.run(copy.train())
 
         try:
-            with WithoutDropout(), watch:
+            with WithoutDropout(), log:
                 outputs = [inputs.run(copy.eval())]
-                scalars, constants, eval_shapes = tuple(watch.scalars), tuple(watch.constants), list(watch.shapes)
-                operations = watch.seen()
+                scalars, constants, eval_shapes = tuple(log.scalars), tuple(log.constants), list(log.shapes)
+                operations = log.seen()
                 if coupling.passes.train_differs:
                     outputs.append(run_as_training(train)[0])
         except Exception as error:
-            return _unforeseen(coupling, gone, watch.shapes) or _failure(coupling, gone, error, watch)
+            return _wrong_shape(coupling, counts, log.shapes) or _failure(coupling, counts, error, log)
         if not _same_shapes(coupling, [tensor.shape for tensor in tensors_in(outputs)]):
             changed = _Attempt("with fewer channels the shapes of the outputs change")
-            return _unforeseen(coupling, gone, watch.shapes) or changed
-        apart = _apart(coupling.passes.operations, operations)
-        if apart is not None and coupling.on_meta:
-            return _Attempt(apart)
-        differs = apart is not None and _apart(_masked_run(model, plan, inputs), operations) is not None
-        wrong = _detour(coupling, gone, eval_shapes, scalars)
+            return _wrong_shape(coupling, counts, log.shapes) or changed
+        difference = _difference(coupling.passes.operations, operations)
+        if difference is not None and coupling.on_meta:
+            return _Attempt(difference)
+        differs = difference is not None and _difference(_masked_run(model, plan, inputs), operations) is not None
+        wrong = _deviation(coupling, counts, eval_shapes, scalars)
         return wrong or _Attempt(None, scalars=scalars, constants=constants, apart=differs)
 
     attempt: _Attempt = run_on_copy(model, example, use, coupling.on_meta)
@@ -145,42 +148,41 @@ def _attempt(model: nn.Module, example: Example, coupling: Coupling, removed: Ma
 
 
 def _masked_run(model: nn.Module, plan: Plan, inputs: Example) -> tuple[Any, ...]:
-    """What a copy runs in which zeros stand for what ``plan`` removes: its values are those of the smaller network."""
-    copy, watch = copy_of(model), OperationLog(on_meta=False)
+    """The operations of a masked copy, whose values are those of the smaller network."""
+    copy, log = copy_of(model), OperationLog(on_meta=False)
     zero_removed(copy, plan)
-    with WithoutDropout(), watch:
+    with WithoutDropout(), log:
         inputs.run(copy.eval())
-    return watch.seen()
+    return log.seen()
 
 
-def _apart(before: tuple[Any, ...], now: tuple[Any, ...]) -> str | None:
-    """In what a pass of a smaller network differs from one of the network: operations, then what they are set to."""
+def _difference(before: tuple[Any, ...], now: tuple[Any, ...]) -> str | None:
+    """How two forward passes differ: in their operations, or else in the settings of these; None if they do not."""
     if before[:-1] != now[:-1]:
         return OTHER_CODE_PATH
     return None if same_settings(before[-1], now[-1]) else _OTHER_SETTINGS
 
 
-def _failure(coupling: Coupling, gone: Mapping[str, int], error: Exception, watch: OperationLog) -> _Attempt:
-    said = str(error).splitlines()[0] if str(error) else repr(error)
-    number = len(watch.shapes)
+def _failure(coupling: Coupling, counts: Mapping[str, int], error: Exception, log: OperationLog) -> _Attempt:
+    message = str(error).splitlines()[0] if str(error) else repr(error)
+    number = len(log.shapes)
     site = (
-        coupling.predicted_shapes[number]
-        if watch.failed_in_reshape and number < len(coupling.predicted_shapes)
-        else None
+        coupling.predicted_shapes[number] if log.failed_in_reshape and number < len(coupling.predicted_shapes) else None
     )
     if site is None or not site.dims:
-        return _Attempt(f"with fewer channels the forward pass fails: {said}")
-    return _Attempt(_written(site, "asks for", site.shape, site.after(gone)), _groups_of(site))
+        return _Attempt(f"with fewer channels the forward pass fails: {message}")
+    return _Attempt(_fixed_shape(site, "asks for", site.shape, site.after(counts)), _groups_of(site))
 
 
-def _written(site: PredictedShape, does: str, shape: tuple[int, ...], due: tuple[int, ...]) -> str:
+def _fixed_shape(site: PredictedShape, verb: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """The message for a shape that does not change with the width, because a number is written in the code."""
     where = f"{site.where!r}: " if site.where else ""
-    wrong = f"{does} the shape {shape} instead of {due} with fewer channels"
+    wrong = f"{verb} the shape {shape} instead of {expected} with fewer channels"
     return f"{where}forward {wrong}: a number is written in the code"
 
 
 def _same_shapes(coupling: Coupling, found: list[torch.Size]) -> bool:
-    """Whether the outputs have their old shapes; how many objects a detector finds is no matter of its shape."""
+    """Whether the outputs have their old shapes, except for the number of objects that a detector finds."""
     old = coupling.passes.outputs
     if coupling.on_meta:
         return [tuple(shape) for shape in found] == list(old)
@@ -189,33 +191,31 @@ def _same_shapes(coupling: Coupling, found: list[torch.Size]) -> bool:
     )
 
 
-def _detour(
-    coupling: Coupling, gone: Mapping[str, int], found: list[tuple[bool, tuple[int, ...]]], scalars: tuple[float, ...]
+def _deviation(
+    coupling: Coupling, counts: Mapping[str, int], found: list[tuple[bool, tuple[int, ...]]], scalars: tuple[float, ...]
 ) -> _Attempt | None:
-    """What the pass did otherwise than foreseen; values may change a detector's way, which is then not compared."""
-    sizes = coupling.predicted_shapes[
-        : coupling.passes.eval_shapes
-    ]  # train mode may go its own ways, as with layers left out at random
+    """The deviation of a pass from the predicted shapes; None for detectors, whose code path depends on values."""
+    sizes = coupling.predicted_shapes[: coupling.passes.eval_shapes]  # train mode may differ, as with stochastic depth
     if len(found) == len(sizes):
-        return _unforeseen(coupling, gone, found)
+        return _wrong_shape(coupling, counts, found)
     if not coupling.on_meta:
         return None
     cuts = [shape for cut, shape in found if cut]
-    if cuts == [site.after(gone) for site in sizes if site.cut] and len(scalars) == len(coupling.scalars):
-        due = iter(site.after(gone) for site in sizes if not site.cut)
-        if all(shape in due for cut, shape in found if not cut):  # a reshape that changes nothing may be left out
+    if cuts == [site.after(counts) for site in sizes if site.cut] and len(scalars) == len(coupling.scalars):
+        expected = iter(site.after(counts) for site in sizes if not site.cut)
+        if all(shape in expected for cut, shape in found if not cut):  # a reshape that changes nothing may be omitted
             return None
     return _Attempt(OTHER_CODE_PATH)
 
 
-def _unforeseen(
-    coupling: Coupling, gone: Mapping[str, int], found: list[tuple[bool, tuple[int, ...]]]
+def _wrong_shape(
+    coupling: Coupling, counts: Mapping[str, int], found: list[tuple[bool, tuple[int, ...]]]
 ) -> _Attempt | None:
-    """The first shape that is not what the analysis foresees, and the groups that it has to do with."""
+    """The first shape that the analysis does not predict, with the groups that it depends on."""
     for site, (_, shape) in zip(coupling.predicted_shapes, found, strict=False):
-        due = site.after(gone)
-        if site.dims and due != shape:
-            return _Attempt(_written(site, "gives", shape, due), _groups_of(site))
+        expected = site.after(counts)
+        if site.dims and expected != shape:
+            return _Attempt(_fixed_shape(site, "gives", shape, expected), _groups_of(site))
     return None
 
 

@@ -1,4 +1,4 @@
-"""What takes the place of a removed module."""
+"""Identity modules, which replace removed modules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Passthrough(nn.Identity):
-    """Returns its first argument and ignores all others, as ``nn.Identity`` refuses to: masks, a context, flags.
+    """Identity that returns its first argument and ignores all others, such as masks, a context or flags.
 
     Example:
         >>> import torch
@@ -18,12 +18,12 @@ class Passthrough(nn.Identity):
     """
 
     def forward(self, input: Tensor, /, *others: Any, **named: Any) -> Tensor:  # type: ignore[override]
-        """The first argument; another may be named ``input``."""
+        """Return the first argument; a keyword argument may be named ``input`` as well."""
         return input
 
 
 def identity_for(module: nn.Module) -> nn.Identity:
-    """What hands on the input of ``module``: PyTorch's own identity, or where more can be passed a ``Passthrough``."""
+    """The identity for ``module``: ``nn.Identity``, or ``Passthrough`` where it takes more than one argument."""
     try:
         takes = inspect.signature(module.forward).parameters
     except ValueError:  # written in C++
@@ -33,5 +33,5 @@ def identity_for(module: nn.Module) -> nn.Identity:
 
 
 def is_identity(module: nn.Module | None) -> bool:
-    """Whether it is what takes the place of a removed module."""
+    """Whether a module is an identity that replaces a removed module."""
     return type(module) in (nn.Identity, Passthrough)

@@ -1,4 +1,4 @@
-"""Plan: what one event keeps."""
+"""Plan of one pruning event: kept indices, masks, attributes and removed modules."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ _Entry = TypeVar("_Entry")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is kept of a network, against its shapes before the event.
+    """Plan of one pruning event: what is kept of a network, in its shapes before the event.
 
     Attributes:
-        keep: Tensor name -> dimension -> surviving indices (int64, ascending). Physical removal.
+        keep: Tensor name -> dimension -> kept indices (int64, ascending), for physical removal.
         masks: Parameter name -> bool mask of its shape, True where the weight survives.
-        attributes: Module name -> attribute -> value, for integers that modules keep and that have to follow.
-        scales: Tensor name -> dimension -> factor for every surviving index, for weights that make up for a scalar
-            which forward computes from a width.
-        removed_modules: Names of the modules that are removed as a whole: an identity takes their place.
+        attributes: Module name -> attribute -> new value, for integers that depend on the widths, such as
+            ``num_heads``; for tuples and lists {position: value}.
+        scales: Tensor name -> dimension -> one factor for every kept index. Weights are multiplied by them to
+            compensate
+            for scalars that forward computes from a width.
+        removed_modules: Names of the modules that are replaced by an identity.
 
     Example:
         >>> first = Plan(keep={"fc.weight": {0: torch.tensor([0, 2, 3])}})
@@ -40,21 +42,21 @@ class Plan:
     removed_modules: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        """Whether anything is removed or masked at all."""
+        """Whether the plan removes or masks anything."""
         return self.shrinks or bool(self.masks)
 
     @property
     def shrinks(self) -> bool:
-        """Whether anything is physically removed."""
+        """Whether the plan physically removes anything."""
         return bool(self.keep) or bool(self.removed_modules)
 
     def then(self, later: Plan) -> Plan:
-        """One plan that does what this one and then ``later`` do."""
+        """The composition of this plan and ``later``, a plan in the shapes that this one gives."""
         keep = {name: dict(dims) for name, dims in self.keep.items()}
         for name, dims in later.keep.items():
-            own = keep.setdefault(name, {})
+            earlier_dims = keep.setdefault(name, {})
             for dim, index in dims.items():
-                own[dim] = own[dim][index] if dim in own else index
+                earlier_dims[dim] = earlier_dims[dim][index] if dim in earlier_dims else index
         attributes = {name: dict(values) for name, values in self.attributes.items()}
         for name, values in later.attributes.items():
             earlier = attributes.setdefault(name, {})
@@ -71,12 +73,12 @@ class Plan:
         )
 
     def slice_masks(self, later: Plan) -> dict[str, Tensor]:
-        """The masks of this plan in the shapes that ``later`` leaves."""
-        left = _outside(later.removed_modules, self.masks)
-        return {name: select(mask, later.keep.get(name, {})) for name, mask in left.items()}
+        """The masks of this plan in the shapes after ``later``."""
+        remaining = _outside(later.removed_modules, self.masks)
+        return {name: select(mask, later.keep.get(name, {})) for name, mask in remaining.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts and tensors, for a checkpoint."""
+        """The plan as plain dicts and tensors, for a checkpoint."""
         return {
             "keep": {name: dict(dims) for name, dims in self.keep.items()},
             "masks": dict(self.masks),
@@ -87,7 +89,7 @@ class Plan:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Plan:
-        """The plan that ``to_dict`` wrote."""
+        """The plan from the output of ``to_dict``."""
         return cls(
             keep=state["keep"],
             masks=state["masks"],
@@ -102,7 +104,7 @@ def _outside(paths: Collection[str], entries: Mapping[str, _Entry]) -> dict[str,
 
 
 def _both_scales(first: Plan, later: Plan) -> dict[str, dict[int, Tensor]]:
-    """The factors of two plans in the shapes that the later one leaves."""
+    """The products of the factors of two plans, in the shapes after the later one."""
     scales = kept_factors(first.scales, later)
     for name, dims in later.scales.items():
         own = scales.setdefault(name, {})
@@ -119,9 +121,9 @@ def kept_factors(factors: Mapping[str, Mapping[int, Tensor]], plan: Plan) -> dic
 
 
 def select(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
-    """``tensor`` with only the kept indices along each dimension of ``dims``, in its own memory format."""
+    """``tensor`` with the kept indices along each dimension of ``dims``, in its memory format."""
     result = tensor
-    if tensor.is_meta:  # PyTorch's own is written in Python there
+    if tensor.is_meta:  # index_select on the meta device is written in Python, and slow
         shape = [len(dims[dim]) if dim in dims else size for dim, size in enumerate(tensor.shape)]
         result = torch.empty(shape, dtype=tensor.dtype, device="meta")
     else:

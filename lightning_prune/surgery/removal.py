@@ -1,4 +1,4 @@
-"""The plan that removes given units of a network, with the attributes and scalars that follow."""
+"""Plans that remove units of a network, with the attributes and scalars that depend on the widths."""
 
 from __future__ import annotations
 
@@ -18,31 +18,33 @@ from lightning_prune.surgery.plan import Plan, kept_factors
 
 
 def plan_removal(removed: Mapping[str, Tensor], coupling: Coupling) -> Plan:
-    """The plan that removes some units.
+    """The plan that removes some units from all tensors that they are coupled to.
 
     Args:
-        removed: Group name -> bool tensor of shape (units,), True where the unit goes.
-        coupling: The network as it is now.
+        removed: Group name -> bool tensor of shape (units,), True where the unit is removed.
+        coupling: The analysis of the network in its present shapes.
     """
     keep: dict[str, dict[int, Tensor]] = {}
-    gone: dict[tuple[str, int], npt.NDArray[np.bool_]] = {}
+    removed_indices: dict[tuple[str, int], npt.NDArray[np.bool_]] = {}
     for name, units in removed.items():
-        going = units.numpy()
-        if not going.any():
+        selected = units.numpy()
+        if not selected.any():
             continue
         whole: dict[int, Tensor] = {}
         for member in coupling.groups[name].members:
             size = coupling.shapes[member.tensor][member.dim]
-            if member.index.numel() < size:  # other groups, or channels that stay, have a part of the dimension
-                mask = gone.setdefault((member.tensor, member.dim), np.zeros(size, dtype=np.bool_))
-                mask[member.index.numpy()[going].ravel()] = True
+            if member.index.numel() < size:  # the dimension also contains other groups or fixed channels
+                mask = removed_indices.setdefault((member.tensor, member.dim), np.zeros(size, dtype=np.bool_))
+                mask[member.index.numpy()[selected].ravel()] = True
                 continue
             if id(member.index) not in whole:
                 whole[id(member.index)] = member.index[~units].flatten().sort().values
             keep.setdefault(member.tensor, {})[member.dim] = whole[id(member.index)]
-    for (tensor, dim), mask in gone.items():
+    for (tensor, dim), mask in removed_indices.items():
         keep.setdefault(tensor, {})[dim] = torch.from_numpy(np.flatnonzero(~mask))
-    return Plan(keep, attributes=_following(coupling, {name: int(units.sum()) for name, units in removed.items()}))
+    return Plan(
+        keep, attributes=_changed_attributes(coupling, {name: int(units.sum()) for name, units in removed.items()})
+    )
 
 
 def compensate_scalars(
@@ -52,33 +54,37 @@ def compensate_scalars(
     scalars: Sequence[float],
     constants: Sequence[tuple[float, ...]] | None = None,
 ) -> tuple[Plan, dict[str, str]]:
-    """``plan`` with weights that make up for changed scalars, and the groups for which none can: name -> reason.
+    """Extend ``plan`` by factors for weights that compensate for changed scalars.
 
     Args:
         plan: What is kept.
         pruned: Names of the groups that lose units.
-        coupling: The network as it is now.
-        scalars: What the scalars of ``coupling`` are in the smaller network.
-        constants: The same for its constants; None where they are not known.
+        coupling: The analysis of the network in its present shapes.
+        scalars: The scalars of ``coupling`` in the smaller network.
+        constants: The constants of ``coupling`` in the smaller network; None where they are unknown.
+
+    Returns:
+        The plan with factors, and group name -> reason for the groups whose removal is not compensated, so that it is
+        not equal to masking.
     """
     factors: dict[str, dict[int, Tensor]] = {}
     inexact: dict[str, str] = {}
 
-    def blame(groups: Collection[str], where: str, said: str) -> None:
-        """Groups whose channels meet a number; where none of these loses any, it follows another width."""
-        reason = f"{where!r}: forward {said}" if where else f"forward {said}"
+    def mark_inexact(groups: Collection[str], where: str, what: str) -> None:
+        """Add a reason to the pruned ones among ``groups``; to all pruned groups where it depends on none of these."""
+        reason = f"{where!r}: forward {what}" if where else f"forward {what}"
         inexact.update(dict.fromkeys([name for name in pruned if name in groups] or pruned, reason))
 
     same = len(scalars) == len(coupling.scalars), constants is None or len(constants) == len(coupling.constants)
-    if coupling.on_meta and not all(same):  # else values may decide how often a detector computes something
-        blame((), "", "takes another way with fewer channels")
+    if coupling.on_meta and not all(same):  # with values, a detector may run operations a different number of times
+        mark_inexact((), "", "follows a different code path with fewer channels")
     if not same[0]:
         return plan, inexact
     for scalar, after in zip(coupling.scalars, scalars, strict=True):
         if math.isclose(scalar.value, after, rel_tol=1e-9):
             continue
         if not scalar.rows or not scalar.value * after > 0:
-            blame(scalar.groups, scalar.where, "multiplies by a number that follows the width")
+            mark_inexact(scalar.groups, scalar.where, "multiplies by a number that depends on the width")
             continue
         for name, (dim, index) in scalar.rows.items():
             ones = torch.ones(coupling.shapes[name][dim], dtype=torch.float64)
@@ -86,12 +92,12 @@ def compensate_scalars(
             own[index] *= (scalar.value / after) ** (1 / scalar.power)
     for (before, groups), now in zip(coupling.constants, constants or () if same[1] else (), strict=False):
         if repr(before) != repr(now):  # nan differs from itself
-            blame(groups, before.where, "computes with a number that follows the width")
+            mark_inexact(groups, before.where, "computes with a number that depends on the width")
     return replace(plan, scales=kept_factors(factors, plan)), inexact
 
 
-def _following(coupling: Coupling, removed: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """The attributes that change with these widths; of a tuple, the entries that change, by their position."""
+def _changed_attributes(coupling: Coupling, removed: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """Module name -> attribute -> new value for the attributes that change; {position: value} for tuples."""
     found: dict[str, dict[str, Any]] = {}
     for attribute, expression in coupling.attributes.items():
         value = evaluate(expression, removed)

@@ -1,4 +1,4 @@
-"""Report: what one event does, or would do."""
+"""Report of one pruning event: sizes and widths before and after it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from lightning_prune.surgery.plan import Plan
 
 @dataclass(frozen=True)
 class Report:
-    """One pruning event.
+    """Report of one pruning event, or of a dry run.
 
     Attributes:
-        plan: What is kept, against the shapes before the event.
-        before: What the network cost before the event.
-        after: What it costs after the event.
-        sparsity: Fraction of the original that is gone after the event, in [0, 1]: of the network's parameters for
-            channels and blocks, for masks of the weights in the scope, where what masks cannot cover (``frozen``) does
-            not count.
-        fraction: How far the schedule has gone, in [0, 1].
-        widths: Group or parameter name -> (units or weights before, after); for blocks name -> (1, 1 or 0).
-        scores: Group name -> scores of its units before the event, block name -> its score. Empty for masks.
-        frozen: Group, tensor or block name -> why nothing in it can be removed.
-        inexact: Group name -> why removing is not equal to masking there.
+        plan: What is kept, in the shapes before the event.
+        before: Size of the network before the event.
+        after: Size of the network after the event.
+        sparsity: Fraction of the original that is removed after the event, in [0, 1]. For channels and blocks it is the
+            fraction of the network's parameters; for masks the fraction of the weights in the scope, without those that
+            cannot be masked (``frozen``).
+        fraction: Fraction of the budget that the schedule gives for this event, in [0, 1].
+        widths: Group or parameter name -> (number of units or weights before, after); block name -> (1, 1 or 0).
+        scores: Group name -> scores of its units before the event, shape (units,); block name -> its score. Empty for
+            masks.
+        frozen: Name of a group, tensor or block -> reason why nothing in it can be removed.
+        inexact: Group name -> reason why removal is not equal to masking.
     """
 
     plan: Plan
@@ -41,11 +42,11 @@ class Report:
 
     @property
     def removes(self) -> bool:
-        """Whether anything changes at all."""
+        """Whether the event removes or masks anything."""
         return any(before != after for before, after in self.widths.values())
 
     def __str__(self) -> str:
-        """One line for a log."""
+        """Sizes and sparsity in one line, for a log."""
         macs = f", MACs {self.before.macs:,} -> {self.after.macs:,}" if self.plan.shrinks else ""
         nonzero = "nonzero " if self.plan.masks else ""
         before, after = (

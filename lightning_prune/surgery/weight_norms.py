@@ -1,8 +1,9 @@
-"""Weights that are divided by a norm of themselves, as ``weight_norm`` and ``spectral_norm`` of PyTorch make them.
+"""Weights that are divided by their own norm, by ``weight_norm`` and ``spectral_norm`` of PyTorch.
 
-A weight ``g · v / |v|`` that reads fewer channels has a smaller ``|v|``, so all of its rows would grow. ``g`` makes up
-for that. A weight ``W / σ`` is the same for every length of ``W``: nothing can make up for another largest singular
-value ``σ``, but the vectors that estimate it are kept at length 1, without which they would estimate too little.
+With fewer input channels, the norm ``|v|`` of a weight ``g · v / |v|`` is smaller, so that all of its rows would become
+larger; the magnitude ``g`` is scaled to compensate for this. A weight ``W / σ`` does not depend on the scale of ``W``,
+so that a change of its largest singular value ``σ`` cannot be compensated. The vectors that estimate ``σ`` are
+normalized to length 1, because shorter vectors underestimate it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from lightning_prune.coupling.groups import Coupling
 from lightning_prune.network.tensors import named_tensors
 from lightning_prune.surgery.plan import Plan, select
 
-SPECTRAL = "spectral_norm divides its weight by the largest singular value, which is another one with fewer channels"
+SPECTRAL = "spectral_norm divides its weight by the largest singular value, which changes with fewer channels"
 
 
 def weight_norm_magnitudes(module: nn.Module) -> dict[str, str]:
-    """Name of each direction ``v`` of ``weight_norm`` -> name of its length ``g``."""
+    """Name of each direction ``v`` of ``weight_norm`` -> name of its magnitude ``g``."""
     found = {}
     for path, owner in module.named_modules():
         if isinstance(owner, ParametrizationList) and isinstance(owner[0], parametrizations._WeightNorm):
@@ -50,50 +51,50 @@ def spectral_norm_vectors(module: nn.Module) -> dict[str, tuple[str, str]]:
 
 
 def rescale_weight_norms(plan: Plan, module: nn.Module) -> Plan:
-    """``plan`` with factors for all lengths and estimates whose weights it cuts."""
+    """Extend ``plan`` by factors for the magnitudes and singular vectors of the weights that it slices."""
     tensors = dict(named_tensors(module))
     factors = {name: dict(dims) for name, dims in plan.scales.items()}
-    for direction, length in weight_norm_magnitudes(module).items():
+    for direction, magnitude in weight_norm_magnitudes(module).items():
         cut = plan.keep.get(direction, {})
         if cut:
-            ratio = _ratio(tensors[direction], tensors[length], cut)
+            ratio = _ratio(tensors[direction], tensors[magnitude], cut)
             dim = next((dim for dim, size in enumerate(ratio.shape) if size > 1), 0)
-            own = factors.setdefault(length, {})
+            own = factors.setdefault(magnitude, {})
             own[dim] = ratio.flatten() * own[dim].to(ratio) if dim in own else ratio.flatten()
     for vectors in spectral_norm_vectors(module).values():
         for name in vectors:
             if name in plan.keep and name in tensors:
-                left = select(tensors[name].detach(), plan.keep[name])
-                factors[name] = {0: (1 / left.norm()).expand(len(left)).cpu()}
+                kept = select(tensors[name].detach(), plan.keep[name])
+                factors[name] = {0: (1 / kept.norm()).expand(len(kept)).cpu()}
     return replace(plan, scales=factors)
 
 
-def update_magnitude(direction: Tensor, length: Tensor, before: Tensor) -> None:
-    """Change ``length`` as the norms of ``direction`` have changed since ``before``; rows without any get no length."""
-    over = _over(direction, length)
+def update_magnitude(direction: Tensor, magnitude: Tensor, before: Tensor) -> None:
+    """Scale ``magnitude`` by the change of the norms of ``direction`` since ``before``; for rows of zeros to zero."""
+    over = _norm_dims(direction, magnitude)
     old, new = (torch.linalg.vector_norm(t, dim=over, keepdim=True) for t in (before, direction))
-    length.mul_(torch.where(old > 0, new / old, 1.0).view_as(length))
-    direction.copy_(torch.where(new > 0, direction, before))  # 0 / 0 is no number
+    magnitude.mul_(torch.where(old > 0, new / old, 1.0).view_as(magnitude))
+    direction.copy_(torch.where(new > 0, direction, before))  # avoids 0 / 0
 
 
 def spectral_norm_groups(module: nn.Module, pruned: list[str], coupling: Coupling) -> dict[str, str]:
-    """Of the groups ``pruned`` those that have a part in a weight under ``spectral_norm``, and why that matters."""
+    """Group name -> reason, for those of the groups ``pruned`` that are part of a weight under ``spectral_norm``."""
     weights = spectral_norm_vectors(module)
     return {name: SPECTRAL for name in pruned if any(m.tensor in weights for m in coupling.groups[name].members)}
 
 
-def _ratio(direction: Tensor, length: Tensor, cut: Mapping[int, Tensor]) -> Tensor:
-    """By how much the norms of the rows that stay shrink, in the shape that ``length`` will have; on the CPU."""
-    over = _over(direction, length)
+def _ratio(direction: Tensor, magnitude: Tensor, cut: Mapping[int, Tensor]) -> Tensor:
+    """New norms of the kept rows over their old norms, in the shape that ``magnitude`` will have; on the CPU."""
+    over = _norm_dims(direction, magnitude)
     rows = select(direction.detach(), {dim: index for dim, index in cut.items() if dim not in over})
-    left = select(rows, {dim: index for dim, index in cut.items() if dim in over})
-    before, after = (torch.linalg.vector_norm(t.double(), dim=over, keepdim=True) for t in (rows, left))
+    kept = select(rows, {dim: index for dim, index in cut.items() if dim in over})
+    before, after = (torch.linalg.vector_norm(t.double(), dim=over, keepdim=True) for t in (rows, kept))
     return torch.where(before > 0, after / before, 1.0).cpu()
 
 
-def _over(direction: Tensor, length: Tensor) -> list[int]:
-    """The dimensions that norms are taken over."""
-    return [dim for dim in range(direction.dim()) if length.dim() == 0 or length.shape[dim] == 1]
+def _norm_dims(direction: Tensor, magnitude: Tensor) -> list[int]:
+    """The dimensions over which norms are taken."""
+    return [dim for dim in range(direction.dim()) if magnitude.dim() == 0 or magnitude.shape[dim] == 1]
 
 
 def _hooks(owner: nn.Module, kind: type) -> list[Any]:

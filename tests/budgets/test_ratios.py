@@ -139,8 +139,8 @@ def test_a_pattern_on_what_a_block_does_not_fit_is_told_why() -> None:
     net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 6), nn.Linear(6, 4))
     message = (
         "Ratios shares['[12]'] matches only parameters that stay dense: {'1.weight': 'its 6 outputs are "
-        "no multiple of 4', "
-        "'2.weight': 'its 6 inputs are no multiple of 4'}; remove it, or change the block"
+        "not a multiple of 4', "
+        "'2.weight': 'its 6 inputs are not a multiple of 4'}; remove it, or change the block"
     )
     blocks = Weights(block=(4, 4))
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

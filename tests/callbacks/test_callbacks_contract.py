@@ -1,4 +1,4 @@
-"""What holds for every callback of the package; a new callback is one row."""
+"""Properties of all callbacks of the package; a new callback is one row."""
 
 import copy
 import pickle
@@ -104,7 +104,7 @@ def expected(row: str) -> list[int]:
 
 
 def check(lit: LightningModule, row: str) -> None:
-    """The network is as small as its row says, and nothing is left on it."""
+    """Checks that the network has the expected size, and no hooks."""
     assert widths(lit.net) == expected(row)
     if masks(row):
         assert zero_share(lit) == pytest.approx(0.6, abs=0.01)
@@ -115,7 +115,7 @@ def check(lit: LightningModule, row: str) -> None:
 
 
 def states(callbacks: list[Callback]) -> list[dict[str, Any]]:
-    """Without the paths of files, which lie in the folder of the training."""
+    """States without the paths of files, which differ between trainings."""
     paths = ("dense_path", "snapshot", "path")
     return [{k: v for k, v in callback.state_dict().items() if k not in paths} for callback in callbacks]
 
@@ -156,7 +156,7 @@ def test_bf16(tmp_path, row, precision) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ["IterativePruning", "IterativePruning of weights", "Supermask"])
 def test_compile(tmp_path, row) -> None:
-    """The other callbacks all at once, where there is pruning: compiling takes long."""
+    """All other callbacks at once, with pruning: compiling takes long."""
     lit = model()
     torch._dynamo.reset()
     first = {type(make()[0]): make()[0] for make in reversed(ROWS.values())}
@@ -202,7 +202,7 @@ def pickled(value: Any) -> Any:
 @ROW
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
 def test_copies_and_pickles(tmp_path, row, duplicate) -> None:
-    """Fresh callbacks work as their originals do; used ones, and the module, keep what they have become."""
+    """Copies of new callbacks work as the originals; copies of used ones, and of the module, keep their state."""
     original, twin = model(), model()
     callbacks = ROWS[row]()
     copies = duplicate(callbacks)

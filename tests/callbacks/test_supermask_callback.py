@@ -30,7 +30,7 @@ def learned(callback: Supermask) -> LearnedMasks:
 
 
 class InTheForward(Lit):
-    """Edge-popup as a reparametrisation: scores are parameters, masks are a part of the forward pass."""
+    """Edge-popup as a reparametrization: scores are parameters, and masks are part of the forward pass."""
 
     def __init__(self, sparsity: float) -> None:
         super().__init__(norm=False)
@@ -61,7 +61,7 @@ class InTheForward(Lit):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_training_is_that_of_the_reparametrisation(tmp_path: Path, accumulate: int) -> None:
-    """With momentum, a learning rate that falls, and weight decay, which is for what lies outside the scope alone."""
+    """With momentum, a decreasing learning rate, and weight decay, which applies only outside the scope."""
     ours, supermask = model(lr=0.7), Supermask(0.6)
     torch.manual_seed(0)
     theirs = InTheForward(0.6)
@@ -110,7 +110,7 @@ def test_weights_are_frozen_or_zero_at_any_time(tmp_path: Path) -> None:
 
 
 def change_of_scores(folder: Path, **options: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the scores have been stepped by in the first step with a learning rate of 1, over w₀; and the weights."""
+    """Update of the scores in the first step with a learning rate of 1, divided by w₀; and the weights."""
     lit, supermask = model(), Supermask(0.5, lr=1.0, momentum=0.0)
     initial = {name: lit.get_parameter(name).detach().clone() for name in NAMES}
     begin = LearnedMasks(initial, 0.5, 0.0, "random").scores
@@ -136,7 +136,7 @@ class Fused(Lit):
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_the_loss_scale_is_not_seen_and_steps_that_overflow_are_left_out(
+def test_scores_do_not_depend_on_the_loss_scale_and_overflowing_steps_are_skipped(
     tmp_path: Path, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, _ = change_of_scores(tmp_path)
@@ -165,7 +165,7 @@ def test_several_optimizers_under_manual_optimization(tmp_path: Path) -> None:
 
 
 class Embedded(Lit):
-    """With a table whose gradients are sparse."""
+    """With an embedding whose gradients are sparse."""
 
     def __init__(self, sparse: bool) -> None:
         super().__init__(norm=False)
@@ -210,7 +210,7 @@ def test_averages_are_masked_initial_weights(tmp_path: Path, each: str) -> None:
     assert seen == [0, 0, 0, 0]
 
 
-def test_masks_beside_those_of_a_pruner(tmp_path: Path) -> None:
+def test_masks_together_with_those_of_a_pruner(tmp_path: Path) -> None:
     lit, supermask = model(), Supermask(0.5, scope=Scope(include=["net.0"]))
     pruning = IterativePruning(Constant(1), Sparsity(0.8), granularity=Weights(), scope=Scope(exclude=["net.0"]))
     fit(tmp_path, lit, supermask, pruning, max_epochs=3)

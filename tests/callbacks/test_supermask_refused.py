@@ -1,4 +1,4 @@
-"""What masks that are learned refuse, and the cures that they name."""
+"""Errors of Supermask, and the remedies that they name."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from lightning_prune.schedules import Constant
         ({"sparsity": "half"}, r"sparsity='half' must be"),
         ({"momentum": 1}, r"momentum=1 must be a number in \[0, 1\)"),
         ({"momentum": True}, r"momentum=True must be"),
-        ({"lr": 0}, r"lr=0 must be a number above 0, or None"),
+        ({"lr": 0}, r"lr=0 must be a finite number above 0, or None"),
         ({"lr": float("nan")}, r"lr=nan must be"),
         ({"scores": "ones"}, r"scores='ones' is not known; use 'random' or 'magnitude'"),
     ],
@@ -62,7 +62,7 @@ def test_averaging_after_the_weights_are_masked(tmp_path: Path) -> None:
     assert int((lit.net[3].weight == 0).sum()) == 288
 
 
-def test_weights_that_nothing_trains(tmp_path: Path) -> None:
+def test_weights_that_are_not_trained(tmp_path: Path) -> None:
     lit = model()
     lit.net[3].requires_grad_(False)
     with pytest.raises(MisconfigurationException, match=r"'net.3.weight' when its optimizer steps, but it is frozen"):
@@ -94,7 +94,7 @@ def test_shards_are_refused(tmp_path: Path) -> None:
     from lightning.pytorch.strategies import SingleDeviceStrategy
 
     class ModelParallelStrategy(SingleDeviceStrategy):
-        """A stand-in: only its name is looked at."""
+        """A stand-in; only its name is used."""
 
     with pytest.raises(MisconfigurationException, match="Supermask needs whole parameters"):
         fit(tmp_path, model(), Supermask(), strategy=ModelParallelStrategy())

@@ -148,7 +148,7 @@ def test_a_class_that_is_no_lightning_module(trained) -> None:
 
 @pytest.mark.parametrize("path", ["net.ckpt", Path("net.ckpt")])
 def test_arguments_in_the_wrong_order(path: Any) -> None:
-    with pytest.raises(TypeError, match=r"takes the network or its class first, then the path; got .*net.ckpt"):
+    with pytest.raises(TypeError, match=r"takes a network or its class, then the path; model=.*net.ckpt"):
         load_pruned(path, nn.Linear(1, 1))
 
 
@@ -446,7 +446,7 @@ def test_a_file_without_metadata_is_loaded_with_a_warning(tmp_path) -> None:
     torch.save(net.state_dict(), tmp_path / "with.pt")
     load_pruned(Numbered(4), tmp_path / "with.pt")
     torch.save(dict(net.state_dict()), tmp_path / "without.pt")
-    with pytest.warns(UserWarning, match=r"says nothing about integers that modules keep about their sizes"):
+    with pytest.warns(UserWarning, match=r"has no manifest of integers that modules keep about their sizes"):
         load_pruned(Numbered(4), tmp_path / "without.pt")
 
 
@@ -610,7 +610,7 @@ def test_single_entries_of_one_argument_cannot_be_changed(tmp_path) -> None:
     fit(tmp_path, lit, IterativePruning(Constant(1), Ratio(0.5)), save, max_epochs=2)
     for load in (Hyperparameters.load_from_checkpoint, partial(load_pruned, Hyperparameters)):
         with pytest.raises(
-            ValueError, match=r"'lr' is an entry of 'hparams', which .* give all of it: hparams=\{...\}"
+            ValueError, match=r"'lr' is an entry of 'hparams', which .* pass the whole argument: hparams=\{...\}"
         ):
             load(save.best_model_path, lr=0.7)
 

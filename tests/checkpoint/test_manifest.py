@@ -72,7 +72,7 @@ def test_a_part_that_goes_by_another_name_claims_nothing(tmp_path) -> None:
         {"net": lit._modules.pop("net")}
     )
     prune_once(lit, EXAMPLE, granularity=Channels(attention="heads"), budget=Ratio(0.5))
-    with pytest.warns(UserWarning, match="says nothing about integers"):
+    with pytest.warns(UserWarning, match="has no manifest of integers"):
         load_pruned(Numbered(4), shipped(lit.net, tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Numbers that the user's own modules keep follow the widths by themselves, or what they count stays, with a reason."""
+"""Integer attributes of the user's modules follow the widths, or the channels concerned are frozen with a reason."""
 
 import copy
 import math
@@ -348,7 +348,7 @@ FROZEN = {
 
 
 @pytest.mark.parametrize("name", FROZEN)
-def test_what_cannot_follow_stays_with_a_reason(name: str) -> None:
+def test_channels_of_attributes_that_cannot_follow_are_frozen_with_a_reason(name: str) -> None:
     run, attributes, why = FROZEN[name]
     reasons = frozen_in(Net(run, **attributes))
     assert reasons
@@ -374,7 +374,7 @@ def test_an_attribute_of_the_batch_is_no_width() -> None:
 
 
 @pytest.mark.parametrize("tokens", [12, 6])
-def test_a_number_that_looks_like_a_width_and_is_none(tokens: int) -> None:
+def test_an_attribute_that_equals_a_width_by_chance(tokens: int) -> None:
     """12 tokens and 12 channels: only the attribute that the channels are reshaped by follows."""
 
     def run(net: Any, x: Tensor) -> Tensor:

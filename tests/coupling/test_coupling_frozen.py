@@ -1,4 +1,4 @@
-"""What cannot be removed stays, with a reason; what cannot be known is never wrong."""
+"""Channels that cannot be removed are frozen with a reason."""
 
 import re
 from collections.abc import Callable
@@ -71,7 +71,7 @@ FROZEN = {
 
 
 @pytest.mark.parametrize("name", FROZEN)
-def test_what_must_stay_is_frozen_with_its_reason(name: str) -> None:
+def test_channels_that_cannot_be_removed_are_frozen_with_a_reason(name: str) -> None:
     net, reason = FROZEN[name]
     coupling = find_coupling(net, Example.of(image()))
     assert re.search(reason, coupling.frozen["a.weight"])
@@ -115,7 +115,7 @@ SENTENCES = {
         ),
     },
     "0.weight": {
-        "'0': forward normalises a tensor of shape (2, 3, 8, 8), whose size 3 cannot shrink": nn.Sequential(
+        "'0': forward normalizes a tensor of shape (2, 3, 8, 8), whose size 3 cannot shrink": nn.Sequential(
             nn.BatchNorm2d(3), conv(3, 4), conv(4, 2)
         ),
         "'0': forward convolves a tensor of shape (2, 3, 8, 8), whose channels come from no layer": nn.Sequential(
@@ -155,7 +155,7 @@ def test_what_makes_the_channels_is_named_although_what_reads_them_comes_first()
     assert find_coupling(net, Example.of(image())).frozen["a.weight"] == "forward calls roll over the channels"
 
 
-def test_a_part_of_the_channels_may_stay() -> None:
+def test_a_part_of_the_channels_may_be_frozen() -> None:
     def run(net: Any, x: Tensor) -> Tensor:
         kept, rolled = net.both(x).split(net.sizes, 1)
         return net.a(kept) + net.b(rolled.roll(1, 1))
@@ -168,7 +168,7 @@ def test_a_part_of_the_channels_may_stay() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_what_meets_a_torchscript_module_stays() -> None:
+def test_channels_read_by_a_torchscript_module_are_frozen() -> None:
     scripted = torch.jit.trace(conv(8, 8), image(2, 8, 8, 8))
     net = nn.Sequential(conv(3, 8), scripted, conv(8, 6), conv(6, 2))
     report = prune_once(net, image())
@@ -177,14 +177,14 @@ def test_what_meets_a_torchscript_module_stays() -> None:
     assert net(image()).shape == (2, 2, 8, 8)
 
 
-def test_a_triangular_weight_stays_because_positions_matter() -> None:
+def test_a_triangular_weight_is_frozen() -> None:
     net = head_net(lambda net, x: F.linear(pooled(x), net.t.weight.tril()), t=nn.Linear(8, 8, bias=False))
     assert find_coupling(net, Example.of(image())).frozen["t.weight"] == "forward calls tril over the channels"
     weight, rows, columns = torch.ones(4, 4), torch.tensor([0, 1]), torch.tensor([2, 3])
     assert not torch.equal(weight[rows][:, columns].tril(), weight.tril()[rows][:, columns])
 
 
-def test_the_only_channel_of_a_group_stays() -> None:
+def test_the_only_channel_of_a_group_is_frozen() -> None:
     net = nn.Sequential(conv(3, 8), conv(8, 4, groups=4, bias=False), conv(4, 2))
     coupling = find_coupling(net, Example.of(image()))
     assert coupling.frozen["1.weight"] == "'1': forward needs its 4 groups, which have one channel each"
@@ -198,7 +198,7 @@ def test_input_and_output_are_frozen_without_being_named() -> None:
     assert coupling.frozen == {"1.weight": "output of the network"}
 
 
-def test_layers_beside_an_unknown_operation_stay_removable_and_exact() -> None:
+def test_layers_apart_from_an_unknown_operation_are_removable_and_exact() -> None:
     net = Net(
         lambda net, x: net.head(pooled(net.b(net.a(x).cumprod(1)[:, :8]))),
         a=conv(3, 32), b=conv(8, 6), head=nn.Linear(6, 3),
@@ -282,7 +282,7 @@ def test_control_flow_that_reads_values_falls_back_to_a_real_pass() -> None:
     assert find_coupling(nn.Sequential(conv(3, 6), conv(6, 2)), Example.of(image())).on_meta
 
 
-def test_a_network_that_wants_targets_in_train_mode_is_analysed_in_eval_mode() -> None:
+def test_a_network_that_needs_targets_in_train_mode_is_traced_in_eval_mode() -> None:
     def run(net: Any, x: Tensor, target: Tensor | None = None) -> Tensor:
         if net.training:
             assert target is not None
@@ -293,7 +293,7 @@ def test_a_network_that_wants_targets_in_train_mode_is_analysed_in_eval_mode() -
     assert prune_once(net, image()).widths == {"a.weight": (6, 3)}
 
 
-def test_analysis_leaves_the_network_and_the_random_state_alone() -> None:
+def test_analysis_does_not_change_the_network_or_the_random_state() -> None:
     net = nn.Sequential(conv(3, 6), nn.BatchNorm2d(6), nn.Dropout(0.5), conv(6, 2)).train()
     before, random = {name: value.clone() for name, value in net.state_dict().items()}, torch.get_rng_state()
     for inputs in (image(), image(1, 3, 8, 8), image(5, 3, 8, 8)):

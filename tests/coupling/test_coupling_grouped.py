@@ -1,4 +1,4 @@
-"""Grouped convolutions never shrink to depthwise ones, which their shapes could not be told from."""
+"""Grouped convolutions never shrink to depthwise ones: these could not be told apart by their shapes on loading."""
 
 import copy
 
@@ -28,7 +28,7 @@ def shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in state.items()}
 
 
-def test_two_channels_a_group_stay_where_a_grouped_convolution_reads() -> None:
+def test_two_channels_per_group_are_kept_for_a_grouped_convolution() -> None:
     groups = find_coupling(grouped_net(), Example.of(image())).groups
     assert {name: (group.size, group.min_units) for name, group in groups.items()} == {
         "0.weight": (32, 1), "2.weight": (2, 2), "4.weight": (2, 1), "6.weight": (32, 1),

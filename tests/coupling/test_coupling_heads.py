@@ -1,4 +1,4 @@
-"""Attention as people spell it: which channels and heads go, and removed = masked to the precision of float64."""
+"""Attention in common implementations: which channels and heads are removed, and removed = masked in float64."""
 
 import copy
 import math
@@ -353,7 +353,7 @@ def test_two_events_in_a_row(name: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in SPELLINGS if n != "sequence first"])  # there nothing says it is a head
-def test_an_only_head_stays_whole(name: str) -> None:
+def test_a_single_head_is_not_removed(name: str) -> None:
     spelling = SPELLINGS[name]
     net = randomised(Net(Attention(spelling.run, 4 if spelling.kind is TIED else 10, heads=1)))
     example = Example.of(data())
@@ -362,7 +362,7 @@ def test_an_only_head_stays_whole(name: str) -> None:
     assert not {name for name, dim in prunable(find_coupling(net, example, "heads")) if dim == 0} & attention
 
 
-def test_an_only_head_of_pytorchs_attention_stays_whole() -> None:
+def test_a_single_head_of_pytorchs_attention_is_not_removed() -> None:
     layer = nn.TransformerEncoderLayer(8, 1, 6, batch_first=True)
     net = nn.Sequential(nn.Linear(5, 8), layer, nn.Linear(8, 3)).double().eval()
     example = Example.of(data())
@@ -373,7 +373,7 @@ def test_an_only_head_of_pytorchs_attention_stays_whole() -> None:
 
 
 @pytest.mark.parametrize("name", ["chunk, view(B, N, heads, -1)", "reshape(B, N, 3, heads, -1), unbind"])
-def test_heads_go_until_one_is_left(name: str) -> None:
+def test_heads_are_removed_until_one_remains(name: str) -> None:
     net = randomised(Net(Attention(SPELLINGS[name].run, heads=4)))
     heads = {"granularity": Channels(attention="heads"), "scope": Scope(include=["layers.0.qkv"])}
     for left in (2, 1):
@@ -845,7 +845,7 @@ def scores_of(q: Tensor, k: Tensor) -> Tensor:
         for mode in ("head_dims", "heads")
     ],
 )  # fmt: skip
-def test_what_is_not_exact_says_so(name: str, mode: str) -> None:
+def test_inexact_groups_are_reported(name: str, mode: str) -> None:
     net = randomised(Net(Attention(DOUBTFUL[name])))
     _, report, error = pruned(net, mode)
     assert error <= 1e-10 or report.inexact

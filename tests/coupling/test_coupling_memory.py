@@ -1,4 +1,4 @@
-"""Activations of the analysis and of the trial take no memory."""
+"""The analysis and the dry run allocate no memory for activations."""
 
 from typing import Any
 

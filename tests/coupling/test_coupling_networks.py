@@ -1,4 +1,4 @@
-"""Groups of small networks, written down by hand, and removal = masking on each of them."""
+"""Groups of small networks against groups written by hand, and removal = masking on each of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -265,7 +265,7 @@ def test_removing_equals_masking(name: str, seed: int) -> None:
     assert removal_error(randomise(case.make(), seed), case.inputs(), seed) <= 1e-5
 
 
-def test_members_say_which_unit_owns_which_index() -> None:
+def test_members_hold_the_indices_of_every_unit() -> None:
     # 8 channels shuffled in 2 groups: channel c of 0..3 goes with channel c + 4, and they sit side by side behind.
     group = find_coupling(CASES["channel shuffle"].make(), Example.of(image())).groups["a.weight"]
     index = {(m.tensor, m.dim): m.index.tolist() for m in group.members}
@@ -274,7 +274,7 @@ def test_members_say_which_unit_owns_which_index() -> None:
     assert {m.tensor: m.reads for m in group.members} == {"a.weight": False, "a.bias": False, "head.weight": True}
 
 
-def test_padded_channels_are_frozen_beside_removable_ones() -> None:
+def test_padded_channels_are_frozen_and_the_others_removable() -> None:
     coupling = find_coupling(CASES["shortcut padded with zero channels"].make(), Example.of(image()))
     index = {(m.tensor, m.dim): m.index.flatten().tolist() for m in coupling.groups["a.weight"].members}
     assert index["a.weight", 0] == [0, 1, 2, 3]

@@ -117,7 +117,7 @@ def test_a_mode_that_decides_which_channels_are_read(name: str) -> None:
     assert report.inexact == {}
 
 
-def test_another_output_stays_whole() -> None:
+def test_an_additional_output_keeps_its_shape() -> None:
     def run(net: Any, x: Tensor) -> Tensor:
         a, b = net.first(x), net.other(x)
         return a if net.training else b
@@ -126,7 +126,7 @@ def test_another_output_stays_whole() -> None:
         prune_once(made(run, without="wide narrow"), data())
 
 
-def test_a_number_written_where_only_gradients_lead_is_to_blame() -> None:
+def test_a_constant_on_a_code_path_for_gradients_is_blamed() -> None:
     def run(net: Any, x: Tensor) -> Tensor:
         a, b = net.first(x).chunk(2, 1)
         h = net.other(x).relu()
@@ -162,14 +162,14 @@ def literal(net: Any, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("run", [depth, hooked, checkpointed, literal])
-def test_what_changes_no_channels_is_no_other_way(run: Callable[..., Tensor]) -> None:
+def test_operations_that_change_no_channels_do_not_count_as_different(run: Callable[..., Tensor]) -> None:
     net = made(run)
     passes = find_coupling(net, Example.of(data())).passes
     assert (passes.train_differs, passes.train_fails) == (False, False)
     assert prune_once(net, data()).widths["first.weight"] in ((32, 16), (16, 8))
 
 
-def test_noise_for_every_channel_is_another_way() -> None:
+def test_noise_for_every_channel_counts_as_different() -> None:
     def run(net: Any, x: Tensor) -> Tensor:
         h = net.first(x)
         return net.wide(h * h.new_empty(len(x), 32).bernoulli_(1.0) if net.training else h)
@@ -193,7 +193,7 @@ class Statistics(nn.Module):
         return self.last(self.drop(h) if self.training else h)
 
 
-def test_a_buffer_that_is_replaced_in_every_pass_is_no_other_way() -> None:
+def test_a_buffer_that_is_replaced_in_every_pass_does_not_count_as_different() -> None:
     assert not find_coupling(Statistics(), Example.of(data().float())).passes.train_differs
 
 
@@ -202,20 +202,20 @@ def test_a_mode_is_as_before_in_the_dict_of_a_module() -> None:
     with TrainingFlagWatch() as mode:
         net.eval()
         assert vars(copy.deepcopy(net))["training"] is False
-        assert not mode.asked
+        assert not mode.was_read
         assert not vars(net)["training"]
-        assert mode.asked
+        assert mode.was_read
     assert vars(net)["training"] is False
 
 
-def test_what_tells_of_gradients_is_as_before() -> None:
+def test_attributes_that_reveal_gradients_are_restored() -> None:
     asks, leaf = torch.is_grad_enabled, torch.ones(2)
     with GradModeWatch() as grads:
         leaf.requires_grad = True
         with torch.no_grad():  # PyTorch's own code asks too
-            assert not grads.asked
+            assert not grads.was_read
             assert not torch.is_grad_enabled()
-        assert grads.asked
+        assert grads.was_read
         assert leaf.requires_grad
         assert (leaf * 2).grad_fn is not None
     assert torch.is_grad_enabled is asks
@@ -251,7 +251,7 @@ SETTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-FOLLOWS = "forward calls an operation with numbers that follow the width, such as its padding or epsilon"
+FOLLOWS = "forward calls an operation with numbers that depend on the width, such as its padding or epsilon"
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -280,14 +280,14 @@ def test_settings_on_a_real_pass_are_inexact() -> None:
     assert set(report.inexact) == set(report.widths) == {"first.weight"}
 
 
-def test_places_that_values_lead_to_are_not_compared() -> None:
+def test_positions_that_depend_on_values_are_not_compared() -> None:
     net = made(lambda net, x: net.wide(net.first(x)) + x[: int((x.sum(1) > 0).sum())].mean())
     coupling = find_coupling(net, Example.of(data()))
     assert not coupling.on_meta
     assert coupling.passes.operations[-1] == (None,)
 
 
-def test_settings_that_only_the_code_says_change_nothing() -> None:
+def test_constant_settings_change_nothing() -> None:
     def run(net: Any, x: Tensor) -> Tensor:
         h = F.layer_norm(F.pad(net.first(x), (1, 2)), (10, 13), eps=1e-3)[:, :, 1 : x.shape[2] // 2, 3]
         return net.wide(F.conv1d(h, net.other.weight, padding=x.shape[1], groups=width(h)).mean(2))
@@ -334,7 +334,7 @@ def test_whether_a_width_is_large_enough_to_compute_with(name: str) -> None:
     net = made(lambda net, x: WHETHER[name](net, x, net.first(x) + 0.1))
     report = prune_once(net, data())
     assert set(report.widths) == {"first.weight"}
-    assert report.inexact == {"first.weight": "forward computes with a number that follows the width"}
+    assert report.inexact == {"first.weight": "forward computes with a number that depends on the width"}
 
 
 @pytest.mark.parametrize(
@@ -347,5 +347,5 @@ def test_whether_a_width_is_large_enough_to_compute_with(name: str) -> None:
         (aten.mul.Tensor, (torch.ones(3), torch.tensor(True)), ()),
     ],
 )
-def test_which_numbers_are_noted(func: Any, args: Any, numbers: Any) -> None:
+def test_which_numbers_are_recorded(func: Any, args: Any, numbers: Any) -> None:
     assert constants_of(func, args, {}, args[0].is_meta) == numbers

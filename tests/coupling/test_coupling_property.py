@@ -101,7 +101,7 @@ def check(architecture: tuple[int, list[tuple[str, int, bool]], bool], seed: int
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(ARCHITECTURE, st.integers(0, 2**16))
-def test_removing_equals_masking_whatever_the_network(architecture, seed) -> None:
+def test_removing_equals_masking_on_random_networks(architecture, seed) -> None:
     check(architecture, seed)
 
 

@@ -1,4 +1,4 @@
-"""Networks that people write: what can be removed is known, half of it goes, and the rest computes what it did."""
+"""Typical user networks: half of every removable group is removed, and the result equals masking."""
 
 import copy
 from collections.abc import Callable
@@ -140,7 +140,7 @@ def test_weight_norm_is_removed_with_its_length() -> None:
     assert net.a.parametrizations.weight.original0.shape == (3, 1, 1)
 
 
-def test_recurrent_layers_know_their_new_sizes() -> None:
+def test_recurrent_layers_have_their_new_sizes() -> None:
     net = nets.Tagger()
     net.rnn = nn.LSTM(10, 8, 2, bidirectional=True, proj_size=4, batch_first=True)
     net.fc = nn.Linear(8, 3)

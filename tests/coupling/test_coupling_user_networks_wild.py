@@ -1,4 +1,4 @@
-"""Spellings that libraries of networks use: found by pruning what they contain, written down small."""
+"""Implementations found in libraries of networks, reduced to small networks."""
 
 import copy
 import time
@@ -58,7 +58,7 @@ def test_experts_in_one_weight() -> None:
         assert error_between(net(inputs), masked(inputs)) <= 1e-5
 
 
-def test_a_channel_written_into_a_part_of_the_channels_of_a_constant_stays() -> None:
+def test_a_channel_written_into_a_part_of_a_constant_is_frozen() -> None:
     coupling = find_coupling(nets.FirstChannels(), Example.of(image()))
     assert coupling.groups == {}
     assert coupling.frozen["a.weight"] == "forward writes it into a part of a tensor whose size cannot shrink"
@@ -162,7 +162,7 @@ def test_experts_that_only_some_examples_visit() -> None:
     assert error_between(net(inputs), masked(inputs)) <= 1e-10
 
 
-def test_a_way_that_values_and_a_width_decide_on_is_said_to_be_inexact() -> None:
+def test_a_code_path_that_depends_on_values_and_a_width_is_reported_as_inexact() -> None:
     def run(net: Any, x: Tensor) -> Tensor:
         if x.abs().max().item() > 1e6:  # no network for the meta device
             x = x / 2
@@ -171,10 +171,10 @@ def test_a_way_that_values_and_a_width_decide_on_is_said_to_be_inexact() -> None
 
     net = Net(run, a=nn.Linear(3, 16), b=nn.Linear(16, 16), o=nn.Linear(16, 2))
     report = prune_once(net, image(4, 3))
-    assert set(report.inexact.values()) == {"with fewer channels the forward pass takes another way"}
+    assert set(report.inexact.values()) == {"with fewer channels the forward pass follows a different code path"}
 
 
-def test_values_that_decide_on_the_way_leave_the_rest_exact() -> None:
+def test_a_code_path_that_depends_on_values_leaves_the_other_groups_exact() -> None:
     def run(net: Any, x: Tensor) -> Tensor:
         h = net.a(x).relu()
         for _ in range(int((h.abs().sum(1) > 0).sum())):

@@ -17,7 +17,7 @@ def test_a_part_of_a_bundle_is_refused(names: list[str]) -> None:
         COUPLING.shrinking_together(names)
 
 
-def test_what_must_stay_keeps_its_bundle_and_no_other_group() -> None:
+def test_a_frozen_group_freezes_its_bundle_and_no_other_group() -> None:
     together = "(the code splits one by the other), which must stay: outside the scope"
     assert COUPLING.kept_together({}) == {}
     assert COUPLING.kept_together({"c": "outside the scope"}) == {"c": "outside the scope"}
@@ -28,8 +28,8 @@ def test_what_must_stay_keeps_its_bundle_and_no_other_group() -> None:
     assert reasons == {"a": "outside the scope", "c": "x"}
 
 
-def test_a_bundle_stays_without_one_of_its_groups() -> None:
+def test_a_bundle_without_one_of_its_groups_is_frozen() -> None:
     coupling = by_hand({"stream": 4}, ({"stream": 2, "heads": 1},))
-    assert coupling.kept_together({})["stream"].endswith("which must stay: it has no channels that can go")
+    assert coupling.kept_together({})["stream"].endswith("which must stay: it has no channels that can be removed")
     coupling.frozen["heads"] = "output of the network"
     assert coupling.kept_together({})["stream"].endswith("which must stay: output of the network")

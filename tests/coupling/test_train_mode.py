@@ -1,4 +1,4 @@
-"""Which networks train mode has to be looked at for."""
+"""Which networks must be traced in train mode."""
 
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ def asked(net: nn.Module, inputs: Any) -> bool:
     def use(copy: nn.Module, example: Example) -> bool:
         with TrainingFlagWatch() as mode:
             example.run(copy.eval())
-        return mode.asked or overrides_mode_switch(copy)
+        return mode.was_read or overrides_mode_switch(copy)
 
     found: bool = run_on_copy(net, Example.of(inputs), use)
     return found
@@ -144,18 +144,18 @@ SAME = {
 
 
 @pytest.mark.parametrize("name", DEPEND)
-def test_code_that_may_tell_the_modes_apart(name: str) -> None:
+def test_code_that_may_distinguish_the_modes(name: str) -> None:
     assert asked(DEPEND[name](), torch.randn(2, 4))
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_code_that_cannot(name: str) -> None:
+def test_code_that_does_not_distinguish_the_modes(name: str) -> None:
     make, shape = SAME[name]
     assert not asked(make(), torch.randn(shape))
 
 
 @pytest.mark.parametrize("make", [Base, Outside, ByName, Flag, Kept, OfAChild, OfALayer])
-def test_what_only_train_mode_reads_shrinks_with_the_rest(make: Any) -> None:
+def test_layers_that_only_train_mode_uses_shrink_as_well(make: Any) -> None:
     net = make().train()
     report = prune_once(net, torch.randn(2, 4))
     assert report.widths == {"a.0.weight" if make is OfAChild else "a.weight": (16, 8)}
@@ -182,7 +182,7 @@ class WantingTargets(Base):
         return False
 
 
-def test_train_mode_that_reads_values_is_followed_on_a_copy_with_values() -> None:
+def test_train_mode_that_reads_values_is_traced_on_a_copy_with_values() -> None:
     net = Counting()
     coupling = find_coupling(net, Example.of(torch.randn(2, 4)))
     assert (coupling.on_meta, coupling.passes.train_differs) == (False, True)
@@ -190,7 +190,7 @@ def test_train_mode_that_reads_values_is_followed_on_a_copy_with_values() -> Non
     assert [out.shape for out in net.train()(torch.randn(2, 4))] == [(2, 3), (2, 3)]
 
 
-def test_train_mode_that_wants_targets_leaves_the_rest_on_the_meta_device() -> None:
+def test_train_mode_that_needs_targets_does_not_leave_the_meta_device() -> None:
     coupling = find_coupling(WantingTargets(), Example.of(torch.randn(2, 4)))
     assert (coupling.on_meta, coupling.passes.train_differs, coupling.passes.train_fails) == (True, False, True)
     said = "the forward pass never uses it; it may in train mode, which does not run on the example input alone"
@@ -229,7 +229,7 @@ def test_the_same_operations_on_other_tensors_are_no_noise(make: Any) -> None:
     net.eval()(torch.randn(2, 4))
 
 
-def test_layers_of_train_mode_shrink_wherever_the_mode_is_asked_for() -> None:
+def test_layers_of_train_mode_shrink_wherever_the_mode_is_read() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         x = net.a(x)
         return net.b(net.aside(x) if torch.is_tensor(x) and net.training else x)

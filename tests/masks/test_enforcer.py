@@ -48,19 +48,19 @@ def trained(optimizer_name: str, steps: int, hold: bool) -> tuple[nn.Module, dic
             optimizer.zero_grad()
             nn.functional.mse_loss(net(data), target).backward()
             optimizer.step()
-            if keeper is not None and not hold:
-                keeper.apply([optimizer])
+            if enforcer is not None and not hold:
+                enforcer.apply([optimizer])
 
-    keeper = None
+    enforcer = None
     train(10)
     names = ["0.weight", "2.weight"]
     parameters = dict(net.named_parameters())
     masks = lowest_masks({name: parameters[name].abs() for name in names}, {}, 36)
-    keeper = MaskEnforcer(parameters, masks)
+    enforcer = MaskEnforcer(parameters, masks)
     if hold:
-        keeper.hold([optimizer])
+        enforcer.hold([optimizer])
     else:
-        keeper.apply([optimizer])
+        enforcer.apply([optimizer])
     train(steps)
     return net, masks, optimizer
 
@@ -83,8 +83,8 @@ def test_zeros_stay_zeros(name: str, hold: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["momentum", "adam", "adamw"])
-def test_without_the_keeper_weights_regrow(name: str) -> None:
-    # the case the keeper is there for
+def test_without_the_enforcer_weights_regrow(name: str) -> None:
+    # the case that the enforcer is made for
     net, masks, optimizer = trained(name, 0, hold=False)
     weight = net[0].weight
     assert not weight[~masks["0.weight"]].any()
@@ -97,13 +97,13 @@ def test_without_the_keeper_weights_regrow(name: str) -> None:
 def test_released_masks_no_longer_act() -> None:
     parameter = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
-    keeper = MaskEnforcer({"w": parameter}, {"w": torch.tensor([True, False, True])})
-    keeper.hold([optimizer])
+    enforcer = MaskEnforcer({"w": parameter}, {"w": torch.tensor([True, False, True])})
+    enforcer.hold([optimizer])
     assert parameter.tolist() == [1, 0, 1]
     parameter.grad = -torch.ones(3)
     optimizer.step()
     assert parameter.tolist() == [2, 0, 2]
-    keeper.release()
+    enforcer.release()
     parameter.grad = -torch.ones(3)
     optimizer.step()
     assert parameter.tolist() == [3, 1, 3]
@@ -200,8 +200,8 @@ def test_training_is_that_of_the_reparametrised_network(name: str) -> None:
     ours, theirs = network(), network()
     masks = lowest_masks({f"{i}.weight": ours[i].weight.detach().abs().float() for i in (0, 2)}, {}, 36)
     optimizers = [getattr(optim, name)(ours.parameters(), **ELEMENTWISE[name])]
-    keeper = MaskEnforcer(dict(ours.named_parameters()), masks)
-    keeper.hold(optimizers)
+    enforcer = MaskEnforcer(dict(ours.named_parameters()), masks)
+    enforcer.hold(optimizers)
     for i in (0, 2):
         theirs[i].weight.data *= masks[f"{i}.weight"]
         prune.custom_from_mask(theirs[i], "weight", masks[f"{i}.weight"])
@@ -285,8 +285,8 @@ def test_sparse_momentum_from_before_the_masks() -> None:
         optimizer.step()
 
     step()
-    keeper = MaskEnforcer({"w": embedding.weight}, {"w": mask})
-    keeper.hold([optimizer])
+    enforcer = MaskEnforcer({"w": embedding.weight}, {"w": mask})
+    enforcer.hold([optimizer])
     step()
     assert torch.equal(embedding.weight == 0, ~mask)
     momentum = optimizer.state[embedding.weight]["momentum_buffer"].to_dense()

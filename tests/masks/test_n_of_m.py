@@ -81,8 +81,8 @@ def test_layers_of_all_kinds() -> None:
     net = Net()
     report = prune_once(net, torch.zeros(1, 3, 9, 9), granularity=NM(2, 4))
     assert report.frozen == {
-        "stem.weight": "its 3 inputs are no multiple of 4",
-        "each.weight": "its 1 inputs are no multiple of 4",
+        "stem.weight": "its 3 inputs are not a multiple of 4",
+        "each.weight": "its 1 inputs are not a multiple of 4",
     }
     masks = report.plan.masks
     assert masks.keys() == {
@@ -102,7 +102,7 @@ def test_layers_of_all_kinds() -> None:
 
 def test_groups_of_transposed_convolutions_have_blocks_of_their_own() -> None:
     layer = nn.ConvTranspose2d(4, 4, 3, groups=2)
-    with pytest.raises(ValueError, match="'its 2 inputs are no multiple of 4'"):
+    with pytest.raises(ValueError, match="'its 2 inputs are not a multiple of 4'"):
         prune_once(layer, torch.zeros(1, 4, 5, 5), granularity=NM(2, 4))
     mask = prune_once(layer, torch.zeros(1, 4, 5, 5), granularity=NM(1, 2)).plan.masks["weight"]
     assert mask.view(2, 2, 2, 3, 3).sum(1).eq(1).all()
@@ -189,7 +189,7 @@ def test_what_stays_dense_is_said_once(recwarn) -> None:
     resumed.load_state_dict(own.state_dict())
     resumed.prepare(net, None)
     assert [str(warning.message) for warning in recwarn.list] == [
-        "1 of 3 parameters in the scope stay dense, with 25.00% of the weights: '0.weight' (its 6 inputs are no "
+        "1 of 3 parameters in the scope stay dense, with 25.00% of the weights: '0.weight' (its 6 inputs are not a "
         "multiple of 4). Sparsities refer to the other parameters."  # 24 of 24 + 32 + 40
     ]
 
@@ -209,7 +209,7 @@ def test_nothing_is_said_where_nothing_stays_dense(recwarn) -> None:
 
 def test_nothing_to_work_on() -> None:
     with pytest.raises(
-        ValueError, match=re.escape("NM(2, 4) fits no layer: {'weight': 'its 6 inputs are no multiple of 4'}")
+        ValueError, match=re.escape("NM(2, 4) fits no layer: {'weight': 'its 6 inputs are not a multiple of 4'}")
     ):
         prune_once(nn.Linear(6, 4), torch.zeros(1, 6), granularity=NM(2, 4))
 

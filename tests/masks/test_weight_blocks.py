@@ -136,15 +136,15 @@ def test_criteria_in_rounds() -> None:
 
 
 def test_layers_without_whole_blocks_stay() -> None:
-    assert why_indivisible(WeightLayout(inputs=4, outputs=6), (4, 4)) == "its 6 outputs are no multiple of 4"
-    assert why_indivisible(WeightLayout(inputs=6, outputs=4), (4, 4)) == "its 6 inputs are no multiple of 4"
-    assert why_indivisible(None, (1, 1)) == "a vector has no blocks"
+    assert why_indivisible(WeightLayout(inputs=4, outputs=6), (4, 4)) == "its 6 outputs are not a multiple of 4"
+    assert why_indivisible(WeightLayout(inputs=6, outputs=4), (4, 4)) == "its 6 inputs are not a multiple of 4"
+    assert why_indivisible(None, (1, 1)) == "a vector cannot be divided into blocks"
     assert why_indivisible(WeightLayout(inputs=6, outputs=4), (None, 3)) is None
     with pytest.warns(UserWarning, match=re.escape("stay dense, with ")) as said:
         report = prune_once(net(), EXAMPLE, granularity=Weights(block=(4, 4)), budget=Ratio(0.5))
     assert len(said) == 1
-    assert "'3.weight' (its 10 outputs are no multiple of 4). Sparsities refer" in str(said[0].message)
-    assert report.frozen == {"3.weight": "its 10 outputs are no multiple of 4"}
+    assert "'3.weight' (its 10 outputs are not a multiple of 4). Sparsities refer" in str(said[0].message)
+    assert report.frozen == {"3.weight": "its 10 outputs are not a multiple of 4"}
     assert report.sparsity == 0.5
     with pytest.raises(ValueError, match=re.escape("block=(64, 64) fits no layer: {'0.weight': 'its 8 outputs")):
         prune_once(net(), EXAMPLE, granularity=Weights(block=(64, 64)))
@@ -176,7 +176,7 @@ def test_layouts_of_grouped_and_transposed_convolutions() -> None:
     assert weight_layouts(Convolutions()) == {"grouped.weight": WeightLayout(2, 2), "up.weight": WeightLayout(4, 3, 0)}
     model = Convolutions()
     report = prune_once(model, torch.zeros(1, 8, 5, 5), granularity=Weights(block=(3, 4)), budget=Ratio(0.5))
-    assert report.frozen == {"grouped.weight": "its 2 outputs are no multiple of 3"}
+    assert report.frozen == {"grouped.weight": "its 2 outputs are not a multiple of 3"}
     mask = report.plan.masks["up.weight"]  # (inputs, outputs of a group, ...): one block a group
     assert {bool(mask[:4].all()), bool(mask[4:].all())} == {True, False}
     assert not mask[:4].any() or not mask[4:].any()
@@ -210,7 +210,7 @@ def test_masks_stay_where_blocks_fit_no_longer() -> None:
     assert not before.all()
     report = pruner.plan(model, None, 1.0)
     pruner.apply(model, report, ())
-    assert report.frozen == {"1.weight": "its 6 inputs are no multiple of 4"}
+    assert report.frozen == {"1.weight": "its 6 inputs are not a multiple of 4"}
     assert pruner.masks["1.weight"].equal(before)
     hidden = int((~before).sum()) + int((~pruner.masks["0.weight"]).sum())
     assert report.sparsity == hidden / (8 * 8 + 8 * 6)

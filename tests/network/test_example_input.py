@@ -54,7 +54,7 @@ def test_a_compiled_module_is_copied_without_its_compiled_call() -> None:
 
 def test_torchscript_is_refused_with_the_cure() -> None:
     scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)))
-    with pytest.raises(ValueError, match="TorchScript module cannot be followed: prune the Python module"):
+    with pytest.raises(ValueError, match="TorchScript module cannot be traced: prune the Python module"):
         prune_once(scripted, torch.randn(2, 3, 8, 8))
 
 

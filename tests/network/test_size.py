@@ -7,7 +7,8 @@ from lightning_prune.budgets.spaces.channel_space import ChannelSpace
 from lightning_prune.budgets.spaces.dense_reference import DenseReference
 from lightning_prune.coupling import find_coupling
 from lightning_prune.network.example_input import Example
-from lightning_prune.network.size import compare_latency, count_macs, latency, measure
+from lightning_prune.network.pass_latency import compare_latency, latency
+from lightning_prune.network.size import count_macs, measure
 from lightning_prune.network.timing import Clock
 from lightning_prune.surgery.apply import apply_plan
 from lightning_prune.surgery.removal import plan_removal

@@ -500,7 +500,7 @@ def test_load_pruned_into_the_network_inside_what_was_saved(tmp_path: Path) -> N
 def test_a_file_of_another_network(tmp_path: Path) -> None:
     model = net()
     prune(model, Count(1), scope=Scope(include=["4"]))
-    with pytest.raises(ValueError, match=r"'4' was removed from the network in the file, and Sequential has no such"):
+    with pytest.raises(ValueError, match=r"'4' was removed from the network in the file, but Sequential has no such"):
         load_pruned(nn.Sequential(nn.Conv2d(2, 6, 1)), saved(model.state_dict(), tmp_path / "net.pt"))
 
 
@@ -598,6 +598,6 @@ def test_inspect(tmp_path: Path) -> None:
     assert found.values[:2] == (1575 + 4 * 13, 1575 + 4 * 13 - numbers)
     stream = io.StringIO()
     show(found, path, Console(file=stream, width=100))
-    assert "Removed as a whole" in stream.getvalue()
+    assert "Removed modules" in stream.getvalue()
     assert re.search(rf"^ *{name} +{numbers} *$", stream.getvalue(), re.MULTILINE)
     assert "Nothing in it" not in stream.getvalue()

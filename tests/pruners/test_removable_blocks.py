@@ -165,8 +165,8 @@ def test_reasons() -> None:
         "tied": "it shares a parameter with 'tie.weight'",
         "tie": "it shares a parameter with 'tied.weight'",
         "one": "the network contains it, or a part of it, also under the name 'other'",
-        "named": "its input is not its first argument by place; call it with that first: block(x, mask=mask)",
-        "pair": "what it receives first or what it returns is not one tensor",
+        "named": "its input is not its first positional argument; call it as block(x, mask=mask)",
+        "pair": "its first argument or its output is not one tensor",
         "halved": "it turns torch.float32 into torch.bfloat16",
     }
 

@@ -190,7 +190,7 @@ def test_the_state_survives_a_checkpoint() -> None:
     assert all(torch.equal(one.plan.masks[name], other.plan.masks[name]) for name in WEIGHTS)
 
 
-def test_the_keeper_holds_the_masks_of_a_resumed_pruner() -> None:
+def test_the_enforcer_holds_the_masks_of_a_resumed_pruner() -> None:
     net = make()
     pruner = WeightPruner(Magnitude(), Sparsity(0.5), Scope())
     event(pruner, net, 1.0)
@@ -198,7 +198,7 @@ def test_the_keeper_holds_the_masks_of_a_resumed_pruner() -> None:
     resumed.load_state_dict(pruner.state_dict())
     for name in WEIGHTS:
         nn.init.ones_(dict(net.named_parameters())[name])
-    resumed.keeper(net).apply([])
+    resumed.enforcer(net).apply([])
     assert sum(zeros(net).values()) == 712
 
 
@@ -221,7 +221,7 @@ def test_masks_follow_removed_channels() -> None:
     assert torch.equal(pruner.masks["0.weight"], before["0.weight"][filters])
     assert torch.equal(pruner.masks["4.weight"], before["4.weight"][:, columns])
     assert torch.equal(net[0].weight == 0, ~pruner.masks["0.weight"])
-    pruner.keeper(net).apply([])
+    pruner.enforcer(net).apply([])
     event(pruner, net, 1.0)  # and the next event goes on from there, bringing nothing back
     assert not (pruner.masks["0.weight"] & ~before["0.weight"][filters]).any()
     assert not (pruner.masks["4.weight"] & ~before["4.weight"][:, columns]).any()

@@ -217,7 +217,7 @@ def test_state_that_cannot_be_cut_begins_anew(remember: Callable[[Tensor], Any])
     optimizer = Remembering(model.parameters(), remember)
     kept = {p: optimizer.state[p] for p in (model[2].bias, model[3].weight, model[3].bias)}
     keep = torch.tensor([0, 2, 4])
-    with pytest.warns(UserWarning, match="Remembering keeps 'odd' in other shapes than .* 2 pruned parameters begins"):
+    with pytest.warns(UserWarning, match="Remembering keeps 'odd' in other shapes .* 2 pruned parameters is reset"):
         apply_plan(model, Plan({"0.weight": {0: keep}, "2.weight": {1: keep}}), [optimizer])
     assert optimizer.state == kept  # nothing of them was cut
     assert optimizer.param_groups[0]["params"] == list(model.parameters())

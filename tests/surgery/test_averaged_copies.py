@@ -151,7 +151,7 @@ def test_an_average_of_the_whole_network() -> None:
 def test_an_average_of_nothing_in_the_network_stays_with_a_warning() -> None:
     module = Holder()
     module.average = AveragedModel(perceptron(5))
-    with pytest.warns(UserWarning, match="Sequential at 'average' is a copy of no part of Holder"):
+    with pytest.warns(UserWarning, match="Sequential at 'average' is not a copy of Holder"):
         plan = with_averages(Plan(hidden("left.")), module)
     assert plan.keep.keys() == hidden("left.").keys()
 

@@ -138,7 +138,7 @@ def test_a_norm_that_forward_computes_is_said() -> None:
             return F.linear(inputs, F.normalize(self.weight, dim=1))
 
     report = prune_once(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), Cosine(8, 3)), torch.randn(2, 4))
-    assert report.inexact == {"0.weight": "'2': forward takes the norm of a weight over what it reads"}
+    assert report.inexact == {"0.weight": "'2': forward computes the norm of a weight over its input channels"}
 
 
 def test_norms_of_activations_are_as_with_zeros() -> None:

@@ -107,7 +107,8 @@ class PruneCLI(LightningCLI):
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
         for one in (parser, *self._subcommand_parsers.values()):
-            one.config_files = tuple(_configs(resolved))  # type: ignore[attr-defined]
+            if isinstance(one, PruneParser):
+                one.config_files = tuple(_configs(resolved))
         self.arguments = given
         self.config = parser.parse_args(resolved)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
@@ -20,7 +19,8 @@ from lightning_prune.callbacks.guard.verdict import Bound, Reference, Verdict, s
 from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
 from lightning_prune.callbacks.pruning.pruning_callbacks import check_pruning
 from lightning_prune.callbacks.trainer.lightning_packages import Callback, MisconfigurationException
-from lightning_prune.callbacks.trainer.listeners import notify
+from lightning_prune.callbacks.trainer.listeners import as_misconfiguration, notify
+from lightning_prune.network.argument_checks import check_choice, check_integer, check_number
 
 _STOPPED = (
     "Nothing more is pruned, regardless of max_drop, and training stops at once unless Trainer(min_epochs=...) "
@@ -71,15 +71,12 @@ class AccuracyGuard(Callback):
         on_drop: Literal["stop", "pause", "rollback"] = "stop",
         retry: int = 0,
     ) -> None:
-        if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)) or not 0 <= max_drop < math.inf:
-            raise MisconfigurationException(
-                f"AccuracyGuard max_drop={max_drop!r} must be a finite number, 0 or more, in the metric's unit"
-            )
-        _check_choice("mode", mode, ("max", "min"))
-        _check_choice("compared_to", compared_to, ("previous", "baseline", "best"))
-        _check_choice("on_drop", on_drop, ("stop", "pause", "rollback"))
-        if isinstance(retry, bool) or not isinstance(retry, int) or retry < 0:
-            raise MisconfigurationException(f"AccuracyGuard retry={retry!r} must be a whole number, 0 or more")
+        with as_misconfiguration():
+            check_number(self, "max_drop", max_drop, minimum=0, hint="in the unit of the metric")
+            check_choice(self, "mode", mode, ("max", "min"))
+            check_choice(self, "compared_to", compared_to, get_args(Reference))
+            check_choice(self, "on_drop", on_drop, ("stop", "pause", "rollback"))
+            check_integer(self, "retry", retry, minimum=0)
         if retry and on_drop != "rollback":
             raise MisconfigurationException(
                 f"AccuracyGuard retry={retry} tries smaller steps after a rollback, but on_drop={on_drop!r}; use "
@@ -246,10 +243,3 @@ class AccuracyGuard(Callback):
                 f"it logs {', '.join(sorted(metrics)) or 'nothing'}"
             )
         return float(metrics[self.monitor])
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise MisconfigurationException(
-            f"AccuracyGuard {name}={value!r} is not known; use {' or '.join(map(repr, choices))}"
-        )

@@ -19,8 +19,8 @@ from lightning_prune.callbacks.loading import averaged_copies, synchronous_io
 from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
 from lightning_prune.callbacks.retraining.rewind import Rewind
 from lightning_prune.callbacks.trainer.lightning_packages import MODEL_CHECKPOINTS, Callback, MisconfigurationException
-from lightning_prune.callbacks.trainer.listeners import forget_best
-from lightning_prune.callbacks.trainer.strategies import forget_compiled, is_sharding, unwrapped
+from lightning_prune.callbacks.trainer.listeners import reset_best_scores
+from lightning_prune.callbacks.trainer.strategies import is_sharding, reset_compiled, unwrapped
 from lightning_prune.network.averages import copies_held_by
 from lightning_prune.network.tensors import named_tensors
 
@@ -80,11 +80,11 @@ class RollbackCheckpoint:
                     counter.fill_(count)
             _restore_parameters(trainer, pl_module, saved.get("trained", []))
             _load_optimizers(trainer, checkpoint)
-        forget_compiled()
+        reset_compiled()
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, (IterativePruning, Rewind)):
                 callback.roll_back(trainer, pl_module, checkpoint["callbacks"][callback.state_key])
-        forget_best(trainer)
+        reset_best_scores(trainer)
         return checkpoint
 
 

@@ -1,4 +1,4 @@
-"""Regularizers that prepare a network for pruning: network slimming, group lasso, growing penalties."""
+"""Regularizers that prepare a network for pruning: network slimming, group lasso, growing L2 penalties."""
 
 from lightning_prune.callbacks.penalties.group_lasso import GroupLasso
 from lightning_prune.callbacks.penalties.growing import GrowingPenalty

@@ -1,4 +1,4 @@
-"""Sparse learning over coupled channels as a callback."""
+"""``GroupLasso``: group lasso regularizer over coupled channels."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from lightning_prune.surgery.report import Report
 
 
 class GroupLasso(Callback):
-    """A penalty that drives all weights of a removable unit towards zero together, so that removing it costs little.
+    """Group lasso regularizer, which drives all weights of a removable unit (coupled channels) towards zero together.
 
     strength · Σ_groups √n Σ_units ‖w_unit‖₂ (Yuan & Lin 2006; over the coupled structures of Fang et al. 2023,
-    'DepGraph', section 3.3), with n the number of weights that go with a unit: in the layers that make the channels,
-    their norms, and those that read them. Its subgradient is added to gradients that are unscaled and fully
-    accumulated, before gradient clipping; the loss and its curve stay as they are. The penalty is logged as
-    ``penalty/group_lasso``. Rank by ``Magnitude`` afterwards.
+    'DepGraph', section 3.3), where n is the number of weights that are removed with a unit: those of the layers that
+    output its channels, of their norms, and of the layers that read them. Its subgradient is added to the unscaled,
+    fully accumulated gradients before gradient clipping; the logged loss does not change. The penalty is logged as
+    ``penalty/group_lasso``. Prune with ``Magnitude`` afterwards.
 
     Args:
-        strength: Weight of the penalty in the loss, 1e-5 to 1e-3 as a rule; at least 0.
-        schedule: How much of the strength is in force; all of it from the beginning without one.
-        scope: Which groups; all by default.
+        strength: Weight of the penalty in the loss, typically 1e-5 to 1e-3; at least 0.
+        schedule: Schedule of the fraction of ``strength`` that is applied. Default: all of it throughout.
+        scope: Modules whose groups are penalized. Default: all.
 
     Raises:
-        MisconfigurationException: If ``strength`` is out of range, nothing can be penalised, or the strategy shards
+        MisconfigurationException: If ``strength`` is out of range, nothing can be penalized, or the strategy shards
             parameters.
     """
 
@@ -49,16 +49,16 @@ class GroupLasso(Callback):
         check_strength(self, strength)
         self.strength, self.schedule, self.scope = strength, schedule, Scope() if scope is None else scope
         self._example: Example | None = None
-        self._groups: list[Group] | None = None  # found again when the network has changed
+        self._groups: list[Group] | None = None  # None after the network has changed
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """A new training begins, with another network perhaps."""
+        """Discard the groups of an earlier training."""
         check_whole(trainer, self)
         if stage == "fit":
             self._example, self._groups = None, None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find the groups where the network says what it receives."""
+        """Find the groups if the network declares an example input."""
         self._example = declared_example(pl_module)
         if self._example is not None:
             self._find_groups(pl_module)
@@ -66,26 +66,26 @@ class GroupLasso(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Else the first batch says it."""
+        """Otherwise take the example input from the first batch."""
         if self._example is None:
             self._example = example_from_batch(pl_module, batch, needed=True)
         if self._groups is None:
             self._find_groups(pl_module)
 
     def on_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan, report: Report) -> None:
-        """Units are others now."""
+        """Discard the groups, which have changed."""
         if plan.shrinks:
             self._groups = None
 
     def on_rollback(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Units are others now."""
+        """Discard the groups, which have changed."""
         self._groups = None
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Add the subgradient to the weights that this optimizer is about to step."""
-        if self._groups is None:  # an event since the batch began
+        """Add the subgradient to the gradients of the weights that this optimizer updates."""
+        if self._groups is None:  # an event has taken place in this batch
             self._find_groups(pl_module)
         assert self._groups is not None
         share = 1.0 if self.schedule is None else self.schedule.fraction(time_of(trainer, self.schedule))
@@ -103,9 +103,9 @@ class GroupLasso(Callback):
         except ValueError as error:
             if not is_pruned(pl_module):
                 raise MisconfigurationException(str(error)) from error
-            rank_zero_warn(f"GroupLasso has nothing left to penalise: {error}")
+            rank_zero_warn(f"GroupLasso has no more weights to penalize: {error}")
             self._groups = []
             return
         trained = {name for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
         if not any(member.tensor in trained for group in self._groups for member in group.members):
-            raise MisconfigurationException("GroupLasso has nothing to penalise: all weights in its scope are frozen")
+            raise MisconfigurationException("GroupLasso has nothing to penalize: all weights in its scope are frozen")

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from lightning_prune.callbacks.trainer.ranks import check_ranks_agree
-from lightning_prune.callbacks.trainer.strategies import forget_compiled, unwrapped
+from lightning_prune.callbacks.trainer.strategies import reset_compiled, unwrapped
 from lightning_prune.checkpoint.manifest import track_plan
 from lightning_prune.pruners.pruner import Pruner
 from lightning_prune.surgery.averaged_copies import apply_to_copies, with_averages
@@ -22,8 +22,8 @@ def apply_on_rank(trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: Pr
     with unwrapped(trainer):
         track_plan(pl_module, report.plan)
         pruner.apply(pl_module, report, trainer.strategy.optimizers)
-        check_ranks_agree(trainer, pl_module, report.plan)  # before DDP hands out the parameters of rank 0
-    forget_compiled()
+        check_ranks_agree(trainer, pl_module, report.plan)  # before DDP broadcasts the parameters of rank 0
+    reset_compiled()
 
 
 def mask_averages(trainer: pl.Trainer, pl_module: pl.LightningModule, masks: Mapping[str, Tensor]) -> None:

@@ -141,15 +141,15 @@ def check_gradients(pruner: Pruner, pl_module: pl.LightningModule, unseen: list[
             )
 
 
-def warn_unfollowed(pruner: Pruner, pl_module: pl.LightningModule) -> None:
+def warn_unanalyzed(pruner: Pruner, pl_module: pl.LightningModule) -> None:
     """Warn of layers that are trained although ``forward``, which the analysis follows, does not use them."""
     if not isinstance(pruner, ChannelPruner):
         return
     trained = {name for name, parameter in pl_module.named_parameters() if parameter.grad is not None}
-    unfollowed = sorted(trained & set(pruner.unused))
-    if unfollowed:
+    unanalyzed = sorted(trained & set(pruner.unused))
+    if unanalyzed:
         rank_zero_warn(
-            f"{', '.join(unfollowed[:3])}{', ...' if len(unfollowed) > 3 else ''} are trained, but `forward` does not "
+            f"{', '.join(unanalyzed[:3])}{', ...' if len(unanalyzed) > 3 else ''} are trained, but `forward` does not "
             "use them on the example input: they keep their shapes. If they read channels that pruning removes, "
             "training will fail at the first event: call them in `forward`, or exclude the layers that feed them with "
             "Scope(exclude=[...])."

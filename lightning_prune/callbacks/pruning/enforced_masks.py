@@ -37,7 +37,7 @@ class EnforcedMasks:
         """Enforce the current masks of the pruner from now on, in place of earlier ones."""
         self.release()
         if isinstance(self._pruner, MaskPruner):
-            self._enforcer = self._pruner.keeper(pl_module)
+            self._enforcer = self._pruner.enforcer(pl_module)
             self._enforcer.hold(trainer.strategy.optimizers)
 
     def apply(self) -> None:

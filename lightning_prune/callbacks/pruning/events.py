@@ -21,7 +21,7 @@ from lightning_prune.callbacks.pruning.enforced_masks import EnforcedMasks
 from lightning_prune.callbacks.pruning.history import History
 from lightning_prune.callbacks.pruning.statistics_hooks import StatisticsHooks
 from lightning_prune.callbacks.trainer.lightning_packages import MisconfigurationException
-from lightning_prune.callbacks.trainer.listeners import as_misconfiguration, forget_best, notify
+from lightning_prune.callbacks.trainer.listeners import as_misconfiguration, notify, reset_best_scores
 from lightning_prune.callbacks.trainer.training_time import time_of
 from lightning_prune.checkpoint.manifest import is_pruned, removed_modules_in
 from lightning_prune.masks.regrowth import Regrowth
@@ -253,7 +253,7 @@ class PruningEvents:
         notify(trainer, "follow_pruning", pl_module, report)  # before on_prune, where a listener may save a checkpoint
         self._stage = Stage.PREPARED
         rank_zero_info(f"Pruning event {self._pruner.event} at epoch {trainer.current_epoch}: {report}")
-        forget_best(trainer)
+        reset_best_scores(trainer)
         if report.fraction >= 1:
             self._finish()
         notify(trainer, "on_prune", pl_module, report.plan, report)

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_prune.callbacks.pruning.checks import check_gradients, warn_unfollowed
+from lightning_prune.callbacks.pruning.checks import check_gradients, warn_unanalyzed
 from lightning_prune.callbacks.pruning.decide import unseen_anywhere
 from lightning_prune.callbacks.trainer.ranks import over_ranks
 from lightning_prune.pruners.pruner import Pruner
@@ -74,7 +74,7 @@ class StatisticsHooks:
             return
         unseen = unseen_anywhere(trainer, self._pruner)
         if unseen is not None:
-            warn_unfollowed(self._pruner, pl_module)
+            warn_unanalyzed(self._pruner, pl_module)
             check_gradients(self._pruner, pl_module, unseen, batches >= _CERTAIN or trainer.is_last_batch)
             self.complete = not unseen
 

@@ -1,4 +1,4 @@
-"""``SparsityLogger`` and ``PruningSummary``: metrics, tables and figures."""
+"""``SparsityLogger`` and ``PruningSummary``: logged metrics, tables and figures."""
 
 from lightning_prune.callbacks.reporting.logger import SparsityLogger
 from lightning_prune.callbacks.reporting.summary import PruningSummary

@@ -1,4 +1,4 @@
-"""The row of a training in TensorBoard's HPARAMS tab."""
+"""Hyperparameters of a training, for TensorBoard's HPARAMS tab."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
 
 
 def describe(pruning: IterativePruning, suffix: str = "") -> dict[str, str]:
-    """The method in short strings, for a table.
+    """The pruning method as hyperparameters: name -> short string.
 
     Args:
-        pruning: The pruner.
-        suffix: What is appended to the names, where several pruners share a Trainer.
+        pruning: The callback.
+        suffix: Suffix of the names, if several pruners share a Trainer.
     """
     parts = {
         "criterion": pruning.pruner.criterion,
@@ -27,11 +27,11 @@ def describe(pruning: IterativePruning, suffix: str = "") -> dict[str, str]:
         "granularity": pruning.granularity,
         "scope": pruning.pruner.scope,
     }
-    return {f"pruning/{name}{suffix}": in_words(part) for name, part in parts.items()}
+    return {f"pruning/{name}{suffix}": as_code(part) for name, part in parts.items()}
 
 
 def saved_hyperparameters(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-    """What Lightning itself logs: hyperparameters that the module and the datamodule have saved."""
+    """The hyperparameters that Lightning logs: those saved by the module and the data module."""
     saved: dict[str, Any] = {}
     for owner in (pl_module, trainer.datamodule):  # type: ignore[attr-defined]
         if getattr(owner, "_log_hyperparams", False):
@@ -39,12 +39,12 @@ def saved_hyperparameters(trainer: pl.Trainer, pl_module: pl.LightningModule) ->
     return saved
 
 
-def announce(logger: TensorBoardLogger, params: Mapping[str, Any], metrics: Iterable[str]) -> None:
-    """Name the columns of the table before Lightning does.
+def declare_columns(logger: TensorBoardLogger, params: Mapping[str, Any], metrics: Iterable[str]) -> None:
+    """Declare the columns of the table before Lightning does.
 
-    TensorBoard keeps the first table that a run writes. At the beginning of ``fit`` Lightning writes one with the
-    single metric ``hp_metric``; metrics that come at the end would never be shown. A logger that was told to leave
-    this out (``default_hp_metric=False``) is left to its user.
+    TensorBoard keeps the first table of a run. At the beginning of ``fit`` Lightning writes one with the single metric
+    ``hp_metric``, so that metrics logged at the end would not be shown. Loggers with ``default_hp_metric=False`` are
+    not changed.
     """
     if getattr(logger, "_default_hp_metric", True):
         experiment, start, _ = hparams(_flat(params), dict.fromkeys(metrics, 0.0))
@@ -53,12 +53,12 @@ def announce(logger: TensorBoardLogger, params: Mapping[str, Any], metrics: Iter
         writer.add_summary(start)
 
 
-def in_words(part: Any) -> str:
-    """A part of the method as one would write it: defaults are left out.
+def as_code(part: Any) -> str:
+    """A part of the method as Python code without default arguments.
 
     Example:
         >>> from lightning_prune.schedules import Constant
-        >>> in_words(Constant(start=3))
+        >>> as_code(Constant(start=3))
         'Constant(start=3)'
     """
     if not is_dataclass(part):
@@ -71,7 +71,7 @@ def in_words(part: Any) -> str:
 
 
 def _flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as ``a/b``; everything but numbers and strings as a string."""
+    """Nested dicts with keys ``a/b``; values other than numbers and strings become strings."""
     flat: dict[str, Any] = {}
     for key, value in params.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The numbers behind the curves: what a network has, in all and layer by layer."""
+"""Sizes of a network and its layers, as logged metrics."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _OUTPUTS = ("out_channels", "out_features", "embedding_dim", "hidden_size")
 
 @dataclass(frozen=True)
 class LayerSize:
-    """A module with weights of two or more dimensions.
+    """Size of a module with weights of two or more dimensions.
 
     Attributes:
-        width: Channels or features of its output.
-        weights: Number of its weights; biases and other vectors do not count.
-        nonzero: How many of them are not exactly zero.
+        width: Number of output channels or features.
+        weights: Number of weights, without biases and other vectors.
+        nonzero: Number of weights that are not exactly zero.
     """
 
     width: int
@@ -27,7 +27,7 @@ class LayerSize:
 
 
 def layer_metrics(model: nn.Module) -> dict[str, LayerSize]:
-    """The layers of ``model`` by qualified name, in its own order.
+    """Layer sizes of ``model`` by qualified name, in its order.
 
     Example:
         >>> layer_metrics(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))["0"].width
@@ -47,17 +47,17 @@ def layer_metrics(model: nn.Module) -> dict[str, LayerSize]:
 
 
 def original_weights(model: nn.Module) -> dict[str, int]:
-    """Layer name -> number of weights: the reference of ``curves``, taken from the dense network."""
+    """Layer name -> number of weights; taken from the dense network, as the reference of ``size_metrics``."""
     return {name: layer.weights for name, layer in layer_metrics(model).items()}
 
 
-def curves(model: nn.Module, original: Mapping[str, int], macs: int | None) -> dict[str, float]:
-    """Metric name -> value for ``model`` as it is.
+def size_metrics(model: nn.Module, original: Mapping[str, int], macs: int | None) -> dict[str, float]:
+    """Metric name -> value, for the current ``model``.
 
     Args:
         model: The network.
         original: Layer name -> number of weights in the dense network.
-        macs: What ``model`` costs for one example, None where that is not known.
+        macs: MACs of ``model`` for one example; None if unknown.
     """
     values: dict[str, float] = {
         "pruning/parameters": sum(p.numel() for p in model.parameters()),

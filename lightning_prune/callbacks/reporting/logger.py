@@ -1,4 +1,4 @@
-"""The logger: every figure to the loggers of the Trainer, every event a point."""
+"""``SparsityLogger``: logs sizes and sparsities to the loggers of the Trainer."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from lightning_prune.callbacks.guard.accuracy_guard import AccuracyGuard
 from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
 from lightning_prune.callbacks.pruning.pruning_callbacks import check_pruning, count_events, pruning_callbacks
-from lightning_prune.callbacks.reporting.hyperparameters import announce, describe, saved_hyperparameters
-from lightning_prune.callbacks.reporting.layer_metrics import curves, original_weights
+from lightning_prune.callbacks.reporting.hyperparameters import declare_columns, describe, saved_hyperparameters
+from lightning_prune.callbacks.reporting.layer_metrics import original_weights, size_metrics
 from lightning_prune.callbacks.reporting.tensorboard import add_histograms, layout
-from lightning_prune.callbacks.reporting.tradeoff_figure import TradeoffPoint, scatter
+from lightning_prune.callbacks.reporting.tradeoff_figure import TradeoffPoint, tradeoff_figure
 from lightning_prune.callbacks.trainer.lightning_packages import (
     TENSORBOARD_LOGGERS,
     Callback,
@@ -31,20 +31,20 @@ from lightning_prune.surgery.report import Report
 
 
 class SparsityLogger(Callback):
-    """Logs how the network shrinks: when training starts, at every event, and at the end of every epoch.
+    """Logs the size and sparsity of the network at the start of training, at each event and at the end of each epoch.
 
-    Every logger gets the curves ``pruning/...``, ``sparsity/<layer>`` and ``width/<layer>``, on the step axis of
-    Lightning's own metrics. ``TensorBoardLogger`` also gets a layout for CUSTOM SCALARS, histograms at every event
-    (``scores/...``, for masks ``weights/...``), a figure of the metric against the parameters, and a row in
-    HPARAMS with the final figures.
+    All loggers receive the metrics ``pruning/...``, ``sparsity/<layer>`` and ``width/<layer>``, on the step axis of
+    Lightning's metrics. ``TensorBoardLogger`` also receives a layout for CUSTOM SCALARS, histograms at each event
+    (``scores/...``, for masks ``weights/...``), a figure of the metric against the number of parameters, and a row in
+    HPARAMS with the final values.
 
     Args:
-        monitor: Metric that validation logs, for the figure and the row; by default the one that ``AccuracyGuard``
-            monitors, without a guard none.
+        monitor: Metric that validation logs, for the figure and the HPARAMS row. Default: the metric that
+            ``AccuracyGuard`` monitors; without a guard there is no figure.
         histograms: Whether to write histograms.
 
     Raises:
-        MisconfigurationException: If nothing prunes, or validation does not log the metric.
+        MisconfigurationException: If the Trainer has no ``IterativePruning``, or validation does not log the metric.
     """
 
     def __init__(self, monitor: str | None = None, histograms: bool = True) -> None:
@@ -53,11 +53,11 @@ class SparsityLogger(Callback):
         self._original: dict[str, int] = {}
         self._metric = monitor
         self._macs: int | None = None
-        self._acting = ""  # suffix of the pruner whose event is under way
+        self._suffix = ""  # of the pruner whose event takes place
         self._first_step, self._last_step = 0, -1
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Look at the network while it is dense, even if a checkpoint is about to be loaded."""
+        """Record the size of the dense network, before a checkpoint is loaded."""
         if stage != "fit":
             return
         check_pruning(trainer, self)
@@ -67,19 +67,21 @@ class SparsityLogger(Callback):
         self._original = self._original or original_weights(pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Name the hyperparameters, and the final figures to come."""
+        """Declare the hyperparameters and the final metrics."""
         if not trainer.loggers:
-            rank_zero_warn("SparsityLogger has no logger to write to; give the Trainer one, such as TensorBoardLogger")
+            rank_zero_warn(
+                "SparsityLogger has no logger to write to; add one to the Trainer, such as TensorBoardLogger"
+            )
         sparsities = [f"result/sparsity{suffix}" for suffix in _pruners(trainer)]
         metrics = [] if self._metric is None else [f"result/{self._metric}"]
         names = [*metrics, *sparsities, "result/parameters", "result/nonzero_parameters", "result/macs"]
         for logger in _tensorboards(trainer):
-            announce(logger, self._hyperparameters(trainer, pl_module), names)
+            declare_columns(logger, self._hyperparameters(trainer, pl_module), names)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin the curves with the network as it is: dense, or as a checkpoint left it."""
+        """Log the initial network: dense, or loaded from a checkpoint."""
         if self._metric is not None and not trainer.enable_validation:
-            rank_zero_warn(f"SparsityLogger shows {self._metric!r} at each size, but no validation runs")
+            rank_zero_warn(f"SparsityLogger plots {self._metric!r} at each size, but no validation runs")
         self._original = self._original or original_weights(pl_module)
         self._macs, self._first_step = None, _step(trainer)
         for logger in _tensorboards(trainer):
@@ -88,47 +90,47 @@ class SparsityLogger(Callback):
         self._log_macs(trainer, pl_module, self._first_step)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Make up for the MACs, which wait for the first batch if the module has no ``example_input_array``."""
+        """Log the initial MACs, which need the first batch if the module has no ``example_input_array``."""
         self._log_macs(trainer, pl_module, self._first_step)
 
     def on_before_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruning: IterativePruning) -> None:
-        """Lead the curves up to the event, so that they step there."""
-        self._acting = next(suffix for suffix, pruner in _pruners(trainer).items() if pruner is pruning)
+        """Log the network before the event, so that curves have a step there."""
+        self._suffix = next(suffix for suffix, pruner in _pruners(trainer).items() if pruner is pruning)
         self._log_macs(trainer, pl_module, self._first_step)
         if _step(trainer) - 1 > self._last_step:
             self._log(trainer, pl_module, _step(trainer) - 1)
 
     def on_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan, report: Report) -> None:
-        """Log the smaller network, and what the event chose from."""
+        """Log the pruned network, and histograms of the scores."""
         self._macs = self._macs if report.after.macs is None else report.after.macs
         step = _step(trainer)
         self._log(trainer, pl_module, step)
         if self.histograms:
             for logger in _tensorboards(trainer):
-                add_histograms(logger.experiment, "scores", self._acting, report.scores, step)
-                add_histograms(logger.experiment, "weights", self._acting, _survivors(pl_module, plan), step)
+                add_histograms(logger.experiment, "scores", self._suffix, report.scores, step)
+                add_histograms(logger.experiment, "weights", self._suffix, _kept_weights(pl_module, plan), step)
         if self.points and self.points[-1].event == count_events(trainer) - 1:
             self._draw(trainer)
 
     def on_regrow(self, trainer: pl.Trainer, pl_module: pl.LightningModule, count: int) -> None:
-        """Log how many masked weights have come back, for as many others."""
+        """Log the number of regrown weights."""
         for logger in trainer.loggers:
             logger.log_metrics({"pruning/regrown": count}, step=_step(trainer))
 
     def on_rollback(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the network that is back; the figure forgets the ones that are gone."""
+        """Log the restored network; remove rolled-back networks from the figure."""
         self.points = [point for point in self.points if point.event <= count_events(trainer)]
         self._macs = None
         self._log_macs(trainer, pl_module, _step(trainer))
         self._log(trainer, pl_module, _step(trainer))
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The metric must be among those that validation logs."""
+        """Check that validation logs the metric."""
         if self._metric is not None:
             self._value(trainer, self._metric)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the metric down; the last validation of each size counts."""
+        """Record the metric; the last validation of each size is plotted."""
         if self._metric is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         point = TradeoffPoint(
@@ -141,33 +143,33 @@ class SparsityLogger(Callback):
         self.points = [earlier for earlier in self.points if earlier.event != point.event] + [point]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A point of every curve beside the epoch's validation."""
+        """Log the network at the step of the epoch's validation."""
         self._log(trainer, pl_module, max(_step(trainer) - 1, 0))  # where Lightning logs an epoch's metrics
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close with the figure and the final figures."""
+        """Log the figure and the final metrics."""
         self._draw(trainer)
         final = {f"result/{self._metric}": point.value for point in self.points[-1:]}
-        for name, value in self._figures(trainer, pl_module).items():
+        for name, value in self._metrics(trainer, pl_module).items():
             if name.startswith("pruning/") and "fraction" not in name:
                 final[name.replace("pruning", "result", 1)] = value
         for logger in _tensorboards(trainer):
             logger.log_hyperparams(self._hyperparameters(trainer, pl_module), final, _step(trainer))
 
     def state_dict(self) -> dict[str, Any]:
-        """The points and the sizes of the dense layers, as plain numbers."""
+        """Points of the figure and sizes of the dense layers, as plain numbers."""
         return {"points": [asdict(point) for point in self.points], "original": dict(self._original)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore what ``state_dict`` returned."""
         self.points = [TradeoffPoint(**point) for point in state_dict["points"]]
         self._original = dict(state_dict["original"])
 
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        # Every rank counts, since to count in sharded parameters takes them all; loggers write on rank 0.
-        figures = self._figures(trainer, pl_module) if trainer.loggers else {}
+        # All ranks count, since counting in sharded parameters is collective; loggers write on rank 0.
+        metrics = self._metrics(trainer, pl_module) if trainer.loggers else {}
         for logger in trainer.loggers:
-            logger.log_metrics(figures, step=step)
+            logger.log_metrics(metrics, step=step)
         self._last_step = step
 
     def _log_macs(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
@@ -178,12 +180,12 @@ class SparsityLogger(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({"pruning/macs": self._macs}, step=step)
 
-    def _figures(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
-        figures: dict[str, float] = {}
+    def _metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
+        metrics: dict[str, float] = {}
         for suffix, pruning in _pruners(trainer).items():
-            figures[f"pruning/sparsity{suffix}"] = pruning.sparsity
-            figures[f"pruning/fraction{suffix}"] = pruning.pruner.fraction
-        return {**figures, **curves(pl_module, self._original, self._macs)}
+            metrics[f"pruning/sparsity{suffix}"] = pruning.sparsity
+            metrics[f"pruning/fraction{suffix}"] = pruning.pruner.fraction
+        return {**metrics, **size_metrics(pl_module, self._original, self._macs)}
 
     def _hyperparameters(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         params = saved_hyperparameters(trainer, pl_module)
@@ -196,7 +198,7 @@ class SparsityLogger(Callback):
             return
         masks = any(not isinstance(pruning.granularity, (Channels, Blocks)) for pruning in _pruners(trainer).values())
         for logger in _tensorboards(trainer):
-            figure = scatter(self.points, self._metric, nonzero=masks)
+            figure = tradeoff_figure(self.points, self._metric, nonzero=masks)
             logger.experiment.add_figure("pruning/metric_against_size", figure, _step(trainer), close=False)
 
     def _value(self, trainer: pl.Trainer, metric: str) -> float:
@@ -209,7 +211,7 @@ class SparsityLogger(Callback):
 
 
 def _pruners(trainer: pl.Trainer) -> dict[str, IterativePruning]:
-    """The pruners by what sets their figures apart: nothing for a single one, else ``/channels``, ``/weights_2``."""
+    """The pruners by the suffix of their metrics: empty for a single one, else ``/channels``, ``/weights_2``."""
     found: dict[str, IterativePruning] = {}
     pruners = pruning_callbacks(trainer)
     for pruner in pruners:
@@ -219,7 +221,7 @@ def _pruners(trainer: pl.Trainer) -> dict[str, IterativePruning]:
 
 
 def _step(trainer: pl.Trainer) -> int:
-    """The step axis of Lightning's own metrics; ``global_step`` differs where a module has several optimizers."""
+    """Step axis of Lightning's metrics, which differs from ``global_step`` with several optimizers."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
@@ -229,8 +231,8 @@ def _tensorboards(trainer: pl.Trainer) -> list[TensorBoardLogger]:
     return [logger for logger in loggers if isinstance(logger, TENSORBOARD_LOGGERS)]
 
 
-def _survivors(pl_module: pl.LightningModule, plan: Plan) -> dict[str, Tensor]:
-    """|w| of the weights that the masks of ``plan`` leave."""
+def _kept_weights(pl_module: pl.LightningModule, plan: Plan) -> dict[str, Tensor]:
+    """|w| of the weights that the masks of ``plan`` keep."""
     parameters = dict(pl_module.named_parameters())
     return {
         name: parameters[name].detach()[mask.to(parameters[name].device)].abs() for name, mask in plan.masks.items()

@@ -1,4 +1,4 @@
-"""The rows of the summary, and how they look."""
+"""Table of pruning rounds, for the summary."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lightning_prune.network.size import Size
 
 @dataclass
 class SummaryRow:
-    """One row: a network between two events.
+    """Row of the table: a network between two events.
 
     Attributes:
-        epoch: Epoch in which the network got this size; 0 for the dense one.
-        size: What it costs.
-        sparsity: Fraction of the original that is gone.
-        metric: The monitored metric at its last validation, None before one.
-        verdict: What the guard said of it, empty without a guard.
-        gone: Whether a rollback has undone it.
+        epoch: Epoch of the event that led to this network; 0 for the dense one.
+        size: Parameters and MACs.
+        sparsity: Fraction removed from the original, in [0, 1].
+        metric: Monitored metric at its last validation; None before one.
+        verdict: Verdict of the guard; empty without a guard.
+        gone: Whether a rollback has removed it.
     """
 
     epoch: int
@@ -32,7 +32,7 @@ class SummaryRow:
 
 
 def rounds_table(rounds: list[SummaryRow], monitor: str | None) -> Table:
-    """The rows as a table for a terminal of 80 columns; names and verdicts are folded before numbers are cut."""
+    """The rows as a table for a terminal of 80 columns; names and verdicts are wrapped before numbers are cut."""
     table = Table(title="Pruning, round by round", box=box.SIMPLE_HEAD, pad_edge=False)
     masked = any(row.size.nonzero < 0.99 * row.size.params for row in rounds)
     for column in ("round", "epoch", "nonzero" if masked else "parameters", "MACs", "sparsity"):

@@ -1,4 +1,4 @@
-"""The table at the end: every round, and what came out of it."""
+"""``PruningSummary``: table of all pruning rounds, and comparison of the dense and the final network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_prune.callbacks.guard.accuracy_guard import AccuracyGuard
 from lightning_prune.callbacks.guard.verdict import Verdict
 from lightning_prune.callbacks.pruning.iterative_pruning import IterativePruning
 from lightning_prune.callbacks.pruning.pruning_callbacks import check_pruning, count_events, pruning_callbacks
-from lightning_prune.callbacks.reporting.hyperparameters import in_words
+from lightning_prune.callbacks.reporting.hyperparameters import as_code
 from lightning_prune.callbacks.reporting.rounds_table import SummaryRow, rounds_table
 from lightning_prune.callbacks.trainer.lightning_packages import (
     MODEL_CHECKPOINTS,
@@ -29,20 +29,21 @@ from lightning_prune.callbacks.trainer.lightning_packages import (
 from lightning_prune.callbacks.trainer.strategies import check_whole
 from lightning_prune.file_size import compressed_size
 from lightning_prune.network.copies import copy_of
-from lightning_prune.network.size import Size, compare_latency, measure
+from lightning_prune.network.pass_latency import compare_latency
+from lightning_prune.network.size import Size, measure
 from lightning_prune.surgery.plan import Plan
 from lightning_prune.surgery.report import Report
 
-LATENCY_BATCH = 64  # examples a pass
+LATENCY_BATCH = 64  # batch size of latency measurements
 
 
 class PruningSummary(Callback):
-    """Collects one row for each round, keeps the dense network, and prints what pruning has brought.
+    """Prints a table of all pruning rounds, and compares the dense network with the final one.
 
-    The dense network is saved as ``dense.ckpt`` beside the other checkpoints just before the first event.
+    The dense network is saved as ``dense.ckpt`` next to the other checkpoints, just before the first event.
 
     Args:
-        monitor: Metric of the rows; by default the one that ``AccuracyGuard`` or else ``ModelCheckpoint`` monitors.
+        monitor: Metric in the table. Default: the metric that ``AccuracyGuard``, or else ``ModelCheckpoint``, monitors.
     """
 
     def __init__(self, monitor: str | None = None) -> None:
@@ -53,27 +54,27 @@ class PruningSummary(Callback):
         self.dense_path: str | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find out which metric the rows show."""
+        """Determine the metric in the table."""
         check_whole(trainer, self)
         if stage == "fit":
             check_pruning(trainer, self)
-        watchers = [c for c in trainer.callbacks if isinstance(c, (AccuracyGuard, *MODEL_CHECKPOINTS))]  # type: ignore[attr-defined]
-        monitors = (getattr(callback, "monitor", None) for callback in watchers)
+        monitoring = [c for c in trainer.callbacks if isinstance(c, (AccuracyGuard, *MODEL_CHECKPOINTS))]  # type: ignore[attr-defined]
+        monitors = (getattr(callback, "monitor", None) for callback in monitoring)
         self.monitor = self.monitor or next(filter(None, monitors), None)
 
     def on_before_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruning: IterativePruning) -> None:
-        """Begin with the dense network; anew as long as a guard holds the first event back."""
+        """Add and save the dense network, again each time that the first event is held back."""
         if len(self.rounds) < 2:
             self.rounds = [SummaryRow(0, measure(pl_module, pruning.example), 0.0, self._metric, self._verdict)]
             self.dense_path = str(Path(_folder(trainer)).absolute() / "dense.ckpt")
             trainer.save_checkpoint(self.dense_path, weights_only=True)
 
     def on_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan, report: Report) -> None:
-        """Begin a row."""
+        """Add a row."""
         self.rounds.append(SummaryRow(trainer.current_epoch, report.after, report.sparsity))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Bring the row up to date."""
+        """Update the metric of the row."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         if self.monitor in trainer.callback_metrics:
@@ -82,19 +83,19 @@ class PruningSummary(Callback):
                 self._row.metric = self._metric
 
     def on_verdict(self, trainer: pl.Trainer, verdict: Verdict) -> None:
-        """Enter what the guard says of the row; of the dense network it may speak before the first row is there."""
+        """Add the verdict to the row; a verdict on the dense network may precede the first row."""
         self._verdict = verdict.short
         if self.rounds:
             self._row.verdict = verdict.short
 
     def on_rollback(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The row of the network that is back goes on."""
+        """Mark the rows of rolled-back networks."""
         for row in [row for row in self.rounds if not row.gone][1 + count_events(trainer) :]:
             row.gone = True
 
     @property
     def _row(self) -> SummaryRow:
-        """The row of the network as it is."""
+        """Row of the current network."""
         return next(row for row in reversed(self.rounds) if not row.gone)
 
     def state_dict(self) -> dict[str, Any]:
@@ -103,28 +104,29 @@ class PruningSummary(Callback):
         return {"rounds": rows, "dense_path": self.dense_path, "metric": self._metric}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore what ``state_dict`` returned."""
         self.rounds = [SummaryRow(**{**row, "size": Size(**row["size"])}) for row in state_dict["rounds"]]
         self.dense_path, self._metric = state_dict["dense_path"], state_dict["metric"]
 
     def conclude(self, trainer: pl.Trainer, model: pl.LightningModule, datamodule: Any = None) -> None:
-        """Test the dense and the final network, compare their speed, and print everything. Call it after ``fit``.
+        """Test the dense and the final network, compare their latency, and print the summary; call it after ``fit``.
 
-        The final network is the best checkpoint at the final size where ``ModelCheckpoint`` monitors a metric, else
-        the network as training left it; ``model`` holds it afterwards. Without test data nothing is tested.
+        The final network is the best checkpoint at the final size if ``ModelCheckpoint`` monitors a metric, otherwise
+        the network at the end of training; ``model`` holds it afterwards. Networks are tested only if there are test
+        data.
 
         Args:
             trainer: The Trainer that ran ``fit``.
             model: The LightningModule.
-            datamodule: Where the test data come from; without it, from the module itself.
+            datamodule: Data module with test data. Default: the LightningModule itself.
         """
-        rounds, dense = list(self.rounds), self.dense_path  # testing a checkpoint restores callbacks from it
+        rounds, dense = list(self.rounds), self.dense_path  # testing a checkpoint restores the callbacks from it
         files = {"dense": dense, "final": _best(trainer) or _save_last(trainer)}
         testable = overrides(model, "test_step") and overrides(datamodule or model, "test_dataloader")
         tested: dict[str, dict[str, float]] = {}
         networks: dict[str, nn.Module] = {}
         for name, path in files.items():
-            if path is None or not Path(path).is_file():  # the dense network of a resumed training may be elsewhere
+            if path is None or not Path(path).is_file():  # the dense file of a resumed training may be missing
                 continue
             if testable:
                 results = trainer.test(model, datamodule=datamodule, ckpt_path=path, verbose=False)
@@ -134,7 +136,7 @@ class PruningSummary(Callback):
             networks[name] = copy_of(model)
         self.rounds, self.dense_path = rounds, dense
         shown = {name: str(files[name]) for name in networks}
-        self._print(trainer, shown, tested, _speeds(trainer, networks), _compressed(trainer, networks))
+        self._print(trainer, shown, tested, _latencies(trainer, networks), _compressed(trainer, networks))
 
     @rank_zero_only
     def _print(
@@ -142,7 +144,7 @@ class PruningSummary(Callback):
         trainer: pl.Trainer,
         files: dict[str, str],
         tested: dict[str, dict[str, float]],
-        speeds: dict[str, float],
+        latencies: dict[str, float],
         compressed: dict[str, int],
     ) -> None:
         console = Console(highlight=False, soft_wrap=True)
@@ -151,8 +153,8 @@ class PruningSummary(Callback):
         for pruning in pruning_callbacks(trainer):
             if pruning.pruner.fraction < 1:
                 console.print(
-                    f"{in_words(pruning.pruner.budget)} is not reached: the training ended at "
-                    f"{pruning.pruner.fraction:.2f} of the way, at sparsity {pruning.sparsity:.3f}",
+                    f"{as_code(pruning.pruner.budget)} is not reached: the training ended at fraction "
+                    f"{pruning.pruner.fraction:.2f} of the schedule, at sparsity {pruning.sparsity:.3f}",
                     soft_wrap=False,
                 )
         for metric in tested.get("final", {}):
@@ -160,8 +162,8 @@ class PruningSummary(Callback):
             console.print(f"{metric}: {values}")
         if not tested:
             console.print("not tested: there is no test_step or no test_dataloader")
-        if len(speeds) == 2:
-            dense, pruned = (1000 * speeds[name] for name in ("dense", "final"))
+        if len(latencies) == 2:
+            dense, pruned = (1000 * latencies[name] for name in ("dense", "final"))
             console.print(
                 f"speed-up: {dense / pruned:.2f} x on this machine "
                 f"(batch of {LATENCY_BATCH}: {dense:.2f} ms -> {pruned:.2f} ms)"
@@ -170,13 +172,13 @@ class PruningSummary(Callback):
             sizes = ", ".join(f"{name} {size / 1e6:.3f} MB" for name, size in compressed.items())
             console.print(f"compressed state dict: {sizes}")
         for name, path in reversed(files.items()):
-            console.print(f"{'checkpoint' if name == 'final' else 'dense network'}: {_shown(path)}")
+            console.print(f"{'checkpoint' if name == 'final' else 'dense network'}: {_relative(path)}")
         for logger in trainer.loggers:
             if isinstance(logger, TENSORBOARD_LOGGERS):
-                console.print(f"logs: tensorboard --logdir {_shown(logger.log_dir)}")
+                console.print(f"logs: tensorboard --logdir {_relative(logger.log_dir)}")
 
 
-def _speeds(trainer: pl.Trainer, networks: dict[str, nn.Module]) -> dict[str, float]:
+def _latencies(trainer: pl.Trainer, networks: dict[str, nn.Module]) -> dict[str, float]:
     example = next((pruning.example for pruning in pruning_callbacks(trainer) if pruning.example is not None), None)
     if example is None or len(networks) < 2:
         return {}
@@ -186,7 +188,7 @@ def _speeds(trainer: pl.Trainer, networks: dict[str, nn.Module]) -> dict[str, fl
 
 
 def _compressed(trainer: pl.Trainer, networks: dict[str, nn.Module]) -> dict[str, int]:
-    """Bytes of the compressed state dicts, where a budget counts them."""
+    """Sizes of the compressed state dicts in bytes, if a budget limits them."""
     budgets = [pruning.pruner.budget for pruning in pruning_callbacks(trainer)]
     parts = [part for budget in budgets for part in (budget.budgets if isinstance(budget, All) else (budget,))]
     if not any(isinstance(part, FileSize) for part in parts):
@@ -213,7 +215,7 @@ def _folder(trainer: pl.Trainer) -> str:
     return str(folder or trainer.log_dir or trainer.default_root_dir)
 
 
-def _shown(path: str) -> str:
-    """``path`` below the working directory, if it is there."""
+def _relative(path: str) -> str:
+    """``path`` relative to the working directory, if it is inside."""
     absolute, here = Path(path).absolute(), Path.cwd()
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)

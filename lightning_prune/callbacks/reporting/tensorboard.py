@@ -1,4 +1,4 @@
-"""What only TensorBoard shows: which curves stand together, and histograms."""
+"""TensorBoard: layout of the CUSTOM SCALARS tab, and histograms."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-BINS = 64  # TensorBoard itself shows 30
+BINS = 64  # TensorBoard displays 30
 
 _PREFIX = "(.+-)?"  # of TensorBoardLogger(prefix=...)
 
 
 def layout(monitor: str | None) -> dict[str, dict[str, list[Any]]]:
-    """Which curves stand together in the CUSTOM SCALARS tab; names are regular expressions."""
+    """Layout of the CUSTOM SCALARS tab: curves by chart; names are regular expressions."""
 
     def chart(*names: str) -> list[Any]:
         return ["Multiline", [f"{_PREFIX}{name}$" for name in names]]
 
     sparsity = "pruning/sparsity(/.+)?"
-    beside = {} if monitor is None else {f"{monitor} beside sparsity": chart(sparsity, re.escape(monitor))}
+    metric = {} if monitor is None else {f"{monitor} and sparsity": chart(sparsity, re.escape(monitor))}
     return {
         "Pruning": {
-            **beside,
+            **metric,
             "sparsity and schedule (fractions)": chart(sparsity, "pruning/fraction(/.+)?"),
             "parameters": chart("pruning/parameters", "pruning/nonzero_parameters"),
             "MACs of one example": chart("pruning/macs"),
@@ -38,7 +38,7 @@ def layout(monitor: str | None) -> dict[str, dict[str, list[Any]]]:
 
 
 def add_histograms(writer: SummaryWriter, kind: str, suffix: str, values: Mapping[str, Tensor], step: int) -> None:
-    """One histogram of all finite ``values`` under ``kind/all``, and one of each under ``kind/name``."""
+    """Add a histogram of all finite ``values`` as ``kind/all``, and one for each name as ``kind/name``."""
     finite = {name: tensor[torch.isfinite(tensor)].float().cpu() for name, tensor in values.items()}
     if finite:
         _add_histogram(writer, f"{kind}/all{suffix}", torch.cat(list(finite.values())), step)
@@ -47,7 +47,7 @@ def add_histograms(writer: SummaryWriter, kind: str, suffix: str, values: Mappin
 
 
 def _add_histogram(writer: SummaryWriter, tag: str, values: Tensor, step: int) -> None:
-    """``writer.add_histogram`` with even bins, which is quick even for millions of weights."""
+    """``writer.add_histogram`` with equal bins, which is fast for millions of weights."""
     if not len(values):
         return
     low, high = float(values.min()), float(values.max())

@@ -1,4 +1,4 @@
-"""The figure of what accuracy costs: a metric against the size of the network."""
+"""Trade-off figure: a metric against the size of the network."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _LOG_FROM = 5.0  # ratio of the largest to the smallest size
 
 @dataclass(frozen=True)
 class TradeoffPoint:
-    """A network between two events, at its last validation.
+    """Point of the figure: a network between two events, at its last validation.
 
     Attributes:
-        event: Number of events before it; 0 is the dense network.
+        event: Number of earlier events; 0 for the dense network.
         epoch: Epoch of the validation.
-        parameters: Its parameters.
-        nonzero: Those that are not exactly zero.
-        value: The monitored metric.
+        parameters: Number of parameters.
+        nonzero: Number of parameters that are not exactly zero.
+        value: Monitored metric.
     """
 
     event: int
@@ -34,15 +34,15 @@ class TradeoffPoint:
     value: float
 
 
-def scatter(points: Sequence[TradeoffPoint], monitor: str, nonzero: bool) -> Figure:
-    """The metric against the size, one point for each network between two events.
+def tradeoff_figure(points: Sequence[TradeoffPoint], monitor: str, nonzero: bool) -> Figure:
+    """Figure of the metric against the size, with one point for each network between two events.
 
     Args:
-        points: The networks, dense first.
+        points: The networks, the dense one first.
         monitor: Name of the metric.
-        nonzero: Whether only nonzero parameters count: masks leave the others in place.
+        nonzero: Whether to count only nonzero parameters, for networks with masks.
     """
-    from matplotlib.figure import Figure  # takes half a second, which trainings without TensorBoard need not wait
+    from matplotlib.figure import Figure  # takes 0.5 s, only spent with TensorBoard
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
     figure = Figure(figsize=(6.4, 4), dpi=150, layout="constrained")
@@ -56,7 +56,7 @@ def scatter(points: Sequence[TradeoffPoint], monitor: str, nonzero: bool) -> Fig
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(EngFormatter())
-    axes.margins(x=0.17, y=0.12)  # a label stands to the upper left of its point, off the usual curve
+    axes.margins(x=0.17, y=0.12)  # labels are to the upper left of points, off the typical curve
     to_axes = axes.transLimits.transform
     placed = [tuple(to_axes(axes.transScale.transform(xy))) for xy in zip(sizes, values, strict=True)]
     for index in _apart(placed):
@@ -71,7 +71,7 @@ def scatter(points: Sequence[TradeoffPoint], monitor: str, nonzero: bool) -> Fig
 
 
 def _apart(positions: Sequence[_Position]) -> Iterator[int]:
-    """Indices of points whose labels do not cover each other: the first, the last, then whatever fits."""
+    """Indices of points whose labels do not overlap: the first, then from the last to the second."""
     labelled: list[_Position] = []
     for index in [0, *range(len(positions) - 1, 0, -1)]:
         x, y = positions[index]

@@ -1,4 +1,4 @@
-"""Distillation: the pruned network learns from the dense one."""
+"""``Distillation``: knowledge distillation from the dense network, or another teacher."""
 
 from __future__ import annotations
 
@@ -27,32 +27,33 @@ from lightning_prune.surgery.report import Report
 
 @dataclass(frozen=True)
 class _Teacher:
-    """Not the network itself: averaged copies that callbacks keep are pruned with what they average."""
+    """Wraps the network, so that it is not taken for an averaged copy, which would be pruned with the student."""
 
     network: nn.Module
 
 
 class Distillation(Callback):
-    """Lets the network learn from a teacher, without a change to ``training_step``.
+    """Trains the network with distillation losses from a teacher, without changes to ``training_step``.
 
-    Hinton et al. 2015, 'Distilling the knowledge in a neural network'. The teacher runs on what the student receives in
-    training; the gradient of the losses is added at the student's outputs while the task's loss goes backward, so one
-    backward pass does both, under DDP, AMP and accumulation as well. The task's loss and its curve stay as they are;
-    the weighted losses are logged as ``distillation``.
+    Hinton et al. 2015, 'Distilling the knowledge in a neural network'. The teacher runs on the inputs of the student;
+    the gradients of the losses are added at the student's outputs during the backward pass of the task's loss. A single
+    backward pass is enough, also with DDP, AMP and gradient accumulation. The logged loss of the task does not change;
+    the sum of the weighted distillation losses is logged as ``distillation``.
 
-    The teacher stays in eval mode on the network's device, gets no gradients, and is in no checkpoint.
+    The teacher is in eval mode on the device of the network, receives no gradients, and is part of no checkpoint.
 
     Args:
-        teacher: ``"dense"``: the network as it was just before the first pruning event, from then on; it is written
-            beside the logs (``teacher-*.ckpt``), so that a resumed training finds it. A path: a checkpoint of the same
-            LightningModule. A network: another LightningModule of the same parts, or what stands for ``module``.
-        losses: What is compared; ``[SoftTargets()]`` by default. Modules are named as in the LightningModule.
-        module: Qualified name of the network that ``training_step`` calls; by default the LightningModule itself, as
-            ``self(x)``.
+        teacher: Teacher network. ``"dense"``: the network before the first pruning event, used from then on; it is
+            saved next to the logs (``teacher-*.ckpt``) for resumed trainings. A path: a checkpoint of the same
+            LightningModule. A network: another LightningModule with the compared modules, or a replacement for
+            ``module``.
+        losses: Distillation losses. Modules are named as in the LightningModule. Default: ``[SoftTargets()]``.
+        module: Qualified name of the network that ``training_step`` calls. Default: the LightningModule itself, called
+            as ``self(x)``.
 
     Raises:
-        MisconfigurationException: If an argument is of the wrong kind, a module is not found or not used by
-            ``training_step``, the file of the teacher is not there, or the strategy shards parameters.
+        MisconfigurationException: If an argument is of the wrong type, a module does not exist or is not used by
+            ``training_step``, the file of the teacher does not exist, or the strategy shards parameters.
     """
 
     def __init__(
@@ -70,16 +71,16 @@ class Distillation(Callback):
             )
         self.module = module
         self._given = teacher if isinstance(teacher, str) else _Teacher(teacher)
-        self._path: str | None = None  # of the dense network
-        self._taught_by: _Teacher | None = None
-        self._comparison: Comparison | None = None  # in the batch that runs
+        self._path: str | None = None  # path of the dense network
+        self._teacher: _Teacher | None = None
+        self._comparison: Comparison | None = None  # in the current batch
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Nothing can be distilled into parts."""
+        """Reject strategies that shard parameters."""
         check_whole(trainer, self)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Bring the teacher, where it is not the network that is yet to be pruned."""
+        """Load the teacher, unless it is the dense network before the first event."""
         student = _find(self.module, pl_module, "the network")
         for loss in self._relative:
             _find(loss.module, student, "the network")
@@ -89,30 +90,30 @@ class Distillation(Callback):
                 "add IterativePruning(...), or give a checkpoint or a network"
             )
         if self._given == "dense" and count_events(trainer) == 0:
-            self._path = None  # of another network, before
+            self._path = None  # belongs to an earlier training
             return
         if isinstance(self._given, _Teacher):
-            self._teach(pl_module, copy_of(self._given.network))
+            self._set_teacher(pl_module, copy_of(self._given.network))
             return
         path = self._path if self._given == "dense" else self._given
         if path is None:
             raise MisconfigurationException(
-                "Distillation teacher='dense' comes too late: the network is pruned already, in a training without "
-                "Distillation; give a checkpoint of the dense one, Distillation(teacher=PATH)"
+                "Distillation teacher='dense' is not available: the network was pruned in a training without "
+                "Distillation; give a checkpoint of the dense network, Distillation(teacher=PATH)"
             )
         if not get_filesystem(path).exists(path):
             raise MisconfigurationException(
-                f"Distillation: the teacher is not at {path!r}; give its checkpoint, Distillation(teacher=PATH)"
+                f"Distillation: there is no teacher at {path!r}; give its checkpoint, Distillation(teacher=PATH)"
             )
-        network = copy_of(pl_module)  # which may be smaller by now, or not be pruned yet
+        network = copy_of(pl_module)  # its size may differ from that of the teacher
         load_other_size(network, path)
-        self._teach(pl_module, network)
+        self._set_teacher(pl_module, network)
 
     def on_before_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruning: IterativePruning) -> None:
-        """Where the first event is due, what there is now is the teacher; anew as long as it is held back."""
+        """Copy the teacher ``"dense"`` when the first event is due, again each time that it is held back."""
         if self._given != "dense" or count_events(trainer) > 0:
             return
-        self._teach(pl_module, copy_of(pl_module))
+        self._set_teacher(pl_module, copy_of(pl_module))
         if self._path is None:
             folder = trainer.log_dir or trainer.default_root_dir
             path = join(folder if "://" in folder else abspath(folder), f"teacher-{uuid4().hex[:12]}.ckpt")
@@ -122,26 +123,26 @@ class Distillation(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Outputs are compared from here to the end of the batch."""
+        """Compare outputs in this batch."""
         self._begin(trainer, pl_module)
 
     def on_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan, report: Report) -> None:
-        """The first batch of a resumed training may have begun already."""
+        """Compare outputs with those of a new teacher, if the first batch of a resumed training has begun already."""
         self._begin(trainer, pl_module)
 
     def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._release()
-        if self._taught_by is not None:
+        if self._teacher is not None:
             windows = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             scale = (1.0 if scaler is None else float(scaler.get_scale())) / windows
-            student, teacher = pl_module.get_submodule(self.module), self._taught_by.network.to(pl_module.device)
+            student, teacher = pl_module.get_submodule(self.module), self._teacher.network.to(pl_module.device)
             self._comparison = Comparison(student, teacher, self._relative, scale)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log what was lost, and be off the network."""
+        """Log the losses, and remove the hooks."""
         if self._comparison is None:
             return
         values, unused = self._comparison.values, self._comparison.unused
@@ -150,37 +151,37 @@ class Distillation(Callback):
             where = ".".join(filter(None, (self.module, unused))) or "forward"
             raise MisconfigurationException(
                 f"Distillation compares the output of {where!r}, which training_step has not called, or which is "
-                "compiled. Name the network that it calls, such as Distillation(module='net')."
+                "compiled. Name the network that training_step calls, such as Distillation(module='net')."
             )
         pl_module.log("distillation", torch.stack(values).sum(), on_step=False, on_epoch=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Let go of network and teacher."""
+        """Remove the hooks, and release the teacher."""
         self._release()
         if stage == "fit":
-            self._taught_by = None
+            self._teacher = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the teacher is."""
+        """Path of the teacher."""
         return {"path": self._path}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore what ``state_dict`` returned."""
         self._path = state_dict["path"]
 
     @property
     def _relative(self) -> list[DistillationLoss]:
-        """The losses, with names as they are inside of the student."""
+        """The losses, with module names relative to the student."""
         prefix = f"{self.module}." if self.module else ""
         names = ["" if loss.module == self.module else loss.module.removeprefix(prefix) for loss in self.losses]
         return [replace(loss, module=name) for loss, name in zip(self.losses, names, strict=True)]  # type: ignore[type-var]
 
-    def _teach(self, pl_module: pl.LightningModule, network: nn.Module) -> None:
+    def _set_teacher(self, pl_module: pl.LightningModule, network: nn.Module) -> None:
         if any(cls.__name__ == "LightningModule" for cls in type(network).__mro__):
             network = _find(self.module, network, "the teacher")
         for loss in self._relative:
             _find(loss.module, network, "the teacher")
-        self._taught_by = _Teacher(network.eval().requires_grad_(False).to(pl_module.device))
+        self._teacher = _Teacher(network.eval().requires_grad_(False).to(pl_module.device))
 
     def _release(self) -> None:
         if self._comparison is not None:

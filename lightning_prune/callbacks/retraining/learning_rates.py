@@ -1,4 +1,4 @@
-"""Learning rates: where they are, back to there, and smaller."""
+"""Learning rates of all optimizers and schedulers: stored, restored and scaled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _OF_GROUPS = ("lr", "initial_lr", "max_lr", "min_lr")
 _OF_SCHEDULERS = ("base_lrs", "max_lrs", "min_lrs", "_last_lr")
 
 
-def rates_of(trainer: pl.Trainer) -> list[Any]:
+def stored_rates(trainer: pl.Trainer) -> list[Any]:
     """The learning rates of all optimizers and the states of their schedulers, as plain values."""
     groups = [
         [{key: _plain(group[key]) for key in _OF_GROUPS if key in group} for group in optimizer.param_groups]
@@ -21,8 +21,8 @@ def rates_of(trainer: pl.Trainer) -> list[Any]:
     return [groups, [deepcopy(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs]]
 
 
-def put_back_rates(trainer: pl.Trainer, rates: list[Any]) -> None:
-    """Let the learning rates go on from where ``rates_of`` saw them."""
+def restore_rates(trainer: pl.Trainer, rates: list[Any]) -> None:
+    """Restore the learning rates and scheduler states that ``stored_rates`` returned."""
     groups, schedulers = rates
     for optimizer, own in zip(trainer.strategy.optimizers, groups, strict=True):
         for group, values in zip(optimizer.param_groups, own, strict=True):
@@ -33,7 +33,7 @@ def put_back_rates(trainer: pl.Trainer, rates: list[Any]) -> None:
 
 
 def scale_rates(trainer: pl.Trainer, factor: float) -> None:
-    """Let all learning rates be ``factor`` times what they are and what their schedulers will make of them."""
+    """Multiply all learning rates, and those that schedulers will set later, by ``factor``."""
     for optimizer in trainer.strategy.optimizers:
         for group in optimizer.param_groups:
             for key in _OF_GROUPS:
@@ -50,14 +50,14 @@ def scale_rates(trainer: pl.Trainer, factor: float) -> None:
 
 
 def _with_parts(scheduler: Any) -> Iterator[Any]:
-    """A scheduler, and those that it runs one after another or together."""
+    """A scheduler, and those that it combines (``SequentialLR``, ``ChainedScheduler``)."""
     yield scheduler
     for part in getattr(scheduler, "_schedulers", ()):
         yield from _with_parts(part)
 
 
 def _set(group: dict[str, Any], key: str, value: Any) -> None:
-    """A learning rate may be a tensor, which compiled steps have captured."""
+    """Set a learning rate; in place if it is a tensor, which a compiled optimizer step may have captured."""
     if hasattr(group[key], "fill_"):
         group[key].fill_(value)
     else:

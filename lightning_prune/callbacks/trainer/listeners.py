@@ -27,7 +27,7 @@ def notify(trainer: pl.Trainer, event: str, *args: Any) -> None:
             listener(trainer, *args)
 
 
-def forget_best(trainer: pl.Trainer) -> None:
+def reset_best_scores(trainer: pl.Trainer) -> None:
     """Reset the best scores of ``ModelCheckpoint`` and ``EarlyStopping`` after the size of the network has changed.
 
     The next checkpoint replaces the earlier ones. Until the next validation the monitored metric is NaN, so that a

@@ -89,7 +89,7 @@ def unwrapped(trainer: pl.Trainer) -> Iterator[None]:
     strategy._pl_static_graph_delay_done = False
 
 
-def forget_compiled() -> None:
+def reset_compiled() -> None:
     """Discard compiled code: after eight changes of shapes ``torch.compile`` would fall back to eager mode."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""From channel ids that a trace has tied together to dependency groups and bundles."""
+"""Turns the tied channel ids of a trace into dependency groups and bundles. Imports ``symbols`` and ``tracing``."""
 
 from lightning_prune.coupling.grouping.build_coupling import build_coupling
 

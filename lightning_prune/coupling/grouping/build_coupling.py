@@ -1,4 +1,4 @@
-"""From the resolved slots of a trace to groups of interchangeable units."""
+"""Builds the ``Coupling`` of a network from its trace."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Place = tuple[str, int]  # tensor, dimension
 
 
 def build_coupling(trace: Trace, passes: Passes) -> Coupling:
-    """Resolve the slots of ``trace`` into groups."""
+    """The groups, frozen channels and costs that follow from ``trace``."""
     unused = (
         f"{UNUSED}; it may in train mode, which does not run on the example input alone"
         if passes.train_fails
@@ -40,14 +40,14 @@ def build_coupling(trace: Trace, passes: Passes) -> Coupling:
         for e in (*trace.size_equations.equations, *balanced)
     ]
     on_meta = all(tensor.is_meta for tensor in trace.tensors.values())
-    apart = {} if on_meta else shared_with_unreached(groups, builder.shapes, trace.reached, trace.module_lists)
-    for name in apart:
+    unreached = {} if on_meta else shared_with_unreached(groups, builder.shapes, trace.reached, trace.module_lists)
+    for name in unreached:
         del groups[name]
     attributes = solve_attributes(equations, trace.size_equations.values)
     bundles, stuck = find_bundles({name: group.size for name, group in groups.items()}, equations, attributes)
     for name in stuck:
         del groups[name]
-    frozen = {**builder.frozen(), **stuck, **apart}
+    frozen = {**builder.frozen(), **stuck, **unreached}
     return Coupling(
         groups=groups,
         frozen={name: reason for name, reason in frozen.items() if name not in groups},
@@ -72,19 +72,21 @@ def build_coupling(trace: Trace, passes: Passes) -> Coupling:
 
 
 class _Builder:
-    """Groups, and every size as a function of their widths."""
+    """Finds the groups, and expresses every size as a function of their widths."""
 
     def __init__(self, trace: Trace, families: UnitFamilies) -> None:
         self.trace, self.families = trace, families
         self.shapes = {name: tuple(tensor.shape) for name, tensor in trace.tensors.items()}
         self.parameters = {name: None for name, tensor in trace.tensors.items() if isinstance(tensor, nn.Parameter)}
-        self._read_only = trace.input_dims - trace.output_dims
+        self._only_inputs = trace.input_dims - trace.output_dims
         self.groups: dict[str, Group] = {}
-        self._frozen: list[tuple[list[Place], str]] = []  # where units are that stay, and why
-        self._group_of = np.full(trace.channel_ids.count, -1, dtype=np.int64)  # of every unit
-        self._every: dict[int, Tensor] = {}  # one object for all: `plan_removal` looks at each once
+        self._frozen: list[tuple[list[Place], str]] = []  # places of frozen units, and the reason
+        self._group_of = np.full(trace.channel_ids.count, -1, dtype=np.int64)  # the number of the group of every unit
+        self._every: dict[int, Tensor] = {}  # shared index tensors: `plan_removal` handles each object once
         self._linear: dict[int, tuple[Ids, LinearDim]] = {}
-        self._sites: defaultdict[int, list[ActivationSite]] = defaultdict(list)  # by the families that they show
+        self._sites: defaultdict[int, list[ActivationSite]] = defaultdict(
+            list
+        )  # by the families whose activations they hold
         for site in trace.activation_sites.values():
             if site.dim is not None:
                 for family in np.unique(families.family_of[families.units[site.ids[site.ids != NO_CHANNEL]]]).tolist():
@@ -101,40 +103,40 @@ class _Builder:
         used: Counter[str] = Counter()
         for whole, members in self.families.families:
             signature = [(p, n) for p, n in whole if p < len(places)]
-            lies = [places[p] for p, _ in signature]
+            own_places = [places[p] for p, _ in signature]
             free = members[~reasons.known(members)]
-            made = any(self._makes(*place) for place in lies)  # else it is read from data
+            made = any(self._is_output(*place) for place in own_places)  # otherwise it is read from data
             if not free.size:
-                self._frozen.append((lies, reasons.of(int(members[0]))))
+                self._frozen.append((own_places, reasons.of(int(members[0]))))
                 continue
             own = next(
                 (places[p] for p, n in signature if n * len(members) == self.shapes[places[p][0]][places[p][1]]),
-                lies[0],
+                own_places[0],
             )
             used[own[0]] += 1
             name = own[0] if used[own[0]] == 1 else f"{own[0]}#{used[own[0]]}"
             if len(members) == 1 and made:
-                self._frozen.append(([own, *lies], "all of its channels can only go together"))
+                self._frozen.append(([own, *own_places], "all of its channels can only go together"))
             elif made:
                 self._group_of[free] = len(self.groups)
-                self.groups[name] = self._group(name, lies, free, inexact, grouped)
+                self.groups[name] = self._group(name, own_places, free, inexact, grouped)
 
     def frozen(self) -> dict[str, str]:
-        """The tensors that make channels which stay, and why; not those of which another dimension shrinks."""
+        """Tensor with frozen output channels -> reason, without the tensors that shrink along another dimension."""
         shrinking = {(m.tensor, m.dim) for group in self.groups.values() for m in group.members if not m.reads}
         tensors = {tensor for tensor, _ in shrinking} | self.groups.keys()
         found: dict[str, str] = {}
-        for lies, reason in self._frozen:
-            made = [(place[0] not in tensors, place) for place in lies if self._makes(*place)]
+        for own_places, reason in self._frozen:
+            made = [(place[0] not in tensors, place) for place in own_places if self._is_output(*place)]
             whole, place = max(made, key=lambda entry: entry[0], default=(False, ("", 0)))
             partly = place in shrinking and place[0] not in self.groups
             if reason != KERNEL and (whole or partly) and found.get(place[0], ENTRIES) == ENTRIES:
                 found[place[0]] = reason if whole else f"a part of its channels: {reason}"
         return found
 
-    def _makes(self, tensor: str, dim: int) -> bool:
-        """Whether these are channels of a parameter that no layer only reads."""
-        return tensor in self.parameters and (tensor, dim) not in self._read_only
+    def _is_output(self, tensor: str, dim: int) -> bool:
+        """Whether these are channels of a parameter, and not only input channels of a layer."""
+        return tensor in self.parameters and (tensor, dim) not in self._only_inputs
 
     def _group(self, name: str, places: Iterable[Place], members: Ids, inexact: Reasons, grouped: set[int]) -> Group:
         own = [(place, self.trace.labels[place[0]][place[1]]) for place in places]
@@ -162,8 +164,8 @@ class _Builder:
         )
 
     def _index(self, owner: Ids, members: Ids) -> Tensor | None:
-        """Where ``owner`` is each of ``members``, (units, indices a unit); None where units differ in number."""
-        if len(owner) == len(members) and (owner == members).all():  # as almost everywhere
+        """Indices at which ``owner`` equals each of ``members``, (units, indices per unit); None if counts differ."""
+        if len(owner) == len(members) and (owner == members).all():  # the common case
             return self._every.setdefault(len(members), torch.arange(len(members))[:, None])
         rank = np.searchsorted(members, owner)
         rank[rank == len(members)] = 0
@@ -175,7 +177,7 @@ class _Builder:
         return torch.from_numpy(positions[order].reshape(len(members), -1))
 
     def linear(self, ids: Ids) -> LinearDim:
-        """The size of a dimension with the channels ``ids``."""
+        """The size of a dimension that carries ``ids``, as a function of the widths of groups."""
         found = self._linear.get(id(ids))
         known = found[1] if found is not None else None
         if known is None:
@@ -183,17 +185,17 @@ class _Builder:
             counts = np.bincount(owners[owners >= 0], minlength=len(self._sizes))
             per_unit = {self._names[g]: float(counts[g] / self._sizes[g]) for g in counts.nonzero()[0]}
             known = LinearDim(len(ids), per_unit)
-            self._linear[id(ids)] = ids, known  # kept alive, so that its id is not another's
+            self._linear[id(ids)] = ids, known  # kept alive, so that no other array gets its id
         return known
 
     def dims(self, shape: tuple[int, ...], labels: Labels) -> tuple[LinearDim, ...]:
-        """The sizes of a shape whose dimensions carry ``labels``."""
+        """The size of every dimension of a tensor with ``shape`` and ``labels``."""
         return tuple(
             LinearDim(size, {}) if ids is None else self.linear(ids) for ids, size in zip(labels, shape, strict=True)
         )
 
     def scalar(self, number: int) -> WidthScalar:
-        """A scalar of the passes, and the weights that can take up its change."""
+        """A scalar of the passes with the weights that can compensate for its change."""
         found = self.trace.scalars.found[number]
         rows: dict[str, tuple[int, Tensor]] = {}
         compensating = found.compensating_rows
@@ -205,7 +207,7 @@ class _Builder:
         return WidthScalar(found.value, rows, power, tuple(self.linear(found.widths).per_unit), found.where)
 
     def resolved(self, expression: Expression) -> Expression:
-        """``expression`` in terms of the widths of groups."""
+        """``expression`` as a function of the widths of groups."""
 
         def leaf(part: Expression) -> Expression:
             return self.linear(part.ids) if isinstance(part, SizeOf) else part

@@ -1,4 +1,4 @@
-"""Groups that the numbers in the code tie together by count, and attributes that have to follow."""
+"""Groups whose sizes are coupled by integers in the code, and attributes that depend on the sizes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ from lightning_prune.coupling.symbols.sizes import (
 
 
 def solve_attributes(equations: Sequence[Equation], values: Mapping[Attribute, int]) -> dict[Attribute, Expression]:
-    """What the attributes in ``equations`` have to be, as expressions of the widths.
+    """Solve ``equations`` for the attributes in them.
 
     Args:
-        equations: What has to stay equal.
-        values: The attributes' values now.
+        equations: Expressions that must stay equal.
+        values: The values of the attributes in the analyzed network.
+
+    Returns:
+        Every attribute as an expression of the widths; a constant where it does not depend on them.
     """
     known: dict[Attribute, Expression] = {}
     pairs = [pair for e in equations for pair in ((e.left, e.right), (e.right, e.left))]
-    for bare in (True, False):  # an attribute by itself says more than arithmetic that has to be inverted
+    for bare in (True, False):  # an attribute alone is more reliable than arithmetic that must be inverted
         progress = True
         while progress:
             progress = False
@@ -44,8 +47,8 @@ def solve_attributes(equations: Sequence[Equation], values: Mapping[Attribute, i
                     if _value(solution) == values[attribute]:
                         known[attribute] = solution
                         progress = True
-    rest = {a for e in equations for part in (e.left, e.right) for a in attributes_in(part)} - known.keys()
-    return {**known, **{attribute: values[attribute] for attribute in rest}}
+    unsolved = {a for e in equations for part in (e.left, e.right) for a in attributes_in(part)} - known.keys()
+    return {**known, **{attribute: values[attribute] for attribute in unsolved}}
 
 
 def _substituted(expression: Expression, known: Mapping[Attribute, Expression]) -> Expression:
@@ -62,12 +65,15 @@ def _value(expression: Expression, removed: Mapping[str, int] | None = None) -> 
 def find_bundles(
     sizes: Mapping[str, int], equations: Sequence[Equation], attributes: Mapping[Attribute, Expression]
 ) -> tuple[tuple[Bundle, ...], dict[str, str]]:
-    """Bundles of groups that shrink together, and the reasons why some groups cannot shrink at all.
+    """Bundles of groups that shrink together, and the groups that cannot shrink.
 
     Args:
-        sizes: Group name -> units.
-        equations: What has to stay equal.
-        attributes: What attributes are, as expressions of the widths.
+        sizes: Group name -> number of units.
+        equations: Expressions that must stay equal.
+        attributes: The attributes as expressions of the widths.
+
+    Returns:
+        The bundles, and group name -> reason for the groups that cannot shrink.
     """
     resolved = [
         Equation(_substituted(e.left, attributes), _substituted(e.right, attributes), e.where) for e in equations
@@ -92,35 +98,37 @@ def _bundles(
             name = parent[name]
         return name
 
-    strained: list[tuple[Equation, set[str]]] = []
+    violated: list[tuple[Equation, set[str]]] = []
     for equation, groups in relevant:
         own = {name for name in groups if name in sizes}
-        if all(_holds(equation, {name: gone}) for name in own for gone in _probes(sizes[name])):
+        if all(_holds(equation, {name: removed}) for name in own for removed in _probes(sizes[name])):
             continue
-        strained.append((equation, own))
+        violated.append((equation, own))
         first, *others = sorted(own)
         for other in others:
             parent[root(other)] = root(first)
     bundles, stuck = [], {}
-    for top in dict.fromkeys(root(name) for _, own in strained for name in sorted(own)):
+    for top in dict.fromkeys(root(name) for _, own in violated for name in sorted(own)):
         names = [name for name in sizes if root(name) == top]
-        due = [(equation, own) for equation, own in strained if root(next(iter(own))) == top]
-        quantum = _quantum({name: sizes[name] for name in names}, [equation for equation, _ in due])
+        coupled = [(equation, own) for equation, own in violated if root(next(iter(own))) == top]
+        quantum = _quantum({name: sizes[name] for name in names}, [equation for equation, _ in coupled])
         if quantum is not None:
-            bundles.append(Bundle(quantum, f"{_at(due[0][0])}forward ties their sizes"))
+            bundles.append(Bundle(quantum, f"{_at(coupled[0][0])}forward ties their sizes"))
             continue
         step = _proportional({name: sizes[name] for name in names})
-        for equation, own in due:
+        for equation, own in coupled:
             if not _holds(equation, step):
                 stuck.update(dict.fromkeys(sorted(own), _reason(equation, sizes)))
         if not any(name in stuck for name in names):
-            stuck.update(dict.fromkeys(names, f"{_at(due[0][0])}the numbers in the code leave no common smaller width"))
+            stuck.update(
+                dict.fromkeys(names, f"{_at(coupled[0][0])}the numbers in the code allow no common smaller width")
+            )
     return tuple(bundles), stuck
 
 
 def _probes(size: int) -> set[int]:
-    """Removals that tell whether an equation holds whatever a group loses."""
-    return {gone for gone in (1, 2, 3, size // 2, size - 1) if 0 < gone < size}
+    """Numbers of removed units at which an equation is tested."""
+    return {removed for removed in (1, 2, 3, size // 2, size - 1) if 0 < removed < size}
 
 
 def _holds(equation: Equation, removed: Mapping[str, int]) -> bool:
@@ -134,11 +142,11 @@ def _proportional(sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def _quantum(sizes: Mapping[str, int], equations: Sequence[Equation]) -> dict[str, int] | None:
-    """The fewest units of every group that go together, so that all ``equations`` hold at every width."""
+    """The fewest units of every group that can be removed together such that ``equations`` hold at every width."""
     common = gcd(*sizes.values())
     for parts in range(1, common):
-        steps, rest = divmod(common, parts)
-        if rest:
+        steps, remainder = divmod(common, parts)
+        if remainder:
             continue
         quantum = {name: size // steps for name, size in sizes.items()}
         widths = [{name: units * step for name, units in quantum.items()} for step in range(1, steps)]

@@ -1,4 +1,4 @@
-"""Units that are alike: they live in the same dimensions of the same tensors, and so can stand in for each other."""
+"""Interchangeable units: units in the same dimensions of the same tensors."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from lightning_prune.coupling.symbols.channel_ids import NO_CHANNEL, Ids
 from lightning_prune.coupling.symbols.sizes import Equation, SizeOf
 from lightning_prune.coupling.tracing.trace import Trace
 
-Signature = tuple[tuple[int, int], ...]  # (place, how many indices a unit owns there), in the order of the tensors
+Signature = tuple[tuple[int, int], ...]  # (number of a place, indices of a unit in it), in the order of the tensors
 
 
 @dataclass(frozen=True)
 class UnitFamilies:
-    """The units of a trace and their families.
+    """The units of a trace, divided into families of interchangeable units.
 
     Attributes:
-        units: The unit of every slot.
-        places: (tensor, dimension) of every label of a parameter or buffer. A number in a signature beyond them stands
-            for a piece that the code cuts out: its units are not like those beside it.
+        units: The unit of every channel id.
+        places: (tensor, dimension) of every label of a parameter or buffer. Higher numbers in a signature stand for
+            pieces that the code cuts out: their units are not interchangeable with others.
         families: (signature, its units, ascending), in the order of the network's tensors, which no removal changes.
         family_of: The number of the family of every unit.
     """
@@ -32,10 +32,10 @@ class UnitFamilies:
 
 
 def resolve_balances(trace: Trace) -> tuple[UnitFamilies, list[Equation]]:
-    """Resolve the ties of ``trace``, and find which balances leave their rows a choice.
+    """Resolve the ties and balances of ``trace``.
 
-    The rows of a balance have to lose equally many channels. Where they belong to different families, each chooses its
-    own, and only the count is common: an equation. Within a family, row by row the same positions go, which is a tie.
+    The rows of a balance must lose the same number of channels. Rows that are different families choose their channels
+    independently, and only their sizes are coupled, by an equation. All other rows lose the same positions: a tie.
     """
     balances = {tuple(row.tobytes() for row in rows): (rows, where) for rows, where in trace.balances}
     while True:
@@ -49,34 +49,34 @@ def resolve_balances(trace: Trace) -> tuple[UnitFamilies, list[Equation]]:
                 continue
             if all(
                 (row != NO_CHANNEL).all() and not frozen.known(families.units[row]).any() for row in distinct
-            ) and _apart(families, distinct):
+            ) and _are_families(families, distinct):
                 equations += [Equation(SizeOf(row), SizeOf(distinct[0]), where) for row in distinct[1:]]
                 continue
             tied = True
             del balances[key]
             for row in distinct[1:]:
-                trace.channel_ids.tie(distinct[0], row, _beside(where))
+                trace.channel_ids.tie(distinct[0], row, _unequal_parts(where))
         if not tied:
             return families, equations
 
 
-def _beside(where: str) -> str:
+def _unequal_parts(where: str) -> str:
     at = f"{where!r}: " if where else ""
     return f"{at}forward cuts it into equal parts together with entries that cannot shrink"
 
 
 def _distinct(families: UnitFamilies, rows: list[Ids]) -> list[Ids]:
-    """Rows that do not consist of the same units in the same order."""
+    """The rows without those that consist of the same units in the same order as an earlier row."""
     found: dict[bytes, Ids] = {}
     for row in rows:
         found.setdefault(np.where(row == NO_CHANNEL, NO_CHANNEL, families.units[row]).tobytes(), row)
     return list(found.values())
 
 
-def _apart(families: UnitFamilies, rows: list[Ids]) -> bool:
-    """Whether each of ``rows`` is a family of its own; of several families, the common count would leave no choice."""
-    found = [np.unique(families.family_of[families.units[row]]) for row in rows]
-    return all(len(own) == 1 for own in found) and len(np.unique(np.concatenate(found))) == len(rows)
+def _are_families(families: UnitFamilies, rows: list[Ids]) -> bool:
+    """Whether each of ``rows`` is a family of its own."""
+    numbers = [np.unique(families.family_of[families.units[row]]) for row in rows]
+    return all(len(own) == 1 for own in numbers) and len(np.unique(np.concatenate(numbers))) == len(rows)
 
 
 def _unit_families(trace: Trace) -> UnitFamilies:
@@ -88,12 +88,12 @@ def _unit_families(trace: Trace) -> UnitFamilies:
         return UnitFamilies(units, places, [], family_of)
     owner = np.concatenate([units[ids] for ids in labels])  # type: ignore[index]
     place = np.repeat(np.arange(len(labels)), [len(ids) for ids in labels])  # type: ignore[arg-type]
-    keys = np.sort(owner * len(labels) + place, kind="stable")  # much is in order already, which this sort makes use of
+    keys = np.sort(owner * len(labels) + place, kind="stable")  # much is sorted already, which a stable sort exploits
     distinct = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
     counts = np.diff(np.r_[distinct, keys.size])
     owner, place = np.divmod(keys[distinct], len(labels))
     starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
-    sums = np.add.reduceat(_scattered(place, counts), starts)
+    sums = np.add.reduceat(_hashed(place, counts), starts)
     _, first, family = np.unique(sums, return_index=True, return_inverse=True)
     stops = np.r_[starts[1:], owner.size]
     signatures = [
@@ -108,8 +108,8 @@ def _unit_families(trace: Trace) -> UnitFamilies:
     return UnitFamilies(units, places, families, family_of)
 
 
-def _scattered(place: Ids, counts: Ids) -> Ids:
-    """A hash of 64 bits of each (place, count), by splitmix64; sums of them tell signatures apart."""
+def _hashed(place: Ids, counts: Ids) -> Ids:
+    """A 64-bit hash of each (place, count) by splitmix64; signatures are compared by the sum of their hashes."""
     z = (place.astype(np.uint64) << np.uint64(32) | counts.astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

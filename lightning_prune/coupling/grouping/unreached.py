@@ -1,4 +1,4 @@
-"""Layers that the example input does not reach, in networks where values decide on the way, such as experts."""
+"""Layers that the example input does not reach, in networks whose values choose layers, such as mixtures of experts."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def shared_with_unreached(
     reached: Collection[str],
     lists: Collection[str],
 ) -> dict[str, str]:
-    """Groups whose channels another input may send to layers that the example does not reach, and why they stay.
+    """Groups whose channels another input may send to layers that the example does not reach, and why they are kept.
 
-    Such layers are entries of a ``ModuleList`` or ``ModuleDict`` of which nothing is reached. Which channels they use
-    is known from other entries, with a tensor of the same name and as many channels there. What these share with the
-    rest of the network, the unreached ones share; what they have for themselves may go.
+    Such layers are entries of a ``ModuleList`` or ``ModuleDict`` without a reached tensor. Their channels are inferred
+    from reached entries, which have a tensor of the same name with as many channels. Channels that these share with the
+    rest of the network are kept; channels inside an entry may be removed.
 
     Args:
         groups: All groups.
@@ -41,11 +41,11 @@ def shared_with_unreached(
         >>> shared_with_unreached(groups, shapes, ["stem", "experts.0.up"], ["experts"])
         {'stem': "the example input does not reach 'experts.1.up', which may use these channels as 'experts.0.up' does"}
     """
-    alike = _alike(shapes, reached, lists)
+    counterparts = _counterparts(shapes, reached, lists)
     found = {}
     for name, group in groups.items():
         for member in group.members:
-            for entry, other in alike.get(member.tensor, ()):
+            for entry, other in counterparts.get(member.tensor, ()):
                 outside = any(not each.tensor.startswith(f"{entry}.") for each in group.members)
                 fits = len(shapes[other]) == len(shapes[member.tensor])
                 if outside and fits and shapes[other][member.dim] == shapes[member.tensor][member.dim]:
@@ -53,28 +53,28 @@ def shared_with_unreached(
     return found
 
 
-def _alike(
+def _counterparts(
     shapes: Mapping[str, object], reached: Collection[str], lists: Collection[str]
 ) -> dict[str, list[tuple[str, str]]]:
-    """Reached tensor -> (the entry it is in, a tensor of the same name in an unreached one) for each of these."""
-    beside: defaultdict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
+    """Reached tensor -> (its entry of a list, the tensor of the same name in an unreached entry), for each of these."""
+    reached_entries: defaultdict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
     used = set()
     for name in sorted(shapes.keys() & set(reached)):
-        for around, entry, rest in _entries(name, lists):
-            beside[around, rest].append((entry, name))
+        for parent, entry, rest in _entries(name, lists):
+            reached_entries[parent, rest].append((entry, name))
             used.add(entry)
     found: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     for name in sorted(shapes.keys() - set(reached)):
-        for around, entry, rest in _entries(name, lists):
-            for other, tensor in beside.get((around, rest), ()) if entry not in used else ():
+        for parent, entry, rest in _entries(name, lists):
+            for other, tensor in reached_entries.get((parent, rest), ()) if entry not in used else ():
                 found[tensor].append((other, name))
     return found
 
 
 def _entries(name: str, lists: Collection[str]) -> Iterator[tuple[str, str, str]]:
-    """Each list on the way to a tensor, its entry, and the tensor's name in there."""
+    """Each list that contains a tensor, the entry of the list, and the name of the tensor inside the entry."""
     parts = name.split(".")
     for depth in range(len(parts) - 1):
-        around = ".".join(parts[:depth])
-        if around in lists:
-            yield around, ".".join(parts[: depth + 1]), ".".join(parts[depth + 1 :])
+        parent = ".".join(parts[:depth])
+        if parent in lists:
+            yield parent, ".".join(parts[: depth + 1]), ".".join(parts[depth + 1 :])

@@ -1,4 +1,4 @@
-"""Copies, and tensors made of one constant or of random values."""
+"""Rules for copies, and for tensors filled with a constant or with random values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _as_strided(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
     if len(labels) == len(size) and (source is out or source.shape == out.shape):  # new strides only
         tracer.set_labels(out, labels)
     else:
-        tracer.freeze(source, tracer.forward_reason("looks at it through other strides"))
+        tracer.freeze(source, tracer.forward_reason("views it with other strides"))
 
 
 @rule_for("copy")
@@ -77,7 +77,7 @@ def _filled(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 def _new(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, zero = args[0], op_name(func) == "new_zeros"
     record_constant(tracer, out, zero)
-    if source.dim() == out.dim():  # a guess that code sizes it after `source`; the verification decides
+    if source.dim() == out.dim():  # assumes that its size follows `source`; the dry run of the plan checks it
         for dim, label in enumerate(tracer.labels(source)):
             label_constant(tracer, out, dim, label)
 

@@ -1,4 +1,4 @@
-"""How channels flow through operations that pick entries by number: an indexed dimension stays, the others go on."""
+"""Rules for operations that select entries by index: the indexed dimension is frozen, the others keep their labels."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _AS_INDEX = "uses its values as an index"
 @rule_for("index", "_unsafe_index")
 def _index(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, indices = args[:2]
-    tracer.set_labels(out, _picked(tracer, source, indices, out.dim()))
+    tracer.set_labels(out, _indexed(tracer, source, indices, out.dim()))
 
 
-def _picked(tracer: Tracer, source: Tensor, indices: Sequence[Tensor | None], count: int) -> Labels:
+def _indexed(tracer: Tracer, source: Tensor, indices: Sequence[Tensor | None], count: int) -> Labels:
     """Labels of ``source[indices]``, which has ``count`` dimensions."""
     taken: list[int] = []
     broadcast = dim = 0
@@ -50,8 +50,8 @@ def _picked(tracer: Tracer, source: Tensor, indices: Sequence[Tensor | None], co
     tracer.freeze(source, tracer.forward_reason(_BY_NUMBER), taken)
     labels = tracer.labels(source)
     kept: Labels = [label for d, label in enumerate(labels) if d not in taken]
-    together = not taken or taken == list(range(taken[0], taken[-1] + 1))
-    where = taken[0] if taken and together else 0
+    adjacent = not taken or taken == list(range(taken[0], taken[-1] + 1))
+    where = taken[0] if taken and adjacent else 0
     result: Labels = [*kept[:where], *[None] * broadcast, *kept[where:]]
     if len(result) != count:
         tracer.freeze(source, tracer.forward_reason(_BY_NUMBER))
@@ -67,30 +67,32 @@ def _index_put(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
     masks = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices)
     broadcast = max([*sizes, 1 if masks else 0])
     kept = sum(i is None for i in indices) + target.dim() - covered
-    for back in range(1, min(values.dim(), target.dim() - covered) + 1):  # dimensions behind the indices line up
+    for back in range(
+        1, min(values.dim(), target.dim() - covered) + 1
+    ):  # the dimensions after the indices are aligned from the right
         label_constant(tracer, target, target.dim() - back, tracer.labels(values)[-back], writes=1)
-    places = _picked(tracer, target, indices, broadcast + kept)
+    selected = _indexed(tracer, target, indices, broadcast + kept)
     labels = tracer.labels(target)
     for back, label in enumerate(reversed(tracer.labels(values)), start=1):
-        there = places[-back] if back <= len(places) else None
+        target_label = selected[-back] if back <= len(selected) else None
         if values.shape[-back] > 1:
-            tracer.tie(label, there)
-        elif there is not None:
-            labels = _leaking(tracer, labels, there)
+            tracer.tie(label, target_label)
+        elif target_label is not None:
+            labels = _mark_nonzero_masked(tracer, labels, target_label)
     if not values.dim():
         labels = all_nonzero_masked(tracer, labels)
     tracer.set_labels(out, labels)
 
 
-def _leaking(tracer: Tracer, labels: Labels, label: Ids) -> Labels:
+def _mark_nonzero_masked(tracer: Tracer, labels: Labels, label: Ids) -> Labels:
     return [nonzero_masked(tracer, own) if own is label else own for own in labels]
 
 
 @rule_for("index_select", "index_fill", "repeat_interleave", "unfold")
 def _index_select(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    source, given = args[0], bound_arguments(func, args, kwargs)
-    dim = given.get("dim", given.get("dimension"))
-    if dim is None:  # repeats: how often each number comes
+    source, arguments = args[0], bound_arguments(func, args, kwargs)
+    dim = arguments.get("dim", arguments.get("dimension"))
+    if dim is None:  # the counts of repeat_interleave
         tracer.freeze(source, tracer.forward_reason(_AS_INDEX))
         return
     freeze_all(tracer, tensors_in(args[1:]), _AS_INDEX)
@@ -149,21 +151,21 @@ def _scatter(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str,
         _write(tracer, func, target, source, {axis}, out)
 
 
-def _write(tracer: Tracer, func: Any, target: Tensor, source: Tensor, but: Iterable[int], out: Tensor) -> None:
-    """Tie ``source`` to ``target``, into which it is written, dimension by dimension."""
+def _write(tracer: Tracer, func: Any, target: Tensor, source: Tensor, frozen: Iterable[int], out: Tensor) -> None:
+    """Tie ``source`` to ``target``, into which it is written, along every dimension that is not ``frozen``."""
     writes = 1 if func._schema.name.endswith("_") else 0
     for dim, label in enumerate(tracer.labels(source)):
-        if dim not in but:
+        if dim not in frozen:
             label_constant(tracer, target, dim, label, writes)
     labels = tracer.labels(target)
     for dim, label in enumerate(tracer.labels(source)):
-        if dim in but:
+        if dim in frozen:
             labels[dim] = None
         else:
             own = labels[dim]
             tracer.tie(own, label)
-            leaks = own is not None and label is not None and is_nonzero_masked(tracer, label)
-            labels[dim] = nonzero_masked(tracer, own) if leaks and own is not None else own
+            nonzero = label is not None and is_nonzero_masked(tracer, label)
+            labels[dim] = nonzero_masked(tracer, own) if nonzero and own is not None else own
     tracer.set_labels(out, labels)
 
 
@@ -174,14 +176,14 @@ def _flattened(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
 
 @rule_for("diagonal", "diag_embed", "rot90", "linalg_cross")
 def _planes(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    source, given, name = args[0], bound_arguments(func, args, kwargs), op_name(func)
+    source, arguments, name = args[0], bound_arguments(func, args, kwargs), op_name(func)
     count = source.dim()
     if name == "linalg_cross":
-        dims = {given["dim"] % count}
+        dims = {arguments["dim"] % count}
     elif name == "rot90":
-        dims = {dim % count for dim in given["dims"]}
+        dims = {dim % count for dim in arguments["dims"]}
     elif name == "diagonal":
-        dims = {given["dim1"] % count, given["dim2"] % count}
+        dims = {arguments["dim1"] % count, arguments["dim2"] % count}
     else:
         dims = {count - 1}
     tensors = list(tensors_in(args))
@@ -190,7 +192,7 @@ def _planes(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     others = [None if d in dims else tie_all(tracer, [tracer.labels(t)[d] for t in tensors]) for d in range(count)]
     if name in ("diagonal", "diag_embed"):
         others = [label for d, label in enumerate(others) if d not in dims]
-        new = {count - 2} if name == "diagonal" else {given["dim1"] % out.dim(), given["dim2"] % out.dim()}
+        new = {count - 2} if name == "diagonal" else {arguments["dim1"] % out.dim(), arguments["dim2"] % out.dim()}
         for dim in sorted(new):
             others.insert(dim, None)
     tracer.set_labels(out, others)

@@ -1,4 +1,4 @@
-"""Concatenation and stacking."""
+"""Rules for concatenation and stacking."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def _cat(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     for dim in range(out.dim()):
         parts = [tracer.labels(t)[dim] for t in tensors]
         sizes = [t.shape[dim] for t in tensors]
-        labels.append(concatenate(parts, sizes) if dim == axis else _side_by_side(tracer, tensors, dim))
+        labels.append(concatenate(parts, sizes) if dim == axis else _common_label(tracer, tensors, dim))
     tracer.set_labels(out, labels)
 
 
 @rule_for("stack")
 def _stack(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     axis = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()
-    labels = [_side_by_side(tracer, args[0], dim) for dim in range(out.dim() - 1)]
+    labels = [_common_label(tracer, args[0], dim) for dim in range(out.dim() - 1)]
     labels.insert(axis, None)
     tracer.set_labels(out, labels)
 
 
-def _side_by_side(tracer: Tracer, tensors: Sequence[Tensor], dim: int) -> Ids | None:
-    """The channels along a dimension that ``tensors``, which lie along another one, have in common."""
+def _common_label(tracer: Tracer, tensors: Sequence[Tensor], dim: int) -> Ids | None:
+    """The label along ``dim`` of ``tensors`` that are joined along another dimension."""
     parts = [t for t in tensors if not is_same_for_all_channels(tracer, t, tracer.labels(t), t.dim() - dim)]
     labels = [tracer.labels(t)[dim] for t in parts]
     label = tie_all(tracer, labels)

@@ -1,4 +1,4 @@
-"""How channels flow through layers: convolutions, matrix products, norms and embeddings."""
+"""Rules for layers: convolutions, matrix products, norms and embeddings."""
 
 from __future__ import annotations
 
@@ -21,78 +21,83 @@ from lightning_prune.coupling.tracing.tracer import Tracer
 def _convolution(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, weight, bias = args[:3]
     transposed, groups = bool(args[6]), int(args[8])
-    channels = out.dim() - weight.dim() + 1  # 1 with a batch, 0 without
+    channels = out.dim() - weight.dim() + 1  # dimension 1 with a batch, 0 without
     if any(part.channel > 1 for part in tracer.parts(weight)):  # not the weight of a layer
         tracer.freeze(weight, KERNEL, range(2, weight.dim()))
-    before = tracer.labels(source)
-    given = before[channels]
-    last = (
-        tracer.call_integers[-1] if tracer.call_integers else 0
-    )  # a functional convolution is given its groups at the end
+    labels = tracer.labels(source)
+    source_ids = labels[channels]
+    last = tracer.call_integers[-1] if tracer.call_integers else 0  # the last integer of F.conv2d is groups
     if isinstance(last, TracedInt) and int(last) == groups == source.shape[channels]:
         tracer.trace.size_equations.equate(last, tracer.traced_size(source, channels))
-    made = (_transposed if transposed else _forward)(tracer, given, weight, groups)
+    out_ids = (_transposed if transposed else _forward)(tracer, source_ids, weight, groups)
     if bias is not None:
-        tracer.tie(tracer.labels(bias)[0], made)
-    batch = before[:channels] if bias is None else all_nonzero_masked(tracer, before[:channels])
-    behind = enumerate(before[channels + 1 :], start=channels + 1)
-    space = [None if ids is None else _convolved(tracer, ids, source, weight, out, dim) for dim, ids in behind]
-    tracer.set_labels(out, [*batch, made, *space])
+        tracer.tie(tracer.labels(bias)[0], out_ids)
+    batch = labels[:channels] if bias is None else all_nonzero_masked(tracer, labels[:channels])
+    spatial = enumerate(labels[channels + 1 :], start=channels + 1)
+    space = [None if ids is None else _convolved(tracer, ids, source, weight, out, dim) for dim, ids in spatial]
+    tracer.set_labels(out, [*batch, out_ids, *space])
     mark_outputs(tracer, weight, out, channels)
     positions = prod((source if transposed else out).shape[channels + 1 :]) * prod(out.shape[:channels])
     add_macs(tracer, positions * prod(weight.shape[2:]), weight.shape[:2], tracer.labels(weight)[:2])
 
 
 def _convolved(tracer: Tracer, label: Ids, source: Tensor, weight: Tensor, out: Tensor, dim: int) -> Ids | None:
-    """Channels along a dimension that a kernel moves over, as in efficient channel attention."""
+    """Channels along a spatial dimension of a convolution, as in efficient channel attention."""
     if out.shape[dim] != source.shape[dim] or weight.shape[:2] != (1, 1):
         tracer.channel_ids.freeze(label, tracer.forward_reason("convolves along the channels"))
         return None
     tracer.channel_ids.mark_inexact(
-        label, tracer.forward_reason("convolves along the channels, each sees those beside it")
+        label, tracer.forward_reason("convolves along the channels: each output depends on neighboring channels")
     )
     return nonzero_masked(tracer, label)
 
 
-def _forward(tracer: Tracer, given: Ids | None, weight: Tensor, groups: int) -> Ids | None:
-    """Tie the input of a convolution to its weight (out, in / groups, ...); return the channels of its output."""
-    made, read = tracer.labels(weight)[:2]
+def _forward(tracer: Tracer, source_ids: Ids | None, weight: Tensor, groups: int) -> Ids | None:
+    """Tie the input of a convolution to its weight (out, in / groups, ...); return its output channels."""
+    out_ids, in_ids = tracer.labels(weight)[:2]
     if groups == 1:
-        mark_inputs(tracer, weight, read)
-        tracer.tie(given, read)
-        return made
+        mark_inputs(tracer, weight, in_ids)
+        tracer.tie(source_ids, in_ids)
+        return out_ids
     if weight.shape[1] == 1:  # depthwise: every output channel belongs to one input channel
         multiplier = weight.shape[0] // groups
-        tracer.tie(None if given is None else np.repeat(given, multiplier), made)
-        return made
-    mark_inputs(tracer, weight, read)
-    if read is not None:
-        tracer.channel_ids.mark_grouped(read)
-    _tie_groups(tracer, given, groups, read)
-    _tie_groups(tracer, made, groups)
-    return made
+        tracer.tie(None if source_ids is None else np.repeat(source_ids, multiplier), out_ids)
+        return out_ids
+    mark_inputs(tracer, weight, in_ids)
+    if in_ids is not None:
+        tracer.channel_ids.mark_grouped(in_ids)
+    _tie_groups(tracer, source_ids, groups, in_ids)
+    _tie_groups(tracer, out_ids, groups)
+    return out_ids
 
 
-def _transposed(tracer: Tracer, given: Ids | None, weight: Tensor, groups: int) -> Ids | None:
-    """The same for a transposed convolution, whose weight is (in, out / groups, ...)."""
-    read, made = tracer.labels(weight)[:2]
-    mark_inputs(tracer, weight, read)
-    tracer.tie(given, read)
+def _transposed(tracer: Tracer, source_ids: Ids | None, weight: Tensor, groups: int) -> Ids | None:
+    """The same for a transposed convolution, with a weight of shape (in, out / groups, ...)."""
+    in_ids, out_ids = tracer.labels(weight)[:2]
+    mark_inputs(tracer, weight, in_ids)
+    tracer.tie(source_ids, in_ids)
     if groups == 1:
-        return made
+        return out_ids
     if weight.shape[0] == groups:
         tracer.freeze(
             weight,
-            tracer.forward_reason(f"makes {weight.shape[1]} channels of each of its inputs (groups={groups})"),
+            tracer.forward_reason(f"computes {weight.shape[1]} channels from each of its inputs (groups={groups})"),
             [1],
         )
-        return None if read is None else np.repeat(read, weight.shape[1])
-    _tie_groups(tracer, read, groups)
-    return None if made is None else np.tile(made, groups)
+        return None if in_ids is None else np.repeat(in_ids, weight.shape[1])
+    _tie_groups(tracer, in_ids, groups)
+    return None if out_ids is None else np.tile(out_ids, groups)
 
 
 def _tie_groups(tracer: Tracer, channels: Ids | None, groups: int, template: Ids | None = None) -> None:
-    """Tie the same offset in every group, so that all groups lose as much."""
+    """Tie the same offset in every group, so that all groups lose the same number of channels.
+
+    Args:
+        tracer: Records the ties.
+        channels: The channels of all groups, one group after another.
+        groups: Number of groups.
+        template: Channels that every group is tied to, by default the first group.
+    """
     if channels is None:
         tracer.tie(None, template)
         return
@@ -152,16 +157,16 @@ def _tie_bias(tracer: Tracer, bias: Tensor, out: Tensor) -> None:
 @rule_for("linear")
 def _linear(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, weight = args[:2]
-    made, read = tracer.labels(weight)
-    mark_inputs(tracer, weight, read)
-    tracer.tie(tracer.labels(source)[-1], read)
+    out_ids, in_ids = tracer.labels(weight)
+    mark_inputs(tracer, weight, in_ids)
+    tracer.tie(tracer.labels(source)[-1], in_ids)
     bias = args[2] if len(args) > 2 else None
     others = tracer.labels(source)[:-1]
-    tracer.set_labels(out, [*(others if bias is None else all_nonzero_masked(tracer, others)), made])
+    tracer.set_labels(out, [*(others if bias is None else all_nonzero_masked(tracer, others)), out_ids])
     if bias is not None:
         _tie_bias(tracer, bias, out)
     mark_outputs(tracer, weight, out, out.dim() - 1)
-    add_macs(tracer, prod(source.shape[:-1]), weight.shape, (made, read))
+    add_macs(tracer, prod(source.shape[:-1]), weight.shape, (out_ids, in_ids))
 
 
 @rule_for(
@@ -172,13 +177,15 @@ def _linear(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 def _batch_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source = args[0]
     labels = tracer.labels(source)
-    given = labels[1]
+    source_ids = labels[1]
     for tensor in (a for a in args[1:5] if isinstance(a, Tensor) and a.dim() == 1):
-        tracer.tie(given, tracer.labels(tensor)[0])
-    if args[3] is None:  # no running statistics: those of this tensor
+        tracer.tie(source_ids, tracer.labels(tensor)[0])
+    if args[3] is None:  # no running statistics: it normalizes by those of this batch
         for label in (ids for dim, ids in enumerate(labels) if dim != 1 and ids is not None):
             tracer.channel_ids.mark_inexact(label, "batch norm: its mean and variance run over the channels")
-    tracer.set_labels(out[0], [*all_nonzero_masked(tracer, labels[:1]), given, *all_nonzero_masked(tracer, labels[2:])])
+    tracer.set_labels(
+        out[0], [*all_nonzero_masked(tracer, labels[:1]), source_ids, *all_nonzero_masked(tracer, labels[2:])]
+    )
     move_site_behind_norm(tracer, args[1], source, out[0], 1)
 
 
@@ -203,20 +210,20 @@ def _layer_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
 def _group_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, weight, bias, groups = args[0], args[1], args[2], int(args[6])
     labels = tracer.labels(source)
-    given = labels[1]
+    source_ids = labels[1]
     for tensor in (weight, bias):
         if tensor is not None:
-            tracer.tie(given, tracer.labels(tensor)[0])
-    if given is not None:
-        if groups > 1 and (groups < source.shape[1] or weight is None):  # else there are as many groups as weights
-            _tie_groups(tracer, given, groups)
+            tracer.tie(source_ids, tracer.labels(tensor)[0])
+    if source_ids is not None:
+        if groups > 1 and (groups < source.shape[1] or weight is None):  # otherwise there is one group for each weight
+            _tie_groups(tracer, source_ids, groups)
         if groups < source.shape[1]:
-            tracer.channel_ids.mark_inexact(given, "group norm: its mean and variance run over the channels")
+            tracer.channel_ids.mark_inexact(source_ids, "group norm: its mean and variance run over the channels")
     for label in labels[2:]:
         if label is not None:
             tracer.channel_ids.mark_inexact(label, "group norm: its mean and variance run over the channels")
     if bias is not None:
-        labels = [*all_nonzero_masked(tracer, labels[:1]), given, *all_nonzero_masked(tracer, labels[2:])]
+        labels = [*all_nonzero_masked(tracer, labels[:1]), source_ids, *all_nonzero_masked(tracer, labels[2:])]
     tracer.set_labels(out[0], labels)
     move_site_behind_norm(tracer, weight, source, out[0], 1)
 

@@ -1,4 +1,4 @@
-"""Operations that work on every value for itself."""
+"""The rule for pointwise operations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_prune.coupling.tracing.tracer import Tracer
 from lightning_prune.network.tensors import tensors_in
 
 
-@rule_for(  # not tagged as pointwise, but they are
+@rule_for(  # pointwise operations that PyTorch does not tag as such
     "hardswish", "hardsigmoid", "hardtanh", "silu", "gelu", "leaky_relu", "elu", "celu", "selu", "softplus", "mish",
     "log_sigmoid_forward", "relu6", "threshold", "rrelu_with_noise", "_prelu_kernel", "where", "softshrink",
     "hardshrink", "masked_fill", "lerp", "complex", "polar", "angle", "clamp", "real", "imag", "bucketize",
@@ -48,16 +48,19 @@ def pointwise(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str
                 for tensor, own in zip(inputs, known, strict=True)
                 if tensor.dim() >= back and tensor.shape[-back] == size > 1
             ]
-            label = _pointwise_label(tracer, func, args, back, [own for _, own, alike in operands if not alike])
-            for tensor, _, alike in operands:
-                if alike:
+            label = _pointwise_label(tracer, func, args, back, [own for _, own, constant in operands if not constant])
+            for tensor, _, constant in operands:
+                if constant:
                     label_constant(tracer, tensor, tensor.dim() - back, label)
             labels.append(label)
         tracer.set_labels(result, labels)
 
 
 def is_same_for_all_channels(tracer: Tracer, tensor: Tensor, labels: Labels, back: int) -> bool:
-    """Whether ``tensor`` is the same for all channels; if its size does not follow them, the pass fails by itself."""
+    """Whether ``tensor`` has the same values for all channels: it is broadcast, or constant.
+
+    If its size does not follow the channels, the dry run of the plan fails.
+    """
     return labels[-back] is None and (tensor.stride()[-back] == 0 or is_constant(tracer, tensor))
 
 
@@ -73,7 +76,7 @@ def _pointwise_label(tracer: Tracer, func: Any, args: tuple[Any, ...], back: int
 
 
 def _zero(tracer: Tracer, argument: Any, back: int) -> bool:
-    """Whether an operand is 0 in the masked channels of the dimension ``back`` from the right."""
+    """Whether an operand is 0 in masked channels of the dimension ``-back``."""
     if not isinstance(argument, Tensor):
         return isinstance(argument, (int, float)) and argument == 0
     label = tracer.labels(argument)[-back] if argument.dim() >= back else None
@@ -90,7 +93,7 @@ _ZERO_AT_ZERO = frozenset((
 
 
 def _stays_zero(name: str, args: tuple[Any, ...], zero: list[bool]) -> bool:
-    """Whether a masked channel is 0 behind an operation; ``zero`` says where it is 0 in its arguments."""
+    """Whether a masked channel is 0 after an operation; ``zero`` lists whether it is 0 in each argument."""
     if name in ("mul", "multiply", "logical_and"):
         return any(zero[:2])
     if name in ("add", "sub", "maximum", "minimum", "fmax", "fmin", "lerp", "hypot", "complex", "rsub", "mse_loss"):
@@ -117,7 +120,7 @@ def _stays_zero(name: str, args: tuple[Any, ...], zero: list[bool]) -> bool:
 
 
 def tie_all(tracer: Tracer, labels: Sequence[Ids | None]) -> Ids | None:
-    """Tie all ``labels``; where one is no channel, the others have to stay."""
+    """Tie all ``labels`` and return one of them; where one of them is None, the others are frozen."""
     known = next((label for label in labels if label is not None), None)
     if known is None:
         return None

@@ -1,4 +1,4 @@
-"""How channels flow through gates, contractions, Fourier transforms, lookups and weights computed from others."""
+"""Rules for gates, contractions, Fourier transforms, lookups and weights computed from other weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_prune.coupling.tracing.constant_values import is_nonzero_masked
 from lightning_prune.coupling.tracing.trace import ENTRIES, Labels
 from lightning_prune.coupling.tracing.tracer import Tracer
 
-_EXPERTS = "chooses experts by number"
+_EXPERTS = "selects experts by index"
 
 
 @rule_for("glu")
@@ -39,7 +39,7 @@ def _distances(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
     for label in (a[-1], b[-1]):
         if label is not None and is_nonzero_masked(tracer, label):
             tracer.channel_ids.mark_inexact(
-                label, tracer.forward_reason("takes distances over the channels: masked ones are not 0 there")
+                label, tracer.forward_reason("computes distances over the channels: masked ones are not 0 there")
             )
     labels: Labels = [None] * out.dim()
     labels[-2], labels[-1] = a[-2], b[-2]
@@ -50,10 +50,10 @@ def _distances(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
 
 @rule_for("_trilinear")
 def _trilinear(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    given = bound_arguments(func, args, kwargs)
+    arguments = bound_arguments(func, args, kwargs)
     rows, present = [], []
     for number in (1, 2, 3):
-        tensor, new = given[f"i{number}"], sorted(given[f"expand{number}"])
+        tensor, new = arguments[f"i{number}"], sorted(arguments[f"expand{number}"])
         labels: Labels = tracer.labels(tensor)
         own = [True] * len(labels)
         for dim in new:
@@ -63,20 +63,20 @@ def _trilinear(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
         present.append(own)
     dims = range(len(rows[0]))
     tied = [tie_all(tracer, [row[d] for row, own in zip(rows, present, strict=True) if own[d]]) for d in dims]
-    summed = {dim % len(tied) for dim in given["sumdim"]}
+    summed = {dim % len(tied) for dim in arguments["sumdim"]}
     for dim in summed:
         label = tied[dim]
         if label is not None:
             for number, row in enumerate(rows, start=1):
                 if present[number - 1][dim] and row[dim] is not None:
-                    mark_inputs(tracer, given[f"i{number}"], row[dim])
+                    mark_inputs(tracer, arguments[f"i{number}"], row[dim])
     tracer.set_labels(out, [label for dim, label in enumerate(tied) if dim not in summed])
-    mark_outputs(tracer, given["i2"], out, out.dim() - 1)
+    mark_outputs(tracer, arguments["i2"], out, out.dim() - 1)
 
 
 @rule_for("_grouped_mm")
 def _grouped_product(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    left, right = args[:2]  # (rows, read) and (experts, read, made), where rows of one expert lie side by side
+    left, right = args[:2]  # (rows, in) and (experts, in, out), where the rows of one expert are contiguous
     a, b = tracer.labels(left), tracer.labels(right)
     if (left.dim(), right.dim()) != (2, 3):
         freeze_all(
@@ -95,7 +95,7 @@ def _grouped_product(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: d
 @rule_for("_fft_r2c", "_fft_c2r", "_fft_c2c")
 def _fourier(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, dims = args[0], {dim % args[0].dim() for dim in args[1]}
-    tracer.freeze(source, tracer.forward_reason("takes a Fourier transform over the channels"), sorted(dims))
+    tracer.freeze(source, tracer.forward_reason("computes a Fourier transform over the channels"), sorted(dims))
     tracer.set_labels(out, [None if d in dims else label for d, label in enumerate(tracer.labels(source))])
 
 
@@ -103,7 +103,7 @@ def _fourier(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str,
 def _complex_view(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     labels = tracer.labels(args[0])
     if op_name(func) == "view_as_complex":
-        tracer.freeze(args[0], tracer.forward_reason("takes them for real and imaginary parts"), [len(labels) - 1])
+        tracer.freeze(args[0], tracer.forward_reason("uses them as real and imaginary parts"), [len(labels) - 1])
         tracer.set_labels(out, labels[:-1])
     else:
         tracer.set_labels(out, [*labels, None])
@@ -131,7 +131,7 @@ def _weight_norm(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[
     "nll_loss_forward", "nll_loss2d_forward", "nll_loss", "nll_loss2d", "cross_entropy_loss", "_ctc_loss", "linalg_det",
     "linalg_inv_ex", "linalg_matrix_exp", "_linalg_svd", "linalg_qr", "_linalg_eigh", "linalg_cholesky_ex",
 )  # fmt: skip
-def _closed(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+def _over_channels(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     freeze_all(
         tracer, [value for value in args if isinstance(value, Tensor)], f"calls {public_name(func)} over the channels"
     )

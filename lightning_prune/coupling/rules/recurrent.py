@@ -1,8 +1,9 @@
-"""How channels flow through recurrent layers: a hidden unit owns one row of every gate and a column of ``weight_hh``.
+"""Rules for recurrent layers: a hidden unit owns one row of every gate and a column of ``weight_hh``.
 
-For most layers on a CPU, ATen takes a recurrent layer apart into matrix products, splits and gates, which have their
-own rules; on the meta device ``recurrent.py`` prevents that. What is special is said here: the first hidden state is a
-constant. All layers and directions of one module have the same ``hidden_size``, as their last states are stacked.
+On a CPU, ATen decomposes most recurrent layers into matrix products, splits and gates, which have their own rules; on
+the meta device ``network/meta_recurrence`` runs them as one operation. Two properties need rules here: the first
+hidden state is a constant, and all layers and directions of one module have the same ``hidden_size``, because their
+last states are stacked.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from lightning_prune.coupling.tracing.constant_values import (
 from lightning_prune.coupling.tracing.trace import concatenate
 from lightning_prune.coupling.tracing.tracer import Tracer
 
-_STATE = "its first hidden state is given from outside"
+_STATE = "its first hidden state is an input"
 
 
 @before_rule_for("mm", "addmm", "bmm", "baddbmm", "linear")
@@ -39,68 +40,68 @@ def _constant_operand(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: 
 
 @rule_for("mkldnn_rnn_layer")
 def _mkldnn(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    given = bound_arguments(func, args, kwargs)
-    weights = [given[f"weight{number}"] for number in (0, 1, 2, 3)]
-    source = given["input"]
+    arguments = bound_arguments(func, args, kwargs)
+    weights = [arguments[f"weight{number}"] for number in (0, 1, 2, 3)]
+    source = arguments["input"]
     units = _layer(tracer, weights, tracer.labels(source)[-1], source.shape[0] * source.shape[1])
-    shown = _begun(tracer, (given["hx_"], given["cx_"]), units)
+    outputs = _tie_states(tracer, (arguments["hx_"], arguments["cx_"]), units)
     for result in out[:3]:
-        tracer.set_labels(result, [*[None] * (result.dim() - 1), shown])
+        tracer.set_labels(result, [*[None] * (result.dim() - 1), outputs])
 
 
 @rule_for("_cudnn_rnn", "miopen_rnn")
 def _cudnn(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    given = bound_arguments(func, args, kwargs)
-    weights, stride = list(given["weight"]), int(given["weight_stride0"])
-    directions = 2 if given["bidirectional"] else 1
-    if given.get("proj_size") or stride not in (2, 4):
+    arguments = bound_arguments(func, args, kwargs)
+    weights, stride = list(arguments["weight"]), int(arguments["weight_stride0"])
+    directions = 2 if arguments["bidirectional"] else 1
+    if arguments.get("proj_size") or stride not in (2, 4):
         for tensor in weights:
             tracer.freeze(tensor, tracer.forward_reason("runs a recurrent layer with a projection (proj_size)"))
         return
-    source = given["input"]
-    read = tracer.labels(source)[-1]
+    source = arguments["input"]
+    in_ids = tracer.labels(source)[-1]
     steps = source.numel() // source.shape[-1]
     units: Ids | None = None
     for layer in range(0, len(weights) // stride, directions):
-        made = [
-            _layer(tracer, weights[stride * (layer + d) : stride * (layer + d + 1)], read, steps)
+        layer_units = [
+            _layer(tracer, weights[stride * (layer + d) : stride * (layer + d + 1)], in_ids, steps)
             for d in range(directions)
         ]
-        units = tie_all(tracer, [*made, *([] if units is None else [units])])
-        read = concatenate(made, [0 if ids is None else len(ids) for ids in made])
-    shown = _begun(tracer, (given["hx"], given["cx"]), units)
-    if read is not None and shown is not units:
-        read = nonzero_masked(tracer, read)
-    tracer.set_labels(out[0], [*[None] * (out[0].dim() - 1), read])
+        units = tie_all(tracer, [*layer_units, *([] if units is None else [units])])
+        in_ids = concatenate(layer_units, [0 if ids is None else len(ids) for ids in layer_units])
+    outputs = _tie_states(tracer, (arguments["hx"], arguments["cx"]), units)
+    if in_ids is not None and outputs is not units:
+        in_ids = nonzero_masked(tracer, in_ids)
+    tracer.set_labels(out[0], [*[None] * (out[0].dim() - 1), in_ids])
     for state in out[1:3]:
         if state.numel():
-            tracer.set_labels(state, [*[None] * (state.dim() - 1), shown])
+            tracer.set_labels(state, [*[None] * (state.dim() - 1), outputs])
 
 
-def _layer(tracer: Tracer, weights: list[Tensor], given: Ids | None, steps: int) -> Ids | None:
+def _layer(tracer: Tracer, weights: list[Tensor], source_ids: Ids | None, steps: int) -> Ids | None:
     """Tie the gates of one layer and direction; return its hidden units."""
     from_input, from_hidden = weights[:2]
-    read, units = tracer.labels(from_input)[1], tracer.labels(from_hidden)[1]
-    mark_inputs(tracer, from_input, read)
+    in_ids, units = tracer.labels(from_input)[1], tracer.labels(from_hidden)[1]
+    mark_inputs(tracer, from_input, in_ids)
     mark_inputs(tracer, from_hidden, units)
-    tracer.tie(given, read)
+    tracer.tie(source_ids, in_ids)
     for tensor in weights:
         rows = tracer.labels(tensor)[0] if tensor.dim() else None
         if rows is not None and units is not None:
             for gate in rows.reshape(-1, len(units)):
                 tracer.tie(units, gate)
-    for tensor, columns in ((from_input, read), (from_hidden, units)):
+    for tensor, columns in ((from_input, in_ids), (from_hidden, units)):
         add_macs(tracer, steps, tensor.shape, (tracer.labels(tensor)[0], columns))
     return units
 
 
-def _begun(tracer: Tracer, states: Iterable[Tensor | None], units: Ids | None) -> Ids | None:
-    """Tie the first states to the hidden units; return the labels of the last: they leak if the first do."""
+def _tie_states(tracer: Tracer, states: Iterable[Tensor | None], units: Ids | None) -> Ids | None:
+    """Tie the first states to the hidden units and return the labels of the last: nonzero-masked if the first are."""
     for state in states:
         _tie_state(tracer, state, units)
     known = [tracer.labels(state)[-1] for state in states if state is not None and state.numel()]
-    leaks = units is not None and any(label is not None and is_nonzero_masked(tracer, label) for label in known)
-    return nonzero_masked(tracer, units) if leaks and units is not None else units
+    nonzero = any(label is not None and is_nonzero_masked(tracer, label) for label in known)
+    return nonzero_masked(tracer, units) if nonzero and units is not None else units
 
 
 def _tie_state(tracer: Tracer, state: Tensor | None, units: Ids | None) -> None:
@@ -130,5 +131,5 @@ def _fused_cell(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
 @rule_for("_pack_padded_sequence")
 def _pack(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source = args[0]
-    tracer.freeze(source, tracer.forward_reason("packs sequences along it"), [0, 1])
+    tracer.freeze(source, tracer.forward_reason("packs sequences along this dimension"), [0, 1])
     tracer.set_labels(out[0], [None, *tracer.labels(source)[2:]])

@@ -1,4 +1,4 @@
-"""Reshapes and permutations."""
+"""Rules for reshapes and permutations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lightning_prune.coupling.tracing.tracer import Tracer
 def reshape(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Spread channels over new dimensions, or merge them."""
     source = args[0]
-    before, after = _filled(source.shape), _filled(out.shape)
+    before, after = _nonempty(source.shape), _nonempty(out.shape)
     if prod(before) != prod(after):
         tracer.freeze(
             source, tracer.forward_reason(f"reshapes an empty tensor from {tuple(source.shape)} to {tuple(out.shape)}")
@@ -36,23 +36,23 @@ def reshape(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     tracer.record_shape(out)
 
 
-def _filled(shape: Sequence[int]) -> list[int]:
-    """A shape in which an empty batch holds one entry: a detector that has found nothing runs its heads on that."""
+def _nonempty(shape: Sequence[int]) -> list[int]:
+    """``shape`` with size 1 for an empty batch: a detector without detections runs its heads on an empty tensor."""
     return [max(size, 1) for size in shape]
 
 
 def _equate_shape(tracer: Tracer, out: Tensor) -> None:
-    """Note that the numbers that a shape was spelled with are the sizes of ``out``."""
+    """Require that the integers given for a shape equal the sizes of ``out``."""
     for dim, number in given_sizes(tracer, out).items():
         if isinstance(number, TracedInt):
             tracer.trace.size_equations.equate(number, tracer.traced_size(out, dim))
 
 
 def _flexible(tracer: Tracer, out: Tensor) -> list[set[int]]:
-    """Dimensions that can follow, the likelier ones first.
+    """Dimensions whose given size can follow the channels, the more likely ones first.
 
-    Those written as -1, computed from a size, or kept by a module; then the first of those that a module keeps in one
-    tuple, as decoders keep (channels, height, width). A size that is given twice is that of a square image.
+    These are sizes given as -1, computed from another size or read from an attribute; then the first of the sizes in a
+    tuple of a module, as decoders keep (channels, height, width). A size that is given twice belongs to a square image.
     """
     given = given_sizes(tracer, out)
     if not given:
@@ -78,21 +78,21 @@ def reshaped(
     after: Sequence[int],
     flexible: Sequence[Collection[int]] = (),
 ) -> list[Part]:
-    """Parts behind a reshape.
+    """The parts after a reshape.
 
     Args:
-        tracer: Notes ties.
-        parts: What is there before.
-        before: Shape before.
-        after: Shape behind.
-        flexible: Dimensions behind that may become smaller, the likelier ones first: where channels are spread over
-            several, one of these is taken for the channels, else the last.
+        tracer: Records the ties.
+        parts: The parts before the reshape.
+        before: Shape before the reshape.
+        after: Shape after the reshape.
+        flexible: Dimensions of ``after`` that may shrink, the more likely ones first: where channels are spread over
+            several dimensions, one of these becomes the channel dimension, otherwise the last.
     """
     blocks = _blocks(before, after)
     moved = [[before[d] for d in old] != [after[d] for d in new] for old, new in blocks]
     kept = [_merged(tracer, part, blocks, moved) for part in parts]
     shared = [sum(not set(old).isdisjoint(part.dims) for part in kept) > 1 for old, _ in blocks]
-    between = _common(before, after)
+    between = _common_refinement(before, after)
     if any(m and s for m, s in zip(moved, shared, strict=True)) and between not in (None, list(before), list(after)):
         return reshaped(tracer, reshaped(tracer, parts, before, between), between, after, flexible)
     result = []
@@ -110,26 +110,30 @@ def reshaped(
             ids = np.broadcast_to(ids, [before[d] for d in old]).reshape([after[d] for d in new])
         else:
             new = [n for o, n in zip(old, new, strict=True) if o in part.dims]
-        made = next(n for o, n in blocks if part.channel in o)
-        behind = _along_varying(ids, new, made, flexible)
-        only = list(after).count(1) > list(before).count(1) and after[behind.channel - 1] == 1 and behind.channel > 0
-        result.append(_numbered(tracer, part, behind, only))
+        channel_dims = next(n for o, n in blocks if part.channel in o)
+        reshaped_part = _along_varying(ids, new, channel_dims, flexible)
+        single_head = (
+            list(after).count(1) > list(before).count(1)
+            and after[reshaped_part.channel - 1] == 1
+            and reshaped_part.channel > 0
+        )
+        result.append(_as_heads(tracer, part, reshaped_part, single_head))
     return result
 
 
-def _numbered(tracer: Tracer, before: Part, part: Part, only: bool) -> Part:
-    """``part``, with the number of the reshape if that made heads of it, perhaps an ``only`` one.
+def _as_heads(tracer: Tracer, before: Part, part: Part, single_head: bool) -> Part:
+    """``part`` with the number of the reshape that spread it over heads, or over a single head (``single_head``).
 
-    Heads are taken for the channels if asked for.
+    The heads become the channel dimension if the trace removes whole heads.
     """
-    if len(part.dims) <= len(before.dims) and not only:
+    if len(part.dims) <= len(before.dims) and not single_head:
         return part if len(part.dims) == 1 else Part(part.dims, part.ids, part.channel, before.split)
     trace = tracer.trace
     if before.split is not None:
-        trace.splits[before.split] = part.ids[:0].ravel()  # these are no heads yet
+        trace.splits[before.split] = part.ids[:0].ravel()  # the earlier reshape made no heads
     number = trace.add_split(part.ids)
     at = part.dims.index(part.channel)
-    if number in trace.heads and only:
+    if number in trace.heads and single_head:
         tracer.channel_ids.tie_all(part.ids)
     elif number in trace.heads and at:
         return Part(part.dims, part.ids, part.dims[at - 1], number)
@@ -137,7 +141,7 @@ def _numbered(tracer: Tracer, before: Part, part: Part, only: bool) -> Part:
 
 
 def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Smallest runs of dimensions (of size > 1) that hold the same elements on both sides."""
+    """Smallest runs of dimensions (of size > 1) with the same number of elements on both sides."""
     old = [d for d, size in enumerate(before) if size != 1]
     new = [d for d, size in enumerate(after) if size != 1]
     blocks = []
@@ -155,36 +159,36 @@ def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int]
     return blocks
 
 
-def _common(before: Sequence[int], after: Sequence[int]) -> list[int] | None:
-    """The shape that only splits dimensions of one and only merges them into the other; None where there is none."""
+def _common_refinement(before: Sequence[int], after: Sequence[int]) -> list[int] | None:
+    """The coarsest shape that refines both shapes; None where there is none."""
     edges = sorted({*accumulate(before, mul), *accumulate(after, mul)} - {0})
     steps = list(zip([1, *edges], edges, strict=False))
     return None if any(high % low for low, high in steps) else [high // low for low, high in steps if high != low]
 
 
 def _merged(tracer: Tracer, part: Part, blocks: list[tuple[list[int], list[int]]], moved: list[bool]) -> Part:
-    """``part``, resolved into one dimension of channels if the reshape merges several of its dimensions."""
+    """``part``, resolved into one channel dimension if the reshape merges several of its dimensions."""
     for (old, _), moves in zip(blocks, moved, strict=True):
         if moves and len(set(old) & set(part.dims)) > 1:
             return tracer.resolve(part)
     return part
 
 
-def _along_varying(ids: Ids, dims: list[int], made: list[int], flexible: Sequence[Collection[int]]) -> Part:
-    """The part over those of ``dims`` along which ``ids`` vary; its channels are one of the dims in ``made``."""
+def _along_varying(ids: Ids, dims: list[int], channel_dims: list[int], flexible: Sequence[Collection[int]]) -> Part:
+    """The part over the dimensions along which ``ids`` vary; its channel dimension is one of ``channel_dims``."""
     varying = [n for n in range(ids.ndim) if not (ids == ids.take([0], axis=n)).all()]
     if not varying:  # one channel spread over several positions
         varying = [ids.ndim - 1]
     for n in reversed(range(ids.ndim)):
         if n not in varying:
             ids = ids.take([0], axis=n).squeeze(n)
-    left = tuple(dims[n] for n in varying)
-    candidates = [dim for dim in left if dim in made] or list(left)
+    kept = tuple(dims[n] for n in varying)
+    candidates = [dim for dim in kept if dim in channel_dims] or list(kept)
     for likely in flexible:
         candidates = [dim for dim in candidates if dim in likely] or candidates
         if any(dim in likely for dim in candidates):
             break
-    return Part(left, ids, candidates[-1])
+    return Part(kept, ids, candidates[-1])
 
 
 @rule_for("t", "transpose", "permute", "numpy_T", "movedim", "swapaxes")

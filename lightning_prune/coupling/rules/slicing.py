@@ -1,4 +1,4 @@
-"""Slices, splits and padding."""
+"""Rules for slices, splits and padding."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from lightning_prune.network.tensors import tensors_in
 
 @rule_for("select", "unbind")
 def select(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """Take one index of a dimension away, or every one apart."""
+    """Rule for the selection of one index of a dimension, or of each of them."""
     source = args[0]
     axis = _axis(func, args, kwargs) % source.dim()
     first = args[2] if func._schema.name == "aten::select" else 0
     for index, result in enumerate(tensors_in(out), start=first):
         parts = []
         for part in tracer.parts(source):
-            left: Part | None = part
+            remaining: Part | None = part
             if axis in part.dims:
                 rows = np.split(part.ids, source.shape[axis], axis=part.dims.index(axis))
-                left = part.narrowed(rows[index])
-                if left is None:
+                remaining = part.narrowed(rows[index])
+                if remaining is None:
                     tracer.channel_ids.freeze(part.ids, tracer.forward_reason("picks single channels by number"))
                 else:
                     tracer.balance(rows, tracer.where)
-            parts += [left.moved(lambda dim: dim - (dim > axis))] if left is not None else []
+            parts += [remaining.moved(lambda dim: dim - (dim > axis))] if remaining is not None else []
         tracer.set_parts(result, parts)
         tracer.record_shape(result, cut=True)
 
@@ -45,7 +45,7 @@ def _axis(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
 
 @rule_for("slice", "narrow")
 def take(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """Cut a range out of a dimension."""
+    """Rule for a range of a dimension."""
     source = args[0]
     axis = _axis(func, args, kwargs) % source.dim()
     start, step = (args[2] if len(args) > 2 else 0) or 0, args[4] if len(args) > 4 else 1
@@ -54,14 +54,14 @@ def take(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     parts = []
     for part in tracer.parts(source):
         cut = axis in part.dims and out.shape != source.shape
-        left = _cut(tracer, part, axis, (start, out.shape[axis]), step) if cut else part
-        parts += [left] if left is not None else []
+        remaining = _cut(tracer, part, axis, (start, out.shape[axis]), step) if cut else part
+        parts += [remaining] if remaining is not None else []
     tracer.set_parts(out, parts)
     tracer.record_shape(out, cut=True)
 
 
 def _cut(tracer: Tracer, part: Part, axis: int, where: tuple[int, int], step: int) -> Part | None:
-    """The channels from a start on, as many as a size."""
+    """The part of ``part`` in a slice: (start, size) along ``axis``; None where it is frozen."""
     start, size = where
     along = part.dims.index(axis)
     total = part.ids.shape[along]
@@ -76,7 +76,7 @@ def _cut(tracer: Tracer, part: Part, axis: int, where: tuple[int, int], step: in
         pass
     elif step == 1 and size and equal:
         tracer.balance(np.split(part.ids, total // size, axis=along), tracer.where)
-    elif step > 1 and size * step == total and start < step and several:  # as rotary embeddings take pairs apart
+    elif step > 1 and size * step == total and start < step and several:  # as rotary embeddings split pairs
         tracer.balance([part.ids.take(range(n, total, step), axis=along) for n in range(step)], tracer.where)
     else:
         stepping = f" with a step of {step}" if step != 1 else ""
@@ -87,7 +87,7 @@ def _cut(tracer: Tracer, part: Part, axis: int, where: tuple[int, int], step: in
 
 
 def _follows(tracer: Tracer, known: list[TracedInt], before: Ids, ids: Ids, along: int) -> bool:
-    """Whether the start or the end of a slice is among the numbers that can follow the channels before them."""
+    """Bind the start or the end of a slice to the channels before it; return whether one of ``known`` matches."""
     edges = [_one_row(before, along), _one_row(np.concatenate([before, ids], axis=along), along)]
     bound = [(edge, number) for edge in edges for number in known if int(number) == len(edge) > 0]
     for edge, number in bound:
@@ -96,13 +96,13 @@ def _follows(tracer: Tracer, known: list[TracedInt], before: Ids, ids: Ids, alon
 
 
 def _one_row(ids: Ids, along: int) -> Ids:
-    """The ids along one axis, at the first index of the others."""
+    """The ids along one axis, at the first index of all others."""
     return np.moveaxis(ids, along, -1).reshape(-1, ids.shape[along])[0] if ids.size else ids.ravel()
 
 
 @rule_for("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes")
 def split(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """Cut a dimension into pieces."""
+    """Rule for the split of a dimension into pieces."""
     source = args[0]
     axis = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % source.dim()
     sizes = [part.shape[axis] for part in out]
@@ -116,16 +116,16 @@ def split(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
         ids = np.split(part.ids, np.cumsum(sizes)[:-1], axis=along)
         _bind_sizes(tracer, sizes, ids, along)
         for piece, own in zip(pieces, ids, strict=True):
-            left = part.narrowed(own)
-            piece += [left] if left is not None else []
+            remaining = part.narrowed(own)
+            piece += [remaining] if remaining is not None else []
     for result, piece in zip(out, pieces, strict=True):
         tracer.set_parts(result, piece)
         tracer.record_shape(result, cut=True)
 
 
 def _bind_sizes(tracer: Tracer, sizes: list[int], ids: list[Ids], along: int) -> None:
-    """Say how a split follows fewer channels: into equal parts, or by numbers that the user's modules keep."""
-    if tracer.call_name == ATTENTION and sizes[1:] == [2 * sizes[0]]:  # query, and key with value
+    """Record how a split follows the channels: into equal parts, or by sizes that are attributes of modules."""
+    if tracer.call_name == ATTENTION and sizes[1:] == [2 * sizes[0]]:  # the query, and key and value together
         tracer.balance(np.split(np.concatenate(ids, axis=along), 3, axis=along), tracer.where)
         return
     listed = tracer.call_name != "chunk" and list(map(int, tracer.call_integers[: len(sizes)])) == sizes

@@ -1,4 +1,4 @@
-"""How channels flow through operations on images: pooling, resizing, sampling, unfolding and pixel shuffles."""
+"""Rules for operations on images: pooling, resizing, sampling, unfolding and pixel shuffles."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def _each(value: Any, count: int) -> list[int]:
 
 
 def _averaged(tracer: Tracer, label: Ids | None, kernel: int) -> Ids | None:
-    """Labels behind an average with the channels beside each, as local response norm takes it."""
+    """Labels after an average over neighboring channels, as in local response norm."""
     if label is None or kernel == 1:
         return label
     real = np.flatnonzero(label != NO_CHANNEL)
     if len(real) != real[-1] - real[0] + 1 or len(label) - len(real) != kernel - 1:
         tracer.channel_ids.freeze(label, tracer.forward_reason(_RESIZED))
         return None
-    tracer.channel_ids.mark_inexact(label, tracer.forward_reason("averages each channel with the channels beside it"))
+    tracer.channel_ids.mark_inexact(label, tracer.forward_reason("averages each channel with neighboring channels"))
     return label[real]
 
 
@@ -86,7 +86,7 @@ def _unpool(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 @rule_for("grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler", "_grid_sampler_2d_cpu_fallback")
 def _grid_sample(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, grid = args[:2]
-    tracer.freeze(grid, tracer.forward_reason("takes its values for positions in an image"))
+    tracer.freeze(grid, tracer.forward_reason("uses its values as positions in an image"))
     tracer.freeze(source, tracer.forward_reason("samples along the channels"), range(2, source.dim()))
     tracer.set_labels(out, [*tracer.labels(source)[:2], *[None] * (out.dim() - 2)])
 
@@ -94,16 +94,16 @@ def _grid_sample(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[
 @rule_for("affine_grid_generator", "torchvision::nms", "nonzero", "_unique2", "unique_dim", "unique_consecutive")
 def _to_positions(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     for tensor in tensors_in([args, kwargs]):
-        tracer.freeze(tensor, tracer.forward_reason(f"makes positions of its values ({public_name(func)})"))
+        tracer.freeze(tensor, tracer.forward_reason(f"computes positions from its values ({public_name(func)})"))
 
 
 @rule_for("torchvision::roi_align", "torchvision::roi_pool", "torchvision::ps_roi_align", "torchvision::ps_roi_pool")
 def _regions(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, regions = args[:2]
-    tracer.freeze(regions, tracer.forward_reason("takes its values for the boxes of regions"))
+    tracer.freeze(regions, tracer.forward_reason("uses its values as the boxes of regions"))
     tracer.freeze(source, tracer.forward_reason("samples along the channels"), [0, 2, 3])
     label = tracer.labels(source)[1]
-    if "::ps_" in op_name(func) and label is not None:  # every output channel takes one input channel from each bin
+    if "::ps_" in op_name(func) and label is not None:  # every output channel reads one input channel for each bin
         label = _blocks(tracer, label, source.shape[1] // out[0].shape[1])
     for result in tensors_in(out):
         tracer.set_labels(result, [None, label, None, None])
@@ -114,7 +114,7 @@ _BLOCKWISE = {"pixel_shuffle": "shuffles", "pixel_unshuffle": "shuffles", "im2co
 
 @rule_for(*_BLOCKWISE)
 def _blockwise(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """Channels that become several side by side, or the other way round."""
+    """Operations that replace each channel by several adjacent ones, or the reverse."""
     source, name = args[0], op_name(func)
     channels = source.dim() - (2 if name == "col2im" else 3)
     tracer.freeze(
@@ -133,17 +133,17 @@ def _channel_shuffle(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: d
     label = labels[1]
     if label is not None:
         rows = label.reshape(groups, -1)
-        tie_all(tracer, list(rows))  # every group has to lose as much
+        tie_all(tracer, list(rows))  # every group must lose the same number
         labels[1] = rows.T.ravel()
     tracer.set_labels(out, labels)
 
 
 def _blocks(tracer: Tracer, label: Ids, size: int) -> Ids:
-    """One label for every ``size`` channels side by side, which become one."""
+    """One id for every ``size`` adjacent channels, which become one channel and are tied."""
     rows = label.reshape(-1, size)
     tie_all(tracer, list(rows.T))
-    made: Ids = rows[:, 0]
-    return made
+    out_ids: Ids = rows[:, 0]
+    return out_ids
 
 
 @rule_for("torchvision::deform_conv2d")
@@ -151,14 +151,16 @@ def _deformable(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[s
     source, weight, offset, mask, bias = args[:5]
     groups = int(args[11])
     for where in (offset, mask):
-        tracer.freeze(where, tracer.forward_reason("takes its values for where a deformable convolution samples"))
+        tracer.freeze(
+            where, tracer.forward_reason("uses its values as the sampling positions of a deformable convolution")
+        )
     tracer.freeze(weight, KERNEL, [2, 3])
-    read, made = tracer.labels(weight)[1], tracer.labels(weight)[0]
+    in_ids, out_ids = tracer.labels(weight)[1], tracer.labels(weight)[0]
     if groups == 1 and int(args[12]) == 1:
-        mark_inputs(tracer, weight, read)
-        tracer.tie(tracer.labels(source)[1], read)
+        mark_inputs(tracer, weight, in_ids)
+        tracer.tie(tracer.labels(source)[1], in_ids)
     else:
         freeze_all(tracer, [source, weight], "calls a deformable convolution with groups, which has no rule yet")
-    tracer.tie(tracer.labels(bias)[0], made) if made is not None and bias.numel() == len(made) else None
-    tracer.set_labels(out, [None, made, None, None])
+    tracer.tie(tracer.labels(bias)[0], out_ids) if out_ids is not None and bias.numel() == len(out_ids) else None
+    tracer.set_labels(out, [None, out_ids, None, None])
     mark_outputs(tracer, weight, out, 1)

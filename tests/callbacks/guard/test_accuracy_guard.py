@@ -1,4 +1,4 @@
-"""AccuracyGuard: a module that logs a scripted metric, one value a validation, makes every judgement exact."""
+"""AccuracyGuard, with a module that logs a scripted metric for exact verdicts."""
 
 import logging
 import math
@@ -20,7 +20,7 @@ NAN = math.nan
 
 
 class Events(Callback):
-    """Writes down when events happen, and every verdict."""
+    """Records the epochs of events, and all verdicts."""
 
     def __init__(self) -> None:
         self.at: list[tuple[int, int, int]] = []  # epoch, step, width after
@@ -198,7 +198,7 @@ def test_a_stop_that_has_to_wait_survives_a_resume(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cure", [None, "min_epochs", "max_drop", "no guard"])
-def test_a_training_that_was_ended_says_so_when_it_is_resumed(tmp_path: Path, cure: str | None) -> None:
+def test_resuming_an_ended_training_warns(tmp_path: Path, cure: str | None) -> None:
     script = [0.9, 0.9, 0.9, 0.5]
     _, _, trainer = fit(script, AccuracyGuard("score", max_drop=0.05), 20, tmp_path)
     path = str(tmp_path / "end.ckpt")
@@ -238,7 +238,7 @@ def test_a_drop_within_bounds_does_not_stop(tmp_path: Path) -> None:
     assert all(v.kept for v in guard.verdicts)
 
 
-def test_a_drop_after_the_last_event_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_drop_after_the_last_event_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     guard = AccuracyGuard("score", max_drop=0.05)
     with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         fit([0.9] * 7 + [0.7], guard, 8, tmp_path)
@@ -359,7 +359,7 @@ def test_mode_min_stops_when_the_metric_rises(tmp_path: Path) -> None:
     assert guard.verdicts[-1].short == "dropped (+0.0600)"
 
 
-def test_mode_min_does_not_mind_improvement(tmp_path: Path) -> None:
+def test_mode_min_accepts_improvement(tmp_path: Path) -> None:
     guard = AccuracyGuard("score", 0.0, mode="min")
     _, events, _ = fit([0.9, 0.9, 0.5, 0.5, 0.1], guard, 8, tmp_path)
     assert events.epochs == [2, 4, 6]
@@ -421,7 +421,7 @@ def test_validating_apart_from_training_is_not_judged(tmp_path: Path) -> None:
     assert guard.state_dict() == before
 
 
-def test_resume_goes_on_with_the_verdicts(tmp_path: Path) -> None:
+def test_verdicts_are_resumed(tmp_path: Path) -> None:
     script = [0.9, 0.9, 0.9, 0.5, 0.5, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9]
     whole = AccuracyGuard("score", 0.05, on_drop="pause")
     _, all_events, _ = fit(script, whole, 11, tmp_path)
@@ -444,7 +444,7 @@ def test_state_is_plain(tmp_path: Path) -> None:
     assert again.state_dict() == guard.state_dict()
 
 
-def test_two_guards_have_states_of_their_own() -> None:
+def test_two_guards_have_separate_states() -> None:
     keys = {AccuracyGuard(name, 0.1, compared_to=to).state_key for name in ("a", "b") for to in ("best", "previous")}
     assert len(keys) == 4
 
@@ -457,7 +457,7 @@ def test_max_drop_is_checked(max_drop: Any) -> None:
     with pytest.raises(MisconfigurationException) as caught:
         AccuracyGuard("score", max_drop)
     assert str(caught.value) == (
-        f"AccuracyGuard max_drop={max_drop!r} must be a finite number, 0 or more, in the metric's unit"
+        f"AccuracyGuard max_drop={max_drop!r} must be a finite number of at least 0, in the unit of the metric"
     )
 
 
@@ -467,9 +467,9 @@ def test_max_drop_is_checked(max_drop: Any) -> None:
         ({"mode": "maximum"}, "AccuracyGuard mode='maximum' is not known; use 'max' or 'min'"),
         (
             {"compared_to": "dense"},
-            "AccuracyGuard compared_to='dense' is not known; use 'previous' or 'baseline' or 'best'",
+            "AccuracyGuard compared_to='dense' is not known; use 'previous', 'baseline' or 'best'",
         ),
-        ({"on_drop": "undo"}, "AccuracyGuard on_drop='undo' is not known; use 'stop' or 'pause' or 'rollback'"),
+        ({"on_drop": "undo"}, "AccuracyGuard on_drop='undo' is not known; use 'stop', 'pause' or 'rollback'"),
     ],
 )
 def test_choices_are_checked(arguments: dict[str, Any], message: str) -> None:
@@ -482,7 +482,7 @@ def test_choices_are_checked(arguments: dict[str, Any], message: str) -> None:
 def test_retry_is_checked(retry: Any) -> None:
     with pytest.raises(MisconfigurationException) as caught:
         AccuracyGuard("score", 0.1, on_drop="rollback", retry=retry)
-    assert str(caught.value) == f"AccuracyGuard retry={retry!r} must be a whole number, 0 or more"
+    assert str(caught.value) == f"AccuracyGuard retry={retry!r} must be an integer of at least 0"
 
 
 @pytest.mark.parametrize("on_drop", ["stop", "pause"])
@@ -517,7 +517,7 @@ def test_an_unknown_metric_is_found_as_soon_as_possible(tmp_path: Path, sanity_s
 
 
 @pytest.mark.parametrize("case", ["no loader", "limit 0"])
-def test_without_validation_there_is_nothing_to_judge(tmp_path: Path, case: str) -> None:
+def test_without_validation_it_is_refused(tmp_path: Path, case: str) -> None:
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=3,
@@ -534,7 +534,7 @@ def test_without_validation_there_is_nothing_to_judge(tmp_path: Path, case: str)
     assert trainer.global_step == 0
 
 
-def test_without_a_pruner_there_is_nothing_to_guard(tmp_path: Path) -> None:
+def test_a_guard_without_a_pruner_is_refused(tmp_path: Path) -> None:
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=1,

@@ -39,7 +39,7 @@ def make() -> list[Callback]:
 
 
 class Crossings(Callback):
-    """Counts the points that a training comes through, and kills the process at one of them."""
+    """Counts points of the training, and kills the process at one of them."""
 
     def __init__(self, kill_at: int | None = None) -> None:
         self.names: list[str] = []
@@ -73,7 +73,7 @@ class Crossings(Callback):
         self._write(file, data[half:])
 
     def load_optimizers(self, *arguments: Any) -> None:
-        """The accepted network is back, what the optimizers remember of it is not."""
+        """The accepted network is restored, its optimizer state is not."""
         self.cross("rollback")
         self._load_optimizers(*arguments)
 
@@ -91,7 +91,7 @@ def run(folder: Path, kill_at: int | None) -> dict[str, Any]:
 
 
 def resume(folder: Path, ckpt_path: str = "last") -> dict[str, Any]:
-    """The same training as its user would take it up again; from its beginning if there is no checkpoint yet."""
+    """The resumed training; from the beginning if there is no checkpoint yet."""
     callbacks = make()
     save = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_last=True)
     begun = (folder / "last.ckpt").exists()
@@ -99,7 +99,7 @@ def resume(folder: Path, ckpt_path: str = "last") -> dict[str, Any]:
 
 
 def in_fork(task: Callable[[], Any], answer: Path) -> Any:
-    """What ``task`` returns in a child process; None where that was killed."""
+    """Result of ``task`` in a child process; None if that was killed."""
     child = os.fork()
     if child == 0:
         try:
@@ -118,7 +118,7 @@ def in_fork(task: Callable[[], Any], answer: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The uninterrupted training: what it ends with, and the points it comes through."""
+    """The uninterrupted training: its final state, and its points."""
     folder = tmp_path_factory.mktemp("whole")
     return in_fork(lambda: run(folder, None), folder / "answer")
 
@@ -149,7 +149,7 @@ def test_a_killed_training_ends_bit_identical_when_resumed(tmp_path, monkeypatch
         assert same(found[part], expected), f"{part} after a kill at {whole['names'][point]}, point {point}"
 
 
-def test_the_points_are_many(whole) -> None:
+def test_there_are_many_points(whole) -> None:
     names = whole["names"]
     chosen = [names[point] for point in points(names)]
     assert len(chosen) == POINTS
@@ -167,8 +167,8 @@ def test_the_points_are_many(whole) -> None:
     ]
 
 
-def test_a_half_written_file_is_not_taken_for_a_good_one(tmp_path, whole) -> None:
-    """As a move from one file system to another leaves it."""
+def test_a_partial_file_is_not_used(tmp_path, whole) -> None:
+    """As after an interrupted move between file systems."""
     third = [point for point, name in enumerate(whole["names"]) if name == "on_train_epoch_end"][2]
     assert in_fork(lambda: run(tmp_path, third), tmp_path / "answer") is None
     content = (tmp_path / "last.ckpt").read_bytes()

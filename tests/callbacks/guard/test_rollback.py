@@ -1,4 +1,4 @@
-"""AccuracyGuard with on_drop='rollback': what comes back, what is tried next, and what is left in the end.
+"""AccuracyGuard with on_drop='rollback': the restored state, the next steps, and the final network.
 
 Where a network after a rollback has to be compared to something, it is a run in which the step that was too large was
 never taken: without shuffling and with a constant learning rate both have to be the same, bit for bit.
@@ -19,12 +19,12 @@ from lightning_prune import IterativePruning, Scope, Weights, load_pruned
 from lightning_prune.budgets import Count, Ratio, Sparsity
 from lightning_prune.schedules import Constant, Rounds
 
-# --- what comes back ------------------------------------------------------------------------------------------------
+# --- the restored state ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("method", METHODS)
-def test_everything_comes_back(tmp_path: Path, method: str, optimizer: str) -> None:
+def test_everything_is_restored(tmp_path: Path, method: str, optimizer: str) -> None:
     pruners = METHODS[method](Rounds(2, 2, 2))
     before = Before(*pruners)
     judge, events = guard(), Events()
@@ -41,8 +41,8 @@ def test_everything_comes_back(tmp_path: Path, method: str, optimizer: str) -> N
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_smaller_step_is_as_if_the_larger_had_never_been_taken(tmp_path: Path, method: str, optimizer: str) -> None:
-    """Two epochs after a step of a quarter: at epoch 4, after the one of a half was taken back, or at epoch 2."""
+def test_the_smaller_step_equals_a_training_without_the_larger_one(tmp_path: Path, method: str, optimizer: str) -> None:
+    """Two epochs after a step of a quarter: at epoch 4, after that of a half was rolled back, or at epoch 2."""
     control = METHODS[method](Rounds(2, 9, 4))
     if method == "counts":
         control = [IterativePruning(Rounds(2, 9, 4), Count(2), "taylor")]
@@ -57,7 +57,7 @@ def test_the_smaller_step_is_as_if_the_larger_had_never_been_taken(tmp_path: Pat
     assert same(found["pruners"], expected["pruners"])
 
 
-def test_a_pruned_network_comes_back_after_more_pruning(tmp_path: Path) -> None:
+def test_a_pruned_network_is_restored_after_further_pruning(tmp_path: Path) -> None:
     pruners = CHANNELS(Rounds(1, 1, 3))
     before = Before(*pruners)
     module = Judged([0.9, 0.9, 0.9, 0.1])
@@ -66,8 +66,8 @@ def test_a_pruned_network_comes_back_after_more_pruning(tmp_path: Path) -> None:
     assert same(everything(trainer, *pruners), before.seen[2])
 
 
-def test_the_training_goes_on_in_time(tmp_path: Path) -> None:
-    """Learning rates, their schedulers, epochs and steps are not taken back."""
+def test_training_time_is_not_rolled_back(tmp_path: Path) -> None:
+    """Learning rates, their schedulers, epochs and steps are not rolled back."""
     rates = []
 
     class Rates(Callback):
@@ -81,8 +81,8 @@ def test_the_training_goes_on_in_time(tmp_path: Path) -> None:
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 6
 
 
-def test_no_gradient_of_the_network_that_is_gone_is_left(tmp_path: Path) -> None:
-    """A batch has been trained between the validation that is judged, after step 4, and the event before the sixth."""
+def test_no_gradient_of_the_rolled_back_network_remains(tmp_path: Path) -> None:
+    """A batch is trained between the validation after step 4 and the event before the sixth."""
     left = []
 
     class Left(Callback):
@@ -107,8 +107,8 @@ def test_weights_stay_in_their_memory_format(tmp_path: Path) -> None:
     assert not module.net[3].weight.is_contiguous()
 
 
-def test_masks_hold_again(tmp_path: Path) -> None:
-    """The masks that are back, and not the larger ones; in every step."""
+def test_restored_masks_are_enforced(tmp_path: Path) -> None:
+    """The restored masks, and not those of the rolled-back event; in each step."""
     shares = []
 
     class Shares(Callback):
@@ -138,7 +138,7 @@ def test_the_files_are_checkpoints_and_are_removed(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("accepted-*"))
 
 
-def test_whatever_a_module_puts_into_its_checkpoints_can_be_read_back(tmp_path: Path) -> None:
+def test_arbitrary_objects_in_checkpoints_of_a_module_are_loaded(tmp_path: Path) -> None:
     class Odd(Judged):
         def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             checkpoint["odd"] = Path("anything that torch.load with weights_only=True would refuse")
@@ -166,7 +166,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize(("least", "retry"), list(TABLE))
-def test_steps_are_halved_until_nothing_is_left_to_try(tmp_path: Path, least: int, retry: int) -> None:
+def test_steps_are_halved_until_the_retries_are_used(tmp_path: Path, least: int, retry: int) -> None:
     module, judge = Sized(least), guard(retry)
     run(tmp_path, module, IterativePruning(Rounds(1, 1, 3), Ratio(12 / 20)), judge, epochs=9)
     assert module.tried == TABLE[least, retry]
@@ -178,7 +178,7 @@ def test_steps_are_halved_until_nothing_is_left_to_try(tmp_path: Path, least: in
 
 @pytest.mark.parametrize("at", [1, 2])
 def test_a_passing_drop_costs_one_round_and_not_the_budget(tmp_path: Path, at: int) -> None:
-    """Afterwards the schedule goes on in whole steps."""
+    """Afterwards the schedule continues in whole steps."""
     script = [1.0] * 9
     script[at] = 0.0
     module, pruning, events = Sized(0, script), IterativePruning(Rounds(1, 1, 3), Ratio(12 / 20)), Events()
@@ -197,7 +197,7 @@ def test_retries_are_counted_from_the_last_accepted_network(tmp_path: Path) -> N
     assert module.width == 4
 
 
-def test_the_history_tells_what_was_tried(tmp_path: Path) -> None:
+def test_the_history_keeps_rolled_back_events(tmp_path: Path) -> None:
     pruning = IterativePruning(Rounds(1, 1, 3), Ratio(12 / 20))
     run(tmp_path, Sized(16), pruning, guard(retry=1), epochs=9)
     events = pruning.state_dict()["history"]["events"]
@@ -206,8 +206,8 @@ def test_the_history_tells_what_was_tried(tmp_path: Path) -> None:
     assert pruning.sparsity == pytest.approx(1 - (16 * 7 + 2) / (20 * 7 + 2))
 
 
-def test_an_event_that_finds_nothing_to_remove_is_no_new_network(tmp_path: Path) -> None:
-    """Half a unit rounds to none; the attempts in a row go on being counted."""
+def test_an_event_that_removes_nothing_does_not_reset_the_retries(tmp_path: Path) -> None:
+    """Half a unit rounds to none; retries in a row are still counted."""
     module, judge = Sized(19), guard(retry=2)
     run(tmp_path, module, IterativePruning(Rounds(1, 1, 3), Ratio(3 / 20)), judge, epochs=16)
     assert module.validated == [20, 19, 18, 19, 18, 18]  # the second 19 is the first one, trained on
@@ -231,8 +231,8 @@ def test_schedules_in_steps(tmp_path: Path) -> None:
     assert trainer.global_step == len(module.validated) == 6
 
 
-def test_two_pruners_go_back_together(tmp_path: Path) -> None:
-    """The second one's last event is undone, and done again half as large although its schedule is over."""
+def test_two_pruners_are_rolled_back_together(tmp_path: Path) -> None:
+    """The last event of the second one is rolled back, and repeated half as large after the end of its schedule."""
     first = IterativePruning(Rounds(1, 2, 3), Ratio(0.75), scope=Scope(include=["net.0"]))
     second = IterativePruning(Constant(2), Ratio(0.5), "taylor", scope=Scope(include=["net.3"]))
     sizes = []
@@ -268,7 +268,7 @@ def test_a_drop_at_the_end_is_rolled_back_too(tmp_path: Path, caplog: pytest.Log
     assert not any(m._forward_hooks for m in module.modules())
 
 
-def test_an_event_that_no_validation_follows_is_taken_back(tmp_path: Path) -> None:
+def test_an_event_without_a_validation_is_rolled_back(tmp_path: Path) -> None:
     module = Judged([0.9])
     with pytest.warns(UserWarning, match="no validation followed the last event; the network of epoch 1 is restored"):
         run(tmp_path, module, *CHANNELS(Rounds(2, 1, 2)), guard(), epochs=3, check_val_every_n_epoch=2)

@@ -1,4 +1,4 @@
-"""Rollbacks with two ranks on the CPU: every rank goes back to the same network, and gradients are averaged again.
+"""Rollbacks with two ranks on the CPU: all ranks restore the same network, and gradients are averaged again.
 
 The script runs as a user's would; see the tests of two ranks without a guard. Only rank 0 sees the metric drop.
 """
@@ -131,7 +131,7 @@ def test_a_smaller_step_is_taken(two) -> None:
 
 @CASES
 def test_gradients_are_averaged_in_every_step(two, case) -> None:
-    """Also after the wrapper was built for the network that is back."""
+    """Also after the wrapper was rebuilt for the restored network."""
     first, second = two[case]
     assert len(first["gradients"]) == (16 if case == "stop" else 24)
     assert all(a != b for a, b in zip(first["losses"], second["losses"], strict=True))  # different data

@@ -1,4 +1,4 @@
-"""Rollbacks together with checkpoints, averages, the logger and the summary; what is refused; steps by themselves."""
+"""Rollbacks together with checkpoints, averages, the logger and the summary; refused settings; due events."""
 
 import csv
 import os
@@ -42,7 +42,7 @@ SCORES = [0.80, 0.85, 0.90, 0.88, 0.99, 0.10]  # 20 units for two epochs, 16 for
 @pytest.mark.parametrize("top", [1, 2, 4, -1])
 @pytest.mark.parametrize("end", ["at the next event", "at the end"])
 def test_the_best_checkpoint_is_one_of_the_accepted_network(tmp_path: Path, end: str, top: int) -> None:
-    """The best of its own where it is still there, else the network that came back."""
+    """Its own best checkpoint if that still exists, otherwise the restored network."""
     last: Any = "link" if top == 4 else True
     save = ModelCheckpoint(tmp_path / "ck", "{epoch}", monitor="score", mode="max", save_top_k=top, save_last=last)
     module, pruning = Sized(0, SCORES), IterativePruning(Rounds(2, 2, 3), Ratio(12 / 20))
@@ -63,7 +63,7 @@ def test_the_best_checkpoint_is_one_of_the_accepted_network(tmp_path: Path, end:
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_the_newest_checkpoint_is_the_accepted_network(tmp_path: Path, last: bool) -> None:
+def test_the_last_checkpoint_is_the_accepted_network(tmp_path: Path, last: bool) -> None:
     save = ModelCheckpoint(tmp_path / "ck", save_last=last)
     module, pruning = Sized(16), IterativePruning(Rounds(1, 1, 3), Ratio(12 / 20))
     trainer = run(tmp_path, module, pruning, guard(), save, epochs=9)
@@ -83,8 +83,8 @@ def test_a_retry_leaves_no_better_checkpoint_of_a_larger_network(tmp_path: Path)
 
 @pytest.mark.skipif(WeightAveraging is None, reason="this version of Lightning has no EMA")
 @pytest.mark.parametrize("method", ["magnitude", "masks"])
-def test_averages_come_back(tmp_path: Path, method: str) -> None:
-    """As if the larger step had never been taken; the training ends with the average in the network."""
+def test_averages_are_restored(tmp_path: Path, method: str) -> None:
+    """As without the larger step; the training ends with the average in the network."""
     networks = []
     for script, epochs, schedule in (([0.9], 4, Rounds(2, 9, 4)), ([0.9, 0.9, 0.9, 0.5, 0.9], 6, Rounds(2, 2, 2))):
         module, average = Judged(script), WeightAveraging(decay=0.75)
@@ -114,7 +114,7 @@ def test_the_training_ends_with_the_average_of_the_accepted_network(tmp_path: Pa
     assert widths(module.net)[0] == (6 if at_the_end else 8)
 
 
-def test_swa_comes_back(tmp_path: Path) -> None:
+def test_swa_is_restored(tmp_path: Path) -> None:
     copies, counts = [], []
 
     class Keep(Callback):
@@ -153,13 +153,13 @@ def test_a_network_that_averages_itself(tmp_path: Path) -> None:
     assert same(*networks)
 
 
-def test_rows_and_points_are_of_the_networks_that_are_left(tmp_path: Path) -> None:
+def test_rows_and_points_of_rolled_back_networks_are_removed(tmp_path: Path) -> None:
     module, summary, logger = Sized(16), PruningSummary(), SparsityLogger()
     figures: list[dict[str, float]] = []
 
     class Figures(Callback):
         def on_rollback(self, trainer: Trainer, *_: Any) -> None:
-            figures.append(logger._figures(trainer, module))
+            figures.append(logger._metrics(trainer, module))
 
     pruning = IterativePruning(Rounds(1, 1, 3), Ratio(12 / 20))
     callbacks = [pruning, guard(retry=1), summary, logger, Figures()]
@@ -182,7 +182,7 @@ def test_rows_and_points_are_of_the_networks_that_are_left(tmp_path: Path) -> No
 
 
 def test_the_curves_end_with_the_accepted_network(tmp_path: Path) -> None:
-    """Also when it comes back after the last epoch was logged."""
+    """Also when it is restored after the last epoch was logged."""
     callbacks = [IterativePruning(Rounds(1, 1, 3), Ratio(12 / 20)), guard(), SparsityLogger()]
     trainer = run(tmp_path, Sized(12), *callbacks, epochs=4, logger=CSVLogger(tmp_path))
     rows = list(csv.DictReader(Path(trainer.log_dir, "metrics.csv").read_text().splitlines()))
@@ -190,7 +190,7 @@ def test_the_curves_end_with_the_accepted_network(tmp_path: Path) -> None:
     assert logged[-2:] == [8, 12]
 
 
-def test_a_row_goes_on_after_a_rollback(tmp_path: Path) -> None:
+def test_a_row_is_updated_after_a_rollback(tmp_path: Path) -> None:
     module, summary = Sized(0, [1.0, 0.98, 0.5, 0.96]), PruningSummary()
     run(tmp_path, module, IterativePruning(Rounds(1, 1, 3), Ratio(12 / 20)), guard(), summary, epochs=4, min_epochs=4)
     assert [(row.metric, row.gone) for row in summary.rounds] == [
@@ -265,7 +265,7 @@ class OneByOne(TorchCheckpointIO):
 
 @pytest.mark.parametrize("plugin", [OneByOne, AsyncCheckpointIO])
 def test_other_ways_of_writing_files(tmp_path: Path, plugin: Any) -> None:
-    """The file is there when it is needed, and gone in the end."""
+    """The file exists when it is needed, and is removed at the end."""
     found = []
     for name, plugins in (("usual", []), ("other", [plugin()])):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""AccuracyGuard with on_drop='rollback' after an interruption, from any checkpoint that the training has left."""
+"""AccuracyGuard with on_drop='rollback' after an interruption, from any checkpoint of the training."""
 
 import shutil
 from collections.abc import Callable
@@ -69,7 +69,7 @@ def test_a_resumed_run_ends_bit_identical(tmp_path: Path, method: str, retry: in
     "method",
     ["channels", "weights"],
 )
-def test_the_last_verdict_is_carried_out_where_nothing_is_left_to_train(tmp_path: Path, method: str) -> None:
+def test_the_last_verdict_is_applied_after_the_last_epoch(tmp_path: Path, method: str) -> None:
     make = lambda: [METHODS[method](), guard(1)]  # noqa: E731
     callbacks = make()
     whole = everything(*train(tmp_path / "whole", callbacks, max_epochs=EPOCHS), callbacks)
@@ -82,8 +82,8 @@ def test_the_last_verdict_is_carried_out_where_nothing_is_left_to_train(tmp_path
 
 
 @pytest.mark.usefixtures("scores")
-def test_a_training_that_is_interrupted_again_and_again_leaves_nothing(tmp_path: Path) -> None:
-    """The first checkpoint is older than the first file; every training adds to the same folder."""
+def test_a_training_interrupted_several_times_leaves_no_files(tmp_path: Path) -> None:
+    """The first checkpoint is older than the first file; all trainings add to the same folder."""
     make = lambda: [METHODS["channels"](), guard(1)]  # noqa: E731
     callbacks = make()
     whole = everything(*train(tmp_path / "whole", callbacks, max_epochs=EPOCHS), callbacks)
@@ -106,7 +106,7 @@ def test_a_training_that_is_interrupted_again_and_again_leaves_nothing(tmp_path:
 
 
 def test_an_accepted_file_is_a_checkpoint_to_resume_from(tmp_path: Path) -> None:
-    """After a drop the network in it comes back. Lightning skips the epoch at whose start it was written."""
+    """After a drop its network is restored. Lightning skips the epoch at whose start it was written."""
     pruning = lambda: IterativePruning(Rounds(1, 1, 3), Ratio(12 / 20))  # noqa: E731
     with pytest.raises(PowerFailureError):
         run(tmp_path, Sized(0), Interrupt("on_train_batch_start", 2), pruning(), guard(), epochs=9)
@@ -120,7 +120,7 @@ def test_an_accepted_file_is_a_checkpoint_to_resume_from(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("score", [1.0, 0.0])
 def test_a_checkpoint_that_a_listener_saves_is_judged_again(tmp_path: Path, score: float) -> None:
-    """Whether the verdict is to keep the network or to take it back: neither has happened yet."""
+    """Whether the verdict accepts the network or rolls it back: neither has been done yet."""
 
     class Save(Callback):
         def on_verdict(self, trainer: Trainer, verdict: Any) -> None:
@@ -139,7 +139,7 @@ def test_a_checkpoint_that_a_listener_saves_is_judged_again(tmp_path: Path, scor
 
 
 class Halving(TorchCheckpointIO):
-    """Loses power in the middle of a file while it is ``broken``."""
+    """Fails in the middle of a file while it is ``broken``."""
 
     broken: Any
 
@@ -154,7 +154,7 @@ class Halving(TorchCheckpointIO):
 def test_an_interrupted_write_or_rollback_leaves_no_wrong_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: str
 ) -> None:
-    """Neither names a file that is not complete, nor holds a network that is half restored."""
+    """It neither refers to an incomplete file nor holds a partly restored network."""
     pruning = lambda: IterativePruning(Rounds(1, 1, 3), Ratio(12 / 20))  # noqa: E731
     judge = guard()
     halving = Halving()

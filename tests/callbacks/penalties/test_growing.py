@@ -32,7 +32,7 @@ def picked(penalty: GrowingPenalty, events: int = 0) -> dict[str, Tensor]:
 
 
 class InTheLoss(Lit):
-    """The penalty as a part of the loss, by autograd."""
+    """Adds the penalty to the loss, for autograd."""
 
     def __init__(self, masks: dict[str, Tensor]) -> None:
         super().__init__(norm=False)
@@ -66,8 +66,8 @@ def test_training_is_that_with_the_penalty_in_the_loss(
     assert not torch.allclose(ours.net[3].weight, plain.net[3].weight, atol=1e-3)
 
 
-def test_the_lowest_l1_norms_are_picked_when_the_penalty_begins(tmp_path: Path) -> None:
-    """Of all weight matrices that go with a unit; not at the start of the training."""
+def test_the_lowest_l1_norms_are_selected_when_the_penalty_begins(tmp_path: Path) -> None:
+    """Over all weight matrices that are coupled to a unit; not at the start of the training."""
     norms: list[list[Tensor]] = []
 
     class Norms(Callback):
@@ -109,7 +109,7 @@ def test_the_strength_by_hand_and_in_the_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("norm", [False, True])
-def test_what_is_picked_shrinks_and_is_what_goes(tmp_path: Path, norm: bool) -> None:
+def test_selected_weights_shrink_and_are_removed(tmp_path: Path, norm: bool) -> None:
     torch.manual_seed(0)
     lit, events = Lit(norm=norm), Events()
     sizes: dict[str, tuple[float, float]] = {}
@@ -131,7 +131,7 @@ def test_what_is_picked_shrinks_and_is_what_goes(tmp_path: Path, norm: bool) -> 
     assert picked(penalty, 1) == {}
 
 
-def test_the_rest_is_let_go_event_by_event(tmp_path: Path) -> None:
+def test_removed_weights_leave_the_selection(tmp_path: Path) -> None:
     lit, penalty = Lit(norm=False), GrowingPenalty(Linear(0, 3), Ratio(0.5), ceiling=3.0)
     fit(tmp_path, lit, penalty, IterativePruning(Rounds(4, 1, 2), Ratio(0.5)), max_epochs=6)
     assert widths(lit) == [4, 4, 3]
@@ -143,7 +143,7 @@ def test_the_rest_is_let_go_event_by_event(tmp_path: Path) -> None:
     assert picked(penalty, 2) == {}
 
 
-def test_a_rollback_brings_back_what_was_picked(tmp_path: Path) -> None:
+def test_a_rollback_restores_the_selection(tmp_path: Path) -> None:
     module, pruning = Judged([0.9, 0.9, 0.9, 0.5, 0.9]), IterativePruning(Rounds(2, 2, 2), Ratio(0.5))
     penalty = GrowingPenalty(Linear(0, 2), Ratio(0.5))
     at_hand: list[tuple[int, int]] = []
@@ -151,18 +151,18 @@ def test_a_rollback_brings_back_what_was_picked(tmp_path: Path) -> None:
 
     class AtHand(Callback):
         def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-            mask = (penalty._at_hand or {}).get("net.0.bias")
+            mask = (penalty._current or {}).get("net.0.bias")
             at_hand.append((pl_module.net[0].out_channels, 0 if mask is None else int(mask.sum())))
 
         def on_rollback(self, *_: Any) -> None:
-            forgotten.append(penalty._at_hand is None)  # it had the shapes of the smaller network
+            forgotten.append(penalty._current is None)  # it had the shapes of the smaller network
 
     run(tmp_path, module, penalty, AtHand(), pruning, guard(retry=1), epochs=6)
     assert at_hand[::STEPS] == [(8, 0), (8, 4), (6, 2), (6, 2), (7, 3), (7, 3)]
     assert forgotten == [True]
 
 
-def test_another_fit_of_the_same_network_goes_on_where_it_was_pruned(tmp_path: Path) -> None:
+def test_another_fit_of_the_same_network_keeps_the_selection(tmp_path: Path) -> None:
     lit, penalty, pruning = Lit(), GrowingPenalty(Linear(0, 1), Ratio(0.5)), IterativePruning(Constant(2), Ratio(0.5))
     fit(tmp_path, lit, penalty, pruning, max_epochs=3)
     fit(tmp_path, lit, penalty, pruning, max_epochs=3)
@@ -216,7 +216,7 @@ def test_arguments_of_another_kind() -> None:
         GrowingPenalty(STEPWISE, MACs(keep=0.5), Weights())
 
 
-def test_a_network_with_nothing_to_pick_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+def test_a_network_without_prunable_units_is_refused_before_training(tmp_path: Path) -> None:
     lit = Lit(width=1)
     with pytest.raises(MisconfigurationException):
         fit(tmp_path, lit, GrowingPenalty(Linear(50, 60), Ratio(0.5)), max_epochs=1)
@@ -227,7 +227,7 @@ def test_shards_are_refused(tmp_path: Path) -> None:
     from lightning.pytorch.strategies import SingleDeviceStrategy
 
     class ModelParallelStrategy(SingleDeviceStrategy):
-        """A stand-in: only its name is looked at."""
+        """A stand-in; only its name is used."""
 
     with pytest.raises(MisconfigurationException, match="GrowingPenalty needs whole parameters"):
         fit(tmp_path, Lit(), GrowingPenalty(STEPWISE, Ratio(0.5)), strategy=ModelParallelStrategy())

@@ -1,4 +1,4 @@
-"""SlimmingPenalty against training loops written by hand, in which the penalty is part of the loss."""
+"""SlimmingPenalty compared with hand-written training loops, in which the penalty is part of the loss."""
 
 import copy
 import math
@@ -146,7 +146,7 @@ def test_each_step_gets_strength_times_sign(tmp_path: Path, precision: Any) -> N
 
 
 class TwoOptimizers(Regression):
-    """Two networks in turns; the optimizer that is not stepped has its parameters switched off."""
+    """Two alternating networks; the parameters of the inactive optimizer do not require gradients."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class TwoOptimizers(Regression):
 
 
 class OneBackward(TwoOptimizers):
-    """All gradients are there before the first of the two optimizers steps."""
+    """Computes all gradients before the first of the two optimizers steps."""
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         first, second = self.optimizers()
@@ -198,7 +198,7 @@ def test_manual_optimization_with_two_optimizers(tmp_path: Path, cls: type) -> N
 
 
 class OneWithoutBatchNorm(TwoOptimizers):
-    """As of a GAN: while the second network trains, every γ is switched off."""
+    """As in a GAN: while the second network trains, no γ requires gradients."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ def test_a_step_without_any_scale_passes(tmp_path: Path) -> None:
     assert trainer.global_step == 2 * (BATCHES + BATCHES // 2)
 
 
-def test_scales_that_are_frozen_for_a_while_are_left_alone(tmp_path: Path) -> None:
+def test_temporarily_frozen_scales_do_not_change(tmp_path: Path) -> None:
     class Freeze(Callback):
         def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Regression) -> None:
             for gamma in pl_module.gammas:  # type: ignore[union-attr, attr-defined]
@@ -274,7 +274,7 @@ def test_scales_shrink(tmp_path: Path) -> None:
 def test_strength_is_checked(strength: Any) -> None:
     with pytest.raises(MisconfigurationException) as caught:
         SlimmingPenalty(strength)
-    assert str(caught.value) == f"SlimmingPenalty strength={strength!r} must be a finite number, 0 or more"
+    assert str(caught.value) == f"SlimmingPenalty strength={strength!r} must be a finite number of at least 0"
 
 
 def test_a_network_without_batch_norm_is_refused_before_training(tmp_path: Path) -> None:

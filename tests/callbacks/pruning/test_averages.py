@@ -1,4 +1,4 @@
-"""EMA and SWA: the averaged copy that a callback keeps follows the network, in either order of the callbacks."""
+"""EMA and SWA: the averaged copy of a callback is pruned with the network, in either order of the callbacks."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def in_order(first: str, pruning: list[Callback], average: Callback) -> list[Cal
 
 
 class ByHand(Callback):
-    """The average in plain numbers, in float64: an entry that is removed is forgotten, a masked one is 0."""
+    """The average computed by hand in float64: removed entries are dropped, masked ones are 0."""
 
     def __init__(self) -> None:
         self.values: dict[str, Tensor] = {}
@@ -61,7 +61,7 @@ class ByHand(Callback):
 @needs_ema
 @ORDERS
 @pytest.mark.parametrize("method", METHODS)
-def test_the_average_is_that_of_the_weights_that_are_left(tmp_path, method, first) -> None:
+def test_the_average_is_that_of_the_remaining_weights(tmp_path, method, first) -> None:
     lit, by_hand = Lit(norm=False), ByHand()
     fit(tmp_path, lit, *in_order(first, METHODS[method](), averaging("ema")), by_hand, max_epochs=EPOCHS)
     assert widths(lit.net) == ([4, 4, 3] if method == "channels" else [8, 8, 3])
@@ -109,7 +109,7 @@ def test_masked_weights_are_zero_in_the_average(tmp_path, average, first) -> Non
 @ORDERS
 @AVERAGES
 def test_checkpoints_with_averages_load_everywhere(tmp_path, average, first) -> None:
-    """Also where the file's state dict is the average, which Lightning writes without what we keep beside it."""
+    """Also if the state dict in the file is the average, which Lightning writes without our additional entries."""
     if average == "swa" and WeightAveraging is None:
         pytest.skip("this version of Lightning writes functions into the checkpoints of SWA")
     lit, _, trainer = run(tmp_path, first, "channels", average)
@@ -130,7 +130,7 @@ def test_checkpoints_with_averages_load_everywhere(tmp_path, average, first) -> 
 
 @needs_ema
 @ORDERS
-def test_a_second_fit_goes_on_from_the_pruned_network(tmp_path, first) -> None:
+def test_a_second_fit_continues_from_the_pruned_network(tmp_path, first) -> None:
     lit, pruning = Lit(), METHODS["channels"]()
     fit(tmp_path, lit, *in_order(first, pruning, averaging("ema")), max_epochs=EPOCHS)
     before = [p.detach().clone() for p in lit.parameters()]

@@ -1,4 +1,4 @@
-"""No checkpoint is filed under the metric of another network."""
+"""No checkpoint stores a metric that belongs to a different network."""
 
 import math
 from typing import Any
@@ -30,7 +30,7 @@ def test_the_best_checkpoint_is_of_the_final_size(tmp_path) -> None:
 @pytest.mark.parametrize("mode", ["min", "max"])
 @pytest.mark.parametrize("top", [1, 2, -1])
 @pytest.mark.parametrize("schedule", [Rounds(2, 2, 2), Rounds(6, 7, 2, unit="step")], ids=str)
-def test_no_checkpoint_is_filed_under_the_metric_of_another_network(tmp_path, mode, top, schedule) -> None:
+def test_no_checkpoint_stores_a_metric_of_a_different_network(tmp_path, mode, top, schedule) -> None:
     lit = Lit()
     checkpoint = ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss", mode=mode, save_top_k=top)
     scores: dict[str, float] = {}
@@ -59,7 +59,7 @@ def test_no_checkpoint_is_filed_under_the_metric_of_another_network(tmp_path, mo
 
 
 def test_a_checkpoint_between_validations_does_not_inherit_the_metric_before_the_event(tmp_path) -> None:
-    """Saved every other step, while the metric of the dense network is the last that was measured."""
+    """Saved every other step, while the last metric is that of the dense network."""
     lit, seen = Lit(norm=False, lr=0.0), []
     checkpoint = ModelCheckpoint(tmp_path, monitor="val_loss", mode="min", every_n_train_steps=2, save_top_k=1)
 

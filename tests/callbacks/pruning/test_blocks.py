@@ -1,4 +1,4 @@
-"""Whole blocks go while a Trainer trains the network: resume, rollback, averaged copies, channels and masks beside."""
+"""Removal of whole blocks during training: resume, rollback, averaged copies, with channels and masks."""
 
 import copy
 from collections.abc import Callable
@@ -60,7 +60,7 @@ def held(trainer: Trainer) -> list[int]:
 
 
 class Checked(Callback):
-    """The optimizer holds exactly what is alive, in order, and remembers nothing else."""
+    """Checks that the optimizer holds exactly the remaining parameters, in order, and their state."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert held(trainer) == [id(p) for p in pl_module.parameters()]
@@ -72,7 +72,7 @@ class Checked(Callback):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_blocks_go_while_training(tmp_path: Path, optimizer: str) -> None:
+def test_blocks_are_removed_during_training(tmp_path: Path, optimizer: str) -> None:
     lit, events, pruning = LitResidual(optimizer), Events(), blocks()
     trainer = fit(tmp_path, lit, pruning, Checked(), events, max_epochs=5)
     assert [report.plan.removed_modules for report in events.reports] == [("net.4",), ("net.3",), ("net.2",)]
@@ -84,8 +84,8 @@ def test_blocks_go_while_training(tmp_path: Path, optimizer: str) -> None:
     assert lit.losses[-1] < lit.losses[0]
 
 
-def test_training_goes_on_as_that_of_the_network_without_the_block(tmp_path: Path) -> None:
-    """The control is built without the block and gets the weights and the optimizer state of what is left."""
+def test_training_equals_that_of_the_network_built_without_the_block(tmp_path: Path) -> None:
+    """The control is built without the block, with the weights and optimizer state of the remaining ones."""
     before: dict[str, Any] = {}
 
     class Before(Callback):
@@ -125,7 +125,7 @@ def test_a_group_of_an_optimizer_may_become_empty(tmp_path: Path) -> None:
 
 
 class Scored(LitResidual):
-    """Logs an accuracy as people do: an object of torchmetrics, a number, and at the epoch's end; keeps its outputs."""
+    """Logs an accuracy as a torchmetrics object, as a number, and at the end of the epoch; keeps its outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class Scored(LitResidual):
 
 
 def by_hand(weights: dict[str, Any], count: int) -> dict[str, tuple[float, float]]:
-    """The accuracy and the loss with each block skipped, and with none, on the first validation batches."""
+    """Accuracy and loss without each block, and with all, on the first validation batches."""
     found = {}
     for name in ("", "1", "2", "3", "4"):
         lit = Scored()
@@ -163,7 +163,7 @@ def by_hand(weights: dict[str, Any], count: int) -> dict[str, tuple[float, float
 
 @pytest.mark.parametrize("count", [2, 8])
 @pytest.mark.parametrize("monitor", ["metric", "plain", "late", "loss"])
-def test_what_validation_loses_without_a_block(tmp_path: Path, monitor: str, count: int) -> None:
+def test_scores_are_the_validation_losses_without_each_block(tmp_path: Path, monitor: str, count: int) -> None:
     class Before(Callback):
         def on_before_prune(self, trainer: Trainer, pl_module: LightningModule, _: Any) -> None:
             self.weights = {name: value.clone() for name, value in pl_module.state_dict().items()}
@@ -182,7 +182,7 @@ def test_what_validation_loses_without_a_block(tmp_path: Path, monitor: str, cou
 
 @dataclass(frozen=True)
 class Picked(Criterion):
-    """The block with this name goes first."""
+    """Scores the block with this name lowest."""
 
     name: str
     scores_blocks = True
@@ -191,8 +191,8 @@ class Picked(Criterion):
         return torch.tensor([float(name != self.name) for name in names])
 
 
-def test_nothing_else_notices_what_is_measured(tmp_path: Path) -> None:
-    """Draws, metrics, batch norms, and what is logged are those of a training in which nothing was measured."""
+def test_measuring_has_no_side_effects(tmp_path: Path) -> None:
+    """Random numbers, metrics, batch norms and logs equal those of a training without measurements."""
     found, criterion = [], Sensitivity("plain")
     for _ in range(2):
         lit, events = Scored(), Events()
@@ -213,7 +213,7 @@ def test_nothing_else_notices_what_is_measured(tmp_path: Path) -> None:
         (Sensitivity("plain"), {"limit_val_batches": 0}, "measures on validation data, but no validation runs"),
     ],
 )
-def test_what_cannot_be_measured(tmp_path: Path, criterion: Any, options: Any, message: str) -> None:
+def test_unmeasurable_metrics(tmp_path: Path, criterion: Any, options: Any, message: str) -> None:
     with pytest.raises(MisconfigurationException, match=message):
         fit(tmp_path, Scored(), blocks(criterion, 1), max_epochs=2, **options)
 
@@ -222,15 +222,15 @@ def test_what_cannot_be_measured(tmp_path: Path, criterion: Any, options: Any, m
     ("monitor", "options"),
     [("nose", {"num_sanity_val_steps": 1}), ("nose", {}), ("plain", {"limit_val_batches": 0})],
 )
-def test_what_cannot_be_measured_is_refused_before_the_first_step(tmp_path: Path, monitor: str, options: Any) -> None:
+def test_an_unmeasurable_metric_is_refused_before_the_first_step(tmp_path: Path, monitor: str, options: Any) -> None:
     trainer = trainer_for(tmp_path, blocks(Sensitivity(monitor), start=5), max_epochs=8, **options)
     with pytest.raises(MisconfigurationException, match=r"not logged by validation; it logs|no validation runs"):
         trainer.fit(Scored())
     assert trainer.global_step == 0
 
 
-def test_validation_may_log_as_it_likes(tmp_path: Path) -> None:
-    """Nothing in the sanity check, not for every batch, with several loaders under the name of neither."""
+def test_validation_may_log_in_any_form(tmp_path: Path) -> None:
+    """Not in the sanity check, not for each batch, or with several loaders under a common name."""
 
     class Whimsical(LitResidual):
         def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -261,7 +261,7 @@ def test_validation_that_has_not_run_yet_is_set_up(tmp_path: Path) -> None:
     assert len(gone(lit)) == 1
 
 
-def test_nothing_is_measured_where_nothing_is_due(tmp_path: Path) -> None:
+def test_nothing_is_measured_without_a_due_event(tmp_path: Path) -> None:
     class Counted(LitResidual):
         def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
             evaluations.append(self.trainer.current_epoch)
@@ -277,7 +277,7 @@ def test_nothing_is_measured_where_nothing_is_due(tmp_path: Path) -> None:
 
 
 class Noisy(LitResidual):
-    """With dropout, and a loader that knows its place; Lightning itself resumes it exactly."""
+    """With dropout, and a loader with a saved position; Lightning resumes it exactly."""
 
     def __init__(self) -> None:
         super().__init__("adamw", dropout=0.2)
@@ -338,7 +338,7 @@ def test_checkpoints_load(trained: Any) -> None:
     assert torch.equal(inner.eval()(inputs), lit(inputs))
 
 
-def test_going_to_an_older_and_larger_checkpoint_and_back(trained: Any, tmp_path: Path) -> None:
+def test_loading_an_older_larger_checkpoint_and_the_final_one_again(trained: Any, tmp_path: Path) -> None:
     lit, folder = trained
     final = {name: value.clone() for name, value in lit.state_dict().items()}
     trainer = trainer_for(tmp_path)
@@ -351,15 +351,15 @@ def test_going_to_an_older_and_larger_checkpoint_and_back(trained: Any, tmp_path
     assert same(dict(lit.state_dict()), final)
 
 
-def test_a_dense_network_in_the_same_process_can_be_trained_on(trained: Any, tmp_path: Path) -> None:
-    """The blocks are back, the optimizer trains them, and pruning begins where the checkpoint was."""
+def test_training_continues_from_a_dense_checkpoint_in_the_same_process(trained: Any, tmp_path: Path) -> None:
+    """The blocks are restored, the optimizer trains them, and pruning continues from the checkpoint."""
     lit, folder = trained
     trainer = trainer_for(tmp_path, blocks(), IterativePruning(Constant(2), Ratio(0.5)), Checked(), max_epochs=5)
     trainer.fit(lit, ckpt_path=folder / "epoch=0.ckpt")
     assert len(gone(lit)) == 3
 
 
-def test_a_second_fit_goes_on(tmp_path: Path) -> None:
+def test_a_second_fit_continues(tmp_path: Path) -> None:
     lit, pruning = LitResidual(), blocks(count=3)
     fit(tmp_path, lit, pruning, max_epochs=3)
     assert len(gone(lit)) == 2
@@ -367,7 +367,7 @@ def test_a_second_fit_goes_on(tmp_path: Path) -> None:
     assert len(gone(lit)) == 3
 
 
-def test_a_scope_whose_blocks_are_all_gone_resumes(tmp_path: Path) -> None:
+def test_a_scope_whose_blocks_are_all_removed_resumes(tmp_path: Path) -> None:
     scope = Scope(include=["net.2"], types=["Block"])
     save = ModelCheckpoint(tmp_path, "last")
     fit(tmp_path, LitResidual(), blocks(count=1, scope=scope), save, max_epochs=3)
@@ -380,7 +380,7 @@ def test_a_scope_whose_blocks_are_all_gone_resumes(tmp_path: Path) -> None:
 
 
 class Judged(LitResidual):
-    """Validates as the script says."""
+    """Logs scripted validation metrics."""
 
     def __init__(self, script: list[float], optimizer: str = "sgd") -> None:
         super().__init__(optimizer)
@@ -393,8 +393,8 @@ class Judged(LitResidual):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("method", ["influence", "with_channels", "with_masks", "with_ema"])
-def test_a_rollback_brings_the_block_back(tmp_path: Path, method: str, optimizer: str) -> None:
-    """Also into the optimizer, in its place; and what goes on from there is as if nothing had happened."""
+def test_a_rollback_restores_the_block(tmp_path: Path, method: str, optimizer: str) -> None:
+    """Also in the optimizer, at its former position; training then equals one without the event."""
     if EMA is None and method == "with_ema":
         pytest.skip("this version of Lightning has no EMA")
     seen: list[Any] = []
@@ -451,7 +451,7 @@ def test_after_a_rollback_the_block_is_trained_and_ranked_again(tmp_path: Path) 
 
 @pytest.mark.skipif(EMA is None, reason="this version of Lightning has no EMA")
 @pytest.mark.parametrize("first", [True, False])
-def test_averages_lose_the_block_as_well(tmp_path: Path, first: bool) -> None:
+def test_blocks_are_removed_from_averages(tmp_path: Path, first: bool) -> None:
     lit, ema = LitResidual(), EMA(decay=0.5)
     fit(tmp_path, lit, *([ema, blocks()] if first else [blocks(), ema]), max_epochs=5)
     average = ema._average_model.module
@@ -459,7 +459,7 @@ def test_averages_lose_the_block_as_well(tmp_path: Path, first: bool) -> None:
     assert [name for name, _ in average.named_parameters()] == [name for name, _ in lit.named_parameters()]
 
 
-def test_masks_let_go_of_the_block(tmp_path: Path) -> None:
+def test_masks_release_the_removed_block(tmp_path: Path) -> None:
     """No hook on an optimizer keeps its parameters in memory."""
 
     class Kept(Callback):
@@ -499,7 +499,7 @@ def test_two_pruners_of_blocks_need_their_own(tmp_path: Path) -> None:
     assert gone(lit) == ["net.1", "net.3"]
 
 
-def test_reports_loggers_and_a_teacher(tmp_path: Path) -> None:
+def test_together_with_reports_loggers_and_a_teacher(tmp_path: Path) -> None:
     lit, summary = LitResidual(), PruningSummary("val_loss")
     budget = Params(keep=0.4)
     pruning = IterativePruning(Rounds(1, 1, 2), budget, BlockInfluence(), Blocks())

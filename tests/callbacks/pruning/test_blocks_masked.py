@@ -1,4 +1,4 @@
-"""Encoder layers that get a mask beside their input go while a Trainer trains: resume, files, averages, two ranks."""
+"""Removal of encoder layers that receive a mask: resume, files, averages, two ranks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ LAYERS = 4
 
 
 class LitEncoder(LightningModule):
-    """Each row of an image is a token with a value of its own; a mask lets it see only rows before it."""
+    """Each row of an image is a token; a causal mask restricts attention to earlier rows."""
 
     def __init__(self, layers: int = LAYERS) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def test_a_resumed_training_ends_as_the_uninterrupted_one(tmp_path: Path, method
             assert torch.equal(loaded.eval()(inputs), lit.eval()(inputs))
 
 
-def test_training_goes_on_as_that_of_an_encoder_built_without_the_layer(tmp_path: Path) -> None:
+def test_training_equals_that_of_an_encoder_built_without_the_layer(tmp_path: Path) -> None:
     before: dict[str, Any] = {}
 
     class Before(Callback):
@@ -176,7 +176,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_two_ranks(tmp_path: Path) -> None:
-    """Without dropout and batch norms they train as one does; sums are rounded otherwise."""
+    """Without dropout and batch norms they train as one process does, up to rounding."""
     names = ("influence", "sensitivity", "with_channels")
     for name, (first, second) in launch(tmp_path, 2, SCRIPT, names).items():
         assert same(first, second), name

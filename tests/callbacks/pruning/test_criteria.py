@@ -1,4 +1,4 @@
-"""Every criterion in a Trainer, and what its statistics see there."""
+"""Every criterion in a Trainer, and the statistics that it gathers there."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from lightning_prune.schedules import Constant, Rounds
 
 
 @pytest.mark.parametrize("cls", [cls for cls in CRITERIA if cls.scores_channels])
-def test_channels_go_and_training_goes_on(tmp_path: Path, cls: type[Criterion]) -> None:
+def test_channels_are_removed_and_training_continues(tmp_path: Path, cls: type[Criterion]) -> None:
     lit, events = Lit(), Events()
     fit(tmp_path, lit, IterativePruning(Rounds(1, 1, 2), Ratio(0.5), cls()), events, max_epochs=4)
     assert events.times == [(1, STEPS), (2, 2 * STEPS)]
@@ -41,7 +41,7 @@ def test_channels_go_and_training_goes_on(tmp_path: Path, cls: type[Criterion]) 
 
 
 @pytest.mark.parametrize("cls", [cls for cls in CRITERIA if cls.scores_weights])
-def test_weights_are_masked_and_training_goes_on(tmp_path: Path, cls: type[Criterion]) -> None:
+def test_weights_are_masked_and_training_continues(tmp_path: Path, cls: type[Criterion]) -> None:
     lit, events = Lit(), Events()
     fit(tmp_path, lit, masking(cls(), Rounds(1, 1, 2)), events, max_epochs=4)
     assert [report.fraction for report in events.reports] == [0.5, 1.0]
@@ -53,7 +53,7 @@ def test_weights_are_masked_and_training_goes_on(tmp_path: Path, cls: type[Crite
 
 
 def test_channels_and_movement_together(tmp_path: Path) -> None:
-    """The sums go on through the events of both, cut as the weights were."""
+    """The sums continue through the events of both, sliced as the weights."""
     torch.manual_seed(0)
     movement, lit, events = masking(Movement(), Rounds(2, 1, 2)), Lit(norm=False), Events()
     sums: dict[str, Tensor] = {}
@@ -107,7 +107,7 @@ def test_differentiating_twice_does_not_disturb_taylor(tmp_path: Path) -> None:
         assert all(torch.equal(values, other[name]) for name, values in found[0].items())
 
 
-def test_two_optimizers_each_with_parameters_of_its_own(tmp_path: Path) -> None:
+def test_two_optimizers_with_disjoint_parameters(tmp_path: Path) -> None:
     torch.manual_seed(0)
     lit, steps = Adversaries(), []
     lit.generator_every = 2
@@ -131,7 +131,7 @@ def test_two_optimizers_each_with_parameters_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("criterion", [WeightTaylor(), SNIP(), Movement(), Hessian()], ids=repr)
 @pytest.mark.parametrize("granularity", [Channels(), Weights()], ids=repr)
-def test_frozen_layers_are_named_with_the_cure(tmp_path: Path, criterion: Criterion, granularity: Any) -> None:
+def test_frozen_layers_are_named_with_a_remedy(tmp_path: Path, criterion: Criterion, granularity: Any) -> None:
     lit = Lit(norm=False)
     lit.net[3].requires_grad_(False)
     channels = isinstance(granularity, Channels)
@@ -157,7 +157,7 @@ def test_parameters_that_nothing_uses_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("criterion", [WeightTaylor(), SNIP(), Hessian()], ids=repr)
-def test_the_loss_scale_is_not_seen(tmp_path: Path, criterion: Criterion) -> None:
+def test_statistics_do_not_depend_on_the_loss_scale(tmp_path: Path, criterion: Criterion) -> None:
     found = []
     for options in ({}, scaled()):
         torch.manual_seed(0)

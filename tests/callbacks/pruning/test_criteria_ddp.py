@@ -1,4 +1,4 @@
-"""Statistics of gradients and activations on two ranks, which decide as one process with the same samples."""
+"""Statistics of gradients and activations on two ranks: the same decisions as one process with the same samples."""
 
 import sys
 from typing import Any
@@ -135,8 +135,8 @@ def test_gradients_are_those_of_all_ranks(one: Results, two: Results, method: st
             assert float((total - theirs[name]).norm()) <= 1e-4 * float(total.norm()), name
 
 
-def test_an_event_that_waits_counts_nothing_twice(one: Results, two: Results) -> None:
-    """Every rank goes on with what it has gathered itself: here sums, of which the mean would not show it."""
+def test_a_postponed_event_counts_nothing_twice(one: Results, two: Results) -> None:
+    """Each rank keeps its own statistics; sums reveal this, means would not."""
     alone, ranks = one["held"][0], two["held"]
     for rank in ranks:
         assert len(rank["before"]) == 2

@@ -1,4 +1,4 @@
-"""Scores in a Trainer are those of the same training in plain PyTorch."""
+"""Scores in a Trainer equal those of the same training in plain PyTorch."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from lightning_prune.schedules import Constant
 
 
 def by_itself(steps: int = STEPS, window: int = 1) -> tuple[dict[str, list[tuple[Tensor, Tensor]]], Any]:
-    """The weights and gradients of every optimizer step of the same training, in plain PyTorch, and the network."""
+    """Weights and gradients of each optimizer step of the same training in plain PyTorch, and the network."""
     torch.manual_seed(0)
     lit = Lit()  # what `fit` draws from the same seed
     net, data = lit.net, images()
@@ -70,7 +70,7 @@ def test_every_n_steps_and_windows_that_never_meet(tmp_path: Path) -> None:
 
 
 def test_activations_of_training_batches_alone_are_counted(tmp_path: Path) -> None:
-    """Validation runs before, in the middle of and behind the epoch."""
+    """Validation runs before, in the middle of and after the epoch."""
     torch.manual_seed(0)
     scores, lit = Scores(), Lit()
     lit.example_input_array = torch.zeros(1, 2, 3, 4)  # so that hooks are there from the start

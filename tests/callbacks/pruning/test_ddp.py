@@ -1,4 +1,4 @@
-"""Two ranks on the CPU: one decision, the same network everywhere, and a wrapper that goes on synchronising.
+"""Two ranks on the CPU: one decision, equal networks, and a wrapper that continues to synchronize.
 
 The script runs as a user's would: Lightning starts it once more for the second rank. Every rank writes down what it
 has; the tests compare.
@@ -135,7 +135,7 @@ def test_units_are_removed_on_both_ranks(two, method) -> None:
 
 @METHODS
 def test_the_ranks_see_different_data(two, method) -> None:
-    """Else the comparisons below would prove nothing."""
+    """Otherwise the comparisons below would be trivial."""
     first, second = two[method]
     assert all(a != b for a, b in zip(first["losses"], second["losses"], strict=True))
 
@@ -151,7 +151,7 @@ def test_gradients_are_averaged_in_every_step(two, method) -> None:
 
 
 def test_statistics_of_all_ranks_survive_a_resume(two) -> None:
-    """Only rank 0 writes the file, and both ranks resume from it: what they load has to add up to what they had."""
+    """Only rank 0 writes the file, and both ranks load it: their totals must keep the same sum."""
     first, second = two["channels"]
     assert len(first["saved"]) == 2
     for name, total in first["saved"].items():

@@ -1,4 +1,4 @@
-"""Two ranks with the options of DDP: pruned, synchronised in every step, and the same as without the option."""
+"""Two ranks with the options of DDP: pruned, synchronized in each step, and equal to runs without the option."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -149,18 +149,18 @@ def test_an_option_changes_nothing(two, option) -> None:
 
 @pytest.mark.slow
 def test_statistics_of_a_layer_that_one_rank_uses(two) -> None:
-    """The other rank has none of it, and must not wait for ever."""
+    """The other rank has no such statistics, and must not deadlock."""
     for rank in two["turns"]:
         assert rank["weights"]["branch.0.weight"].shape == (3, 2, 1, 1)
 
 
 @pytest.mark.slow
-def test_ranks_that_differ_are_noticed_on_all_of_them(two) -> None:
+def test_different_ranks_raise_an_error_on_every_rank(two) -> None:
     for rank in two["spoilt"]:
         assert rank["error"].startswith("'net.3.weight' is not the same on rank 1 as on rank 0 after a pruning event")
 
 
-def test_a_fingerprint_sees_one_bit() -> None:
+def test_a_fingerprint_depends_on_every_bit() -> None:
     lit = Lit()
     before = fingerprints(lit)
     assert fingerprints(lit) == before
@@ -181,7 +181,7 @@ def test_a_fingerprint_of_every_dtype(dtype) -> None:
     assert fingerprints(module)["bias"] == before["bias"]
 
 
-def test_checksums_of_a_plan_tell_plans_and_attributes_apart() -> None:
+def test_checksums_of_a_plan_distinguish_plans_and_attributes() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 2))
     plan = Plan(
         keep={"0.weight": {0: torch.tensor([0, 2])}},

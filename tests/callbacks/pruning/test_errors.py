@@ -1,4 +1,4 @@
-"""What `IterativePruning` refuses or warns of, when, and with which words."""
+"""Errors and warnings of `IterativePruning`: when, and with which message."""
 
 import re
 import warnings
@@ -67,7 +67,7 @@ def test_batch_norm_scale_without_batch_norms(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_what_the_network_can_tell_is_told_before_it_trains(tmp_path, declared) -> None:
+def test_errors_of_the_network_are_raised_before_training(tmp_path, declared) -> None:
     lit = Lit(norm=False)
     if declared:
         lit.example_input_array = torch.zeros(2, 2, 3, 4)
@@ -91,7 +91,7 @@ def test_taylor_on_frozen_layers(tmp_path) -> None:
     fails_before_the_second_batch(tmp_path, freeze(Lit(), (0, 1)), pruning, message)
 
 
-def test_the_cure_that_it_names_works(tmp_path) -> None:
+def test_the_named_remedy_works(tmp_path) -> None:
     lit = freeze(Lit(), (0, 1))
     fit(tmp_path, lit, IterativePruning(LATER, HALF, "taylor", scope=Scope(exclude=["net.1"])), max_epochs=2)
     assert widths(lit.net) == [8, 4, 3]
@@ -147,7 +147,7 @@ def test_scopes_without_a_match(tmp_path, granularity, scope, message) -> None:
     assert not lit.losses
 
 
-def test_a_scope_with_nothing_that_may_go(tmp_path) -> None:
+def test_a_scope_without_prunable_units(tmp_path) -> None:
     message = r"Scope\(include=\('net.8',\).*leaves no removable channels in Lit; what is there must stay"
     pruning = IterativePruning(LATER, HALF, scope=Scope(include=["net.8"]))
     fails_before_the_second_batch(tmp_path, Lit(), pruning, message)
@@ -209,8 +209,8 @@ def test_budgets_that_cannot_be_met(tmp_path, pruning, message) -> None:
 
 
 @pytest.mark.parametrize("granularity", [Channels(), Weights()], ids=str)
-def test_a_budget_that_runs_out_says_so_and_training_goes_on(tmp_path, granularity) -> None:
-    """A ramp in shares does not say beforehand how many events it has."""
+def test_a_budget_that_runs_out_warns_and_training_continues(tmp_path, granularity) -> None:
+    """A ramp in shares has no known number of events."""
     count = Count(6) if isinstance(granularity, Channels) else Count(300)
     lit, events = Lit(), Events()
     pruning = IterativePruning(Linear(0, 0.75, every=0.125, unit="share"), count, granularity=granularity)
@@ -269,7 +269,7 @@ def test_epochs_and_steps_need_no_end(tmp_path) -> None:
 
 @pytest.mark.parametrize("granularity", [Channels(), Weights()], ids=str)
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_processes_that_cannot_hand_shapes_back(tmp_path, granularity, method) -> None:
+def test_processes_that_cannot_return_shapes(tmp_path, granularity, method) -> None:
     trainer = trainer_for(tmp_path, strategy=f"ddp_{method}", devices=2)
     message = rf"return pruned shapes from processes started by '{method}' \(DDPStrategy\); use strategy='ddp'"
     with pytest.raises(MisconfigurationException, match=message):

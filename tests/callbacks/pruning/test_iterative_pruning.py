@@ -1,4 +1,4 @@
-"""`IterativePruning` with `Channels`: what an event changes, and when it happens."""
+"""`IterativePruning` with `Channels`: effects and times of events."""
 
 import math
 import warnings
@@ -21,7 +21,7 @@ FAKES_STAY = Scope(exclude=["generator.2"])  # real images have as many features
 
 
 class BeforeAndAfter(Callback):
-    """Compares every tensor after an event with the kept part of what it was before, bit for bit."""
+    """Compares each tensor after an event with the kept part of the one before it, bit for bit."""
 
     def __init__(self) -> None:
         self.events = 0
@@ -83,7 +83,7 @@ def dense_params() -> int:
     return sum(p.numel() for p in Lit().parameters())
 
 
-def test_training_goes_on_after_an_event(tmp_path) -> None:
+def test_training_continues_after_an_event(tmp_path) -> None:
     lit, after = Lit(), {}
 
     class Snapshot(Callback):
@@ -122,7 +122,7 @@ def test_training_goes_on_after_an_event(tmp_path) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "batch"])
-def test_events_fall_where_the_schedule_says(tmp_path, schedule: Schedule, options, expected, declared) -> None:
+def test_events_take_place_on_schedule(tmp_path, schedule: Schedule, options, expected, declared) -> None:
     lit, events = Lit(), Events()
     if declared:
         lit.example_input_array = torch.zeros(2, 2, 3, 4)
@@ -219,7 +219,7 @@ def test_two_optimizers_under_manual_optimization(tmp_path, criterion) -> None:
     assert not [w for w in caught if "budget" in str(w.message)]
 
 
-def test_networks_that_take_turns_are_not_called_frozen(tmp_path) -> None:
+def test_alternating_networks_are_not_reported_as_frozen(tmp_path) -> None:
     gan, events = Adversaries(), Events()
     gan.generator_every = 3
     fit(tmp_path, gan, IterativePruning(Constant(1), HALF, "taylor", scope=FAKES_STAY), events, max_epochs=2)
@@ -243,7 +243,7 @@ def test_two_channel_pruners_with_disjoint_scopes(tmp_path) -> None:
 
 
 def test_the_original_is_the_network_before_any_pruner(tmp_path) -> None:
-    """Both prune in the first batch, where the example first is known; shares of both refer to the dense network."""
+    """Both prune in the first batch, which provides the example; shares of both refer to the dense network."""
     lit = Lit(width=16)
     first = IterativePruning(Constant(0), HALF, scope=Scope(include=["net.0"]))
     second = IterativePruning(Constant(0), Params(keep=0.5), scope=Scope(include=["net.3"]))

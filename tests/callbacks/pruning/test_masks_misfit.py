@@ -1,4 +1,4 @@
-"""Blocks of weights that fit no layer any more, since channels were removed beside: pruning ends, and says why."""
+"""Weight blocks that fit no layer after channels were removed: pruning ends with a warning that names the cause."""
 
 import re
 import warnings
@@ -23,8 +23,8 @@ from lightning_prune.schedules import Constant, Rounds
     ids=["NM", "block"],
 )
 @pytest.mark.parametrize("start", [1, 3])
-def test_it_ends_with_one_warning(tmp_path: Path, granularity: Granularity, said: str, start: int) -> None:
-    """Eight channels are two blocks of four, six are none; what was masked before stays masked."""
+def test_pruning_ends_with_one_warning(tmp_path: Path, granularity: Granularity, said: str, start: int) -> None:
+    """Eight channels are two blocks of four, six are none; masked weights stay masked."""
     lit, events = Lit(), Events()
     budget = None if isinstance(granularity, NM) else Sparsity(0.5)
     masks = IterativePruning(Rounds(start, 2, 2), budget, Magnitude(), granularity)
@@ -35,7 +35,7 @@ def test_it_ends_with_one_warning(tmp_path: Path, granularity: Granularity, said
     ends = [str(w.message) for w in caught if "Pruning ends here" in str(w.message)]
     assert len(ends) == 1
     assert re.match(said, ends[0])
-    assert "'net.8.weight': 'its 6 inputs are no multiple of 4'" in ends[0]
+    assert "'net.8.weight': 'its 6 inputs are not a multiple of 4'" in ends[0]
     assert widths(lit) == [6, 6, 3]
     assert not [w for w in caught if "has to wait" in str(w.message)]
     assert len([w for w in caught if "stay dense" in str(w.message)]) == 1  # the two inputs of the first layer
@@ -46,13 +46,13 @@ def test_it_ends_with_one_warning(tmp_path: Path, granularity: Granularity, said
 
 
 @pytest.mark.parametrize("granularity", [NM(2, 4), Weights(block=(1, 4))], ids=["NM", "block"])
-def test_layers_that_fit_no_more_are_named(tmp_path: Path, granularity: Granularity) -> None:
-    """A channel of the second layer is gone, so the third has seven inputs; the second keeps its eight."""
+def test_layers_that_no_longer_fit_are_named(tmp_path: Path, granularity: Granularity) -> None:
+    """A channel of the second layer is removed, so the third has seven inputs; the second keeps its eight."""
     lit, events = Lit(), Events()
     budget = None if isinstance(granularity, NM) else Sparsity(0.5)
     masks = IterativePruning(Constant(3), budget, Magnitude(), granularity)
     channels = IterativePruning(Constant(1), Count(1), scope=Scope(include=["net.3"]))
-    with pytest.warns(UserWarning, match=r"'net\.8\.weight' \(its 7 inputs are no multiple of 4\)"):
+    with pytest.warns(UserWarning, match=r"'net\.8\.weight' \(its 7 inputs are not a multiple of 4\)"):
         fit(tmp_path, lit, channels, masks, events, max_epochs=5)
     assert (lit.net[3].weight == 0).float().mean() > 0.4
     assert not (lit.net[8].weight == 0).any()

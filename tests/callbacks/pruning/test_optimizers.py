@@ -1,4 +1,4 @@
-"""Optimizers under surgery: after every event training goes on as if the network had been built with the small widths.
+"""Optimizers under surgery: after each event training equals that of a network built with the small widths.
 
 The reference is such a network, trained by a plain loop in float64, with weights and optimizer state cut by hand.
 """
@@ -84,7 +84,7 @@ PLAIN = ("SGD foreach=False", "SGD foreach=True", "SGD fused=True")  # they reme
 
 
 class Net(nn.Module):
-    """Square kernels and matrices, so that no dimension can be told from its size."""
+    """Square kernels and matrices, so that sizes do not identify dimensions."""
 
     def __init__(self, *outs: int) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ States = dict[str, dict[str, Any]]
 
 
 def states_of(optimizers: Iterable[optim.Optimizer], module: nn.Module) -> States:
-    """Parameter name -> what its optimizer remembers, copied."""
+    """Parameter name -> copy of its optimizer state."""
     found: States = {}
     for optimizer in optimizers:
         for name, parameter in module.named_parameters():
@@ -136,7 +136,7 @@ def states_of(optimizers: Iterable[optim.Optimizer], module: nn.Module) -> State
 
 
 def cut(value: Any, key: str, dims: dict[int, Tensor]) -> Any:
-    """The kept part of something that is remembered, by what is known about its name and not by its shape."""
+    """The kept part of an optimizer state, chosen by its name and not by its shape."""
     if not isinstance(value, Tensor) or key in ("step", "mu", "eta", "mu_product"):
         return value
     for dim, index in dims.items():
@@ -147,7 +147,7 @@ def cut(value: Any, key: str, dims: dict[int, Tensor]) -> Any:
 
 
 class Cuts(Callback):
-    """Cuts weights and optimizer state by hand before every event, and compares them with what is there after it."""
+    """Slices weights and optimizer state by hand before each event, and compares them with those after it."""
 
     def __init__(self) -> None:
         self.weights: dict[str, Tensor] = {}
@@ -201,10 +201,10 @@ def uneven(schedule: Any) -> IterativePruning:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_training_goes_on_as_if_built_small(tmp_path, name) -> None:
+def test_training_equals_that_of_a_small_network(tmp_path, name) -> None:
     lit, cuts = Learner(OPTIMIZERS[name]), Cuts()
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*begins anew")
+        warnings.filterwarnings("error", message=".*is reset")
         trainer = fit(tmp_path, lit, uneven(Rounds(1, 2, 2)), cuts, max_epochs=EPOCHS)
     assert cuts.events == 2
     assert (cuts.cut > 0) == (name not in PLAIN)
@@ -267,7 +267,7 @@ def test_sparse_gradients(tmp_path) -> None:
 
 
 class Flat(optim.Optimizer):
-    """Keeps momentum as one row of numbers, as optimizers do that keep it in blocks."""
+    """Keeps momentum as one flat tensor, as block-wise optimizers do."""
 
     def __init__(self, params: Any) -> None:
         super().__init__(params, {"lr": 0.05})
@@ -282,7 +282,7 @@ class Flat(optim.Optimizer):
         return loss
 
 
-def test_state_that_cannot_be_cut_begins_anew_with_one_warning(tmp_path) -> None:
+def test_state_that_cannot_be_sliced_is_reset_with_one_warning(tmp_path) -> None:
     lit = Learner(lambda named: Flat([p for _, p in named]))
     left: list[set[str]] = []
 
@@ -294,7 +294,7 @@ def test_state_that_cannot_be_cut_begins_anew_with_one_warning(tmp_path) -> None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(tmp_path, lit, uneven(Constant(1)), Left(), max_epochs=3)
-    said = [str(w.message) for w in caught if "begins anew" in str(w.message)]
+    said = [str(w.message) for w in caught if "is reset" in str(w.message)]
     assert len(said) == 1
     assert "Flat keeps 'row'" in said[0]
     assert "of 10 pruned parameters" in said[0]
@@ -302,7 +302,7 @@ def test_state_that_cannot_be_cut_begins_anew_with_one_warning(tmp_path) -> None
 
 
 class Duel(Adversaries):
-    """Adversaries that take turns with `toggle_optimizer`, of any width."""
+    """Adversaries of any width that alternate with `toggle_optimizer`."""
 
     def __init__(self, generator: int = 16, critic: int = 12) -> None:
         super().__init__()
@@ -328,7 +328,7 @@ class Duel(Adversaries):
 
 
 class GoOn(Callback):
-    """Begins a training with weights and optimizer state that were cut by hand."""
+    """Begins a training with weights and optimizer state that were sliced by hand."""
 
     def __init__(self, cuts: Cuts) -> None:
         self.cuts = cuts
@@ -342,7 +342,7 @@ class GoOn(Callback):
                     optimizer.state[parameter] = dict(self.cuts.states[name])
 
 
-def test_adversaries_that_take_turns_go_on_as_if_built_small(tmp_path) -> None:
+def test_alternating_adversaries_train_as_if_built_small(tmp_path) -> None:
     gan, cuts = Duel(), Cuts()
     stay = Scope(exclude=["generator.2"])  # real images have as many features
     pruning = IterativePruning(Rounds(1, 1, 2), Ratio(0.5), scope=stay)
@@ -370,7 +370,7 @@ SCHEDULERS: dict[str, Callable[[optim.Optimizer], Any]] = {
 
 
 class Scheduled(Lit):
-    """Notes what the scheduler has set in every batch."""
+    """Records the learning rate of each batch."""
 
     def __init__(self, scheduler: Callable[[optim.Optimizer], Any], interval: str) -> None:
         super().__init__()
@@ -407,7 +407,7 @@ def test_learning_rates_are_those_of_an_unpruned_training(tmp_path, name, interv
 
 
 class Masked(Learner):
-    """Notes what is left of masked weights, and of what the optimizer remembers of them, after every step."""
+    """Records masked weights and their optimizer state after each step."""
 
     def __init__(self, make: Make) -> None:
         super().__init__(make)
@@ -426,7 +426,7 @@ class Masked(Learner):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_nothing_is_remembered_of_masked_weights(tmp_path, name) -> None:
+def test_optimizers_keep_no_state_of_masked_weights(tmp_path, name) -> None:
     lit = Masked(OPTIMIZERS[name])
     matrices = sum(p.numel() for p in lit.net.parameters() if p.dim() > 1)
     fit(tmp_path, lit, IterativePruning(Rounds(1, 1, 2), Sparsity(0.5), granularity=Weights()), max_epochs=EPOCHS)
@@ -457,7 +457,7 @@ class Averaging(Lit):
 
 
 @pytest.mark.parametrize("ema", [True, False])
-def test_an_average_goes_on_as_if_built_small(tmp_path, ema) -> None:
+def test_an_average_equals_that_of_a_small_network(tmp_path, ema) -> None:
     lit, cuts = Averaging(ema=ema), Cuts()
     fit(tmp_path, lit, IterativePruning(Rounds(1, 1, 2), Ratio(0.5)), cuts, max_epochs=4, precision="64-true")
     assert cuts.events == 2
@@ -494,7 +494,7 @@ class Keeper(Callback):
 
 @pytest.mark.parametrize("part", ["net", "", "net.3"])
 @pytest.mark.parametrize("masks", [False, True], ids=["channels", "weights"])
-def test_an_average_that_a_callback_keeps_follows(tmp_path, part, masks) -> None:
+def test_an_average_kept_by_a_callback_is_pruned(tmp_path, part, masks) -> None:
     lit, keeper = Lit(), Keeper(part)
     pruning = IterativePruning(Rounds(1, 1, 2), Sparsity(0.5), granularity=Weights() if masks else None)
     fit(tmp_path, lit, keeper, pruning, max_epochs=3)
@@ -519,7 +519,7 @@ def test_an_average_is_resumed(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("budget", [Ratio(0.5), Params(keep=0.4)], ids=str)
-def test_figures_count_what_follows(tmp_path, budget) -> None:
+def test_sizes_count_averages_that_are_pruned(tmp_path, budget) -> None:
     lit, plain, events = Averaging(), Lit(), Events()
     fit(tmp_path, lit, IterativePruning(Constant(1), budget), events, max_epochs=2)
     fit(tmp_path, plain, IterativePruning(Constant(1), budget), max_epochs=2)
@@ -539,7 +539,7 @@ def test_masks_are_chosen_among_the_weights_of_the_network(tmp_path) -> None:
     assert not [name for name in events.reports[0].widths if name.startswith("average")]
 
 
-def test_an_average_that_forward_uses_in_eval_mode_follows(tmp_path) -> None:
+def test_an_average_used_by_forward_in_eval_mode_is_pruned(tmp_path) -> None:
     class Switching(Averaging):
         def forward(self, x: Tensor) -> Tensor:
             return self.net(x) if self.training else self.average(x)

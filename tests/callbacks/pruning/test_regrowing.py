@@ -27,7 +27,7 @@ def dynamic(regrowth: Regrowth, budget: Any = ERK(0.6), schedule: Any = Constant
 
 
 class Probe(Callback):
-    """Stands before the pruner and notes weights, dense gradients and masks before every optimizer step."""
+    """Precedes the pruner, and records weights, dense gradients and masks before each optimizer step."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, dict[str, Tensor]]] = []
@@ -83,8 +83,8 @@ def expected(step: dict[str, dict[str, Tensor]], share: float) -> dict[str, Tens
     ],
     ids=str,
 )
-def test_weights_come_back_by_their_dense_gradients(tmp_path, options) -> None:
-    """RigL: every four optimizer steps, until three quarters of the training are over."""
+def test_weights_are_regrown_by_their_dense_gradients(tmp_path, options) -> None:
+    """RigL: every four optimizer steps, during three quarters of the training."""
     optimizer = options.pop("optimizer", "sgd")
     torch.manual_seed(0)
     lit, probe, regrowth = Lit(optimizer=optimizer), Probe(), Regrowth(every=4, share=0.3, end=0.75)
@@ -135,8 +135,8 @@ def test_random_regrowth_is_the_same_in_every_run_and_differs_by_turn(tmp_path) 
     assert {int(mask.sum()) for mask in first} == {int(first[0].sum())}
 
 
-def test_pruning_can_take_back_what_it_did(tmp_path) -> None:
-    """With a schedule: sparsity grows, and what was masked may return."""
+def test_pruned_weights_can_regrow(tmp_path) -> None:
+    """With a schedule: sparsity grows, and masked weights may regrow."""
     torch.manual_seed(0)
     lit, probe, events = Lit(), Probe(), Events()
     pruning = dynamic(Regrowth(every=3), Sparsity(0.8), Cubic(0, 6))
@@ -161,7 +161,7 @@ def test_a_second_fit_regrows_from_its_own_beginning(tmp_path) -> None:
 
 
 def test_best_networks_are_tracked_through(tmp_path) -> None:
-    """The network has the same size before and after: unlike a pruning event, nothing is forgotten."""
+    """The size of the network does not change: unlike after a pruning event, best scores are kept."""
     torch.manual_seed(0)
     save = ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss", save_top_k=1)
     probe = Probe()
@@ -183,7 +183,7 @@ def test_averages_have_the_same_zeros(tmp_path, first) -> None:
         assert averaged[name][mask].all()
 
 
-def test_every_optimizer_has_its_turn(tmp_path) -> None:
+def test_every_optimizer_exchanges_its_weights(tmp_path) -> None:
     torch.manual_seed(0)
     lit, pruning = Adversaries(), dynamic(Regrowth(every=4, end=1.0), Sparsity(0.5))
     first: dict[str, Tensor] = {}
@@ -202,7 +202,7 @@ def test_every_optimizer_has_its_turn(tmp_path) -> None:
 
 
 class Overflow(Callback):
-    """One gradient is infinite in one step, as under a GradScaler, which then leaves the step out."""
+    """Makes one gradient infinite in one step, as under a GradScaler, which then skips the step."""
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 4:
@@ -210,7 +210,7 @@ class Overflow(Callback):
 
 
 class Seen(Callback):
-    """Stands behind the pruner, notes when weights came back, and lets no infinite gradient pass."""
+    """Follows the pruner, records when weights regrow, and removes infinite gradients."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -222,7 +222,7 @@ class Seen(Callback):
         pl_module.net[0].weight.grad.nan_to_num_(0.0, 0.0, 0.0)
 
 
-def test_gradients_that_are_not_finite_wait(tmp_path) -> None:
+def test_an_exchange_waits_for_finite_gradients(tmp_path) -> None:
     torch.manual_seed(0)
     seen = Seen()
     fit(tmp_path, Lit(), Overflow(), dynamic(Regrowth(every=4, end=1.0)), seen, max_epochs=4)
@@ -251,7 +251,7 @@ def test_blocks_hold_in_a_training(tmp_path) -> None:
     for layer in (lit.net[3], lit.net[8]):
         assert (layer.weight != 0).movedim(1, -1).reshape(-1, 4).sum(-1).eq(2).all()
     assert lit.net[0].weight.all()
-    assert events.reports[-1].frozen == {"net.0.weight": "its 2 inputs are no multiple of 4"}
+    assert events.reports[-1].frozen == {"net.0.weight": "its 2 inputs are not a multiple of 4"}
     assert [report.sparsity for report in events.reports] == [0.25, 0.5]  # one block of four loses one, then two
     with pytest.raises(MisconfigurationException, match=r"NM\(n=2, m=4\) determines the sparsity; omit"):
         IterativePruning(Constant(1), Sparsity(0.5), granularity=NM())

@@ -1,4 +1,4 @@
-"""Resume: a run in two parts ends as the same run in one part, bit for bit."""
+"""Resume: an interrupted run ends bit-identical to an uninterrupted one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +103,7 @@ def test_two_optimizers_resume(tmp_path, method) -> None:
 
 @pytest.mark.parametrize("method", ["taylor", "magnitude_in_steps", "both"])
 def test_from_any_step_the_run_reaches_its_budget(tmp_path, method) -> None:
-    """Also from the last batch of an epoch, whose end and whose successor's start Lightning then leaves out."""
+    """Also from the last batch of an epoch, after which Lightning skips the hooks between two epochs."""
     whole = Lit()
     save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
     fit(tmp_path, whole, *METHODS[method](), save, max_epochs=EPOCHS)
@@ -165,7 +165,7 @@ def test_taylor_statistics_are_restored(tmp_path) -> None:
     assert same(look.found, saved)
 
 
-def test_the_schedule_goes_on_where_it_was(tmp_path) -> None:
+def test_the_schedule_is_resumed(tmp_path) -> None:
     run(tmp_path, METHODS["random_counts"], "sgd")
     events = Events()
     lit, (pruning,) = Lit(), METHODS["random_counts"]()
@@ -177,7 +177,7 @@ def test_the_schedule_goes_on_where_it_was(tmp_path) -> None:
 
 
 def test_a_finished_run_can_be_resumed_and_trained_on(tmp_path) -> None:
-    """All units that may go are gone: nothing is left that a budget could be checked against."""
+    """All prunable units are removed, so that there is no budget to be checked."""
     make = lambda: [channels(Rounds(1, 1, 2), Count(7), criterion="taylor")]  # noqa: E731
     lit, *_ = run(tmp_path, make, "sgd")
     assert widths(lit.net) == [1, 1, 3]
@@ -204,7 +204,7 @@ def test_a_second_fit_on_the_same_objects(tmp_path, method) -> None:
 
 
 def test_no_hook_outlives_a_training_that_ended_early(tmp_path) -> None:
-    """Taylor still had something to observe, and the masks something to hold."""
+    """Taylor was still gathering statistics, and masks were still enforced."""
     lit = Lit()
     with pytest.warns(UserWarning, match="the budget will not be reached"):
         trainer = fit(tmp_path, lit, *METHODS["both"](), max_epochs=3)
@@ -213,7 +213,7 @@ def test_no_hook_outlives_a_training_that_ended_early(tmp_path) -> None:
     assert not trainer.optimizers[0]._optimizer_step_post_hooks
 
 
-def test_the_same_trainer_fits_on(tmp_path) -> None:
+def test_the_same_trainer_continues_to_fit(tmp_path) -> None:
     lit, events = Lit(), Events()
     trainer = fit(tmp_path, lit, channels(Rounds(1, 2, 2), Ratio(0.5)), events, max_epochs=2)
     assert widths(lit.net) == [6, 6, 3]
@@ -244,7 +244,7 @@ def test_testing_an_older_checkpoint_grows_the_network(tmp_path, weights_only) -
 
 
 class BuiltLate(Lit):
-    """Makes its network when Lightning says so, after the callbacks' ``setup``."""
+    """Builds its network in ``configure_model``, after the callbacks' ``setup``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -279,7 +279,7 @@ def test_another_network_fails_with_the_usual_error(tmp_path) -> None:
 
 
 def test_a_dense_checkpoint_of_another_size_fails_after_pruning(tmp_path) -> None:
-    """Shapes differ, and the file does not say that they were pruned."""
+    """Shapes differ, and the file has no manifest of pruning."""
     lit = Lit()
     trainer = fit(tmp_path, lit, channels(Constant(0), Ratio(0.5)), max_epochs=1)
     torch.save(
@@ -290,7 +290,7 @@ def test_a_dense_checkpoint_of_another_size_fails_after_pruning(tmp_path) -> Non
 
 
 def test_data_in_shuffled_order_resume_too(tmp_path) -> None:
-    """Not bit for bit, as Lightning itself does not; but shapes, masks and schedule are."""
+    """Not bit for bit, which Lightning does not support either; but with the same shapes, masks and schedule."""
     lit = Lit()
     lit.train_dataloader = lambda: DataLoader(images(), 8, shuffle=True)
     save = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)

@@ -1,4 +1,4 @@
-"""Resume from any checkpoint: what the unpruned control can, the pruned runs can, bit for bit."""
+"""Resume from any checkpoint: pruned runs are as bit-identical as the unpruned control."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +47,7 @@ EVENT = ["on_before_prune", "on_prune"]
 
 
 def validation_follows(file: Path, interval: float) -> bool:
-    """Whether Lightning leaves out, or does only in part, a validation that was due or under way here."""
+    """Whether Lightning skips, fully or partly, a validation that was due or running here."""
     hook, _, batch = place(file)
     if hook == "on_train_batch_end":
         return (batch + 1) % int(STEPS * interval) == 0
@@ -72,8 +72,8 @@ CASES = [  # thorough or not, val_check_interval
 
 
 @pytest.mark.parametrize(("thorough", "interval"), CASES)
-def test_lightning_alone_goes_on_exactly(tmp_path, thorough, interval) -> None:
-    """The control. Only the metrics of a validation that was due or under way are lost."""
+def test_lightning_alone_resumes_exactly(tmp_path, thorough, interval) -> None:
+    """Control. Only the metrics of a validation that was due or running are lost."""
     everywhere, measured = Everywhere(tmp_path / "files", EXACT), Measured()
     run = train(tmp_path, [measured, everywhere], val_check_interval=interval)
     reference, metrics = everything(*run, []), measured.values
@@ -106,7 +106,7 @@ def test_a_resumed_run_ends_bit_identical(tmp_path, method, thorough, interval) 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["nothing", "taylor", "taylor_in_steps", "both"])
 def test_between_accumulation_windows(tmp_path, method) -> None:
-    """Lightning keeps no gradients, so inside of a window nothing goes on exactly."""
+    """Lightning saves no gradients, so inside a window no run is resumed exactly."""
     options = {"accumulate_grad_batches": 2}
     callbacks, everywhere = METHODS[method](), Everywhere(tmp_path / "files", ["on_train_batch_end"])
     reference = everything(*train(tmp_path, [*callbacks, everywhere], **options), callbacks)
@@ -118,7 +118,7 @@ def test_between_accumulation_windows(tmp_path, method) -> None:
 
 
 class Look(Callback):
-    """Takes down what a training begins with, and ends it there."""
+    """Records the initial state of a training, and ends it."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.found = {
@@ -151,7 +151,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path, method, thorough) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [method for method in PRUNED if method != "guard"])
-def test_from_any_hook_the_schedule_arrives(tmp_path, method) -> None:
+def test_from_any_hook_the_schedule_completes(tmp_path, method) -> None:
     everywhere = Everywhere(tmp_path / "files", INEXACT + EVENT)
     train(tmp_path, [*METHODS[method](), everywhere])
     for file in everywhere.files[::3]:

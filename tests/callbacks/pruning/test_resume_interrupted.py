@@ -1,4 +1,4 @@
-"""Resume after an interruption: exceptions, and events that are under way or held back."""
+"""Resume after an interruption: exceptions, and events that are being applied or held back."""
 
 from collections.abc import Callable
 from inspect import signature
@@ -24,7 +24,7 @@ class FaultError(Exception): ...
 
 
 class Fail(Callback):
-    """Raises at a hook of an epoch, after batch 1 where it comes with every batch."""
+    """Raises in a hook of an epoch; in hooks of batches, after batch 1."""
 
     def __init__(self, hook: str, epoch: int = 1) -> None:
         setattr(self, hook, self._fail)
@@ -55,7 +55,7 @@ def test_from_an_exception(tmp_path, method, hook, saver) -> None:
 
 @pytest.mark.parametrize("method", ["taylor", "both"])
 def test_rollbacks(tmp_path, method) -> None:
-    """The accepted network is in a file that an interrupted training has left."""
+    """The accepted network is in a file of the interrupted training."""
     make = lambda: [*METHODS[method](), AccuracyGuard("score", 0.05, on_drop="rollback", retry=1)]  # noqa: E731
     callbacks = make()
     reference = everything(*train(tmp_path, callbacks), callbacks)
@@ -71,8 +71,8 @@ def test_rollbacks(tmp_path, method) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_same_objects_go_on_after_an_exception(tmp_path, method) -> None:
-    """Also from a checkpoint of another size, with the hooks of the interrupted training still there."""
+def test_the_same_objects_continue_after_an_exception(tmp_path, method) -> None:
+    """Also from a checkpoint of another size, with hooks of the interrupted training still registered."""
     callbacks = METHODS[method]()
     reference = everything(*train(tmp_path, callbacks), callbacks)
     callbacks, save = METHODS[method](), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
@@ -86,7 +86,7 @@ def test_the_same_objects_go_on_after_an_exception(tmp_path, method) -> None:
 
 
 def test_a_listener_saves_the_pruned_network(tmp_path) -> None:
-    """Even if it comes before a pruner whose masks have to follow: the shapes in the file agree."""
+    """Even if it precedes a pruner whose masks must be sliced: the shapes in the file agree."""
     everywhere = Everywhere(tmp_path / "files", ["on_prune"])
     train(tmp_path, [everywhere, *METHODS["both"]()])
     assert len(everywhere.files) == 5
@@ -118,7 +118,7 @@ class Halfway(Callback):
 
 @pytest.mark.parametrize("saver", SAVERS)
 def test_a_half_pruned_network_is_not_saved(tmp_path, monkeypatch, saver) -> None:
-    """An error or Ctrl-C in the middle of surgery; the checkpoint before it is as good as ever."""
+    """An error or Ctrl-C in the middle of surgery; the checkpoint before it remains valid."""
     reference_callbacks = METHODS["taylor"]()
     reference = everything(*train(tmp_path, reference_callbacks), reference_callbacks)
     halfway = Halfway(event=2)
@@ -134,7 +134,7 @@ def test_a_half_pruned_network_is_not_saved(tmp_path, monkeypatch, saver) -> Non
 
 
 class Third(Callback):
-    """Lets an event happen only when it is tried for the third time."""
+    """Holds an event back twice."""
 
     def __init__(self) -> None:
         self.tries = 0
@@ -164,7 +164,7 @@ def test_an_event_that_is_held_back_is_not_tried_sooner(tmp_path) -> None:
 
 
 class Turns(Noisy):
-    """Two heads that are trained in turns."""
+    """Two heads that are trained alternately."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class Turns(Noisy):
     def validation_step(self, batch: Any, batch_idx: int) -> None: ...
 
 
-def test_layers_that_take_turns_are_not_missed_after_a_resume(tmp_path) -> None:
+def test_alternating_layers_raise_no_error_after_a_resume(tmp_path) -> None:
     """The first batch of the resumed training is the last of its epoch, and comes right after an event."""
     make = lambda: IterativePruning(Rounds(STEPS - 1, 2 * STEPS, 2, "step"), Ratio(0.5), "taylor")  # noqa: E731
     save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)

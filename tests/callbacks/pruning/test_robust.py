@@ -1,4 +1,4 @@
-"""What must not corrupt, crash or pass in silence in the middle of a training."""
+"""Robustness: no corruption, crash or silent failure during training."""
 
 import pytest
 import torch
@@ -101,7 +101,7 @@ def test_a_diverged_network_is_not_pruned(tmp_path) -> None:
     assert widths(lit.net) == [8, 8, 3]
 
 
-def test_an_event_that_removes_nothing_is_none(tmp_path) -> None:
+def test_an_event_that_removes_nothing_does_not_count(tmp_path) -> None:
     lit, events = Lit(), Events()
     pruning = IterativePruning(Rounds(1, 1, 8), Ratio(0.25), criterion=Taylor())  # two of eight, in eight rounds
     fit(tmp_path, lit, pruning, events, max_epochs=10)
@@ -122,7 +122,7 @@ def test_layers_that_only_the_training_step_uses_are_named(tmp_path) -> None:
         fit(tmp_path, Projecting(), IterativePruning(Constant(1), HALF), max_epochs=1)
 
 
-def test_heads_that_take_turns_are_no_false_alarm(tmp_path) -> None:
+def test_alternating_heads_raise_no_false_alarm(tmp_path) -> None:
     class Alternating(Lit):
         def forward(self, inputs: Tensor) -> Tensor:
             return self.net(inputs) + self.side(inputs)
@@ -142,7 +142,7 @@ def test_heads_that_take_turns_are_no_false_alarm(tmp_path) -> None:
     assert widths(lit) == [4, 4, 3, 3, 3]
 
 
-def test_sparsity_is_that_of_the_network_whoever_pruned_it(tmp_path) -> None:
+def test_sparsity_counts_the_pruning_of_other_pruners(tmp_path) -> None:
     class Two(Lit):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""FSDP2 on two gloo ranks: masks are those of the whole network, and hold on the part that each rank has."""
+"""FSDP2 on two gloo ranks: masks are those of the whole network, and are enforced on each shard."""
 
 from typing import Any
 
@@ -128,17 +128,17 @@ def test_masked_weights_and_momenta_stay_zero(two, run) -> None:
 
 
 @pytest.mark.parametrize("callback", [SparsityLogger, PruningSummary])
-def test_callbacks_that_look_at_whole_parameters_say_so(tmp_path, callback, monkeypatch) -> None:
+def test_callbacks_that_need_whole_parameters_are_refused(tmp_path, callback, monkeypatch) -> None:
     from lightning.pytorch.strategies import SingleDeviceStrategy
 
     class ModelParallelStrategy(SingleDeviceStrategy):
-        """A stand-in: only its name is looked at."""
+        """A stand-in; only its name is used."""
 
     with pytest.raises(MisconfigurationException, match=f"{callback.__name__} needs whole parameters"):
         fit(tmp_path, Lit(), callback(), IterativePruning(Constant(1), Ratio(0.5)), strategy=ModelParallelStrategy())
 
 
-def test_plain_tensors_are_their_own_part() -> None:
+def test_plain_tensors_are_not_sharded() -> None:
     lit = Lit()
     weight = lit.net[0].weight
     assert full_tensor(weight) is local_tensor(weight) is weight

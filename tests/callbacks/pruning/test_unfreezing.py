@@ -12,7 +12,7 @@ from lightning_prune.schedules import Rounds
 
 
 class Unfreezing(BaseFinetuning):
-    """Freezes the network but for its last layer, and unfreezes it at the beginning of an epoch."""
+    """Freezes all but the last layer, and unfreezes them at the beginning of an epoch."""
 
     def __init__(self, epoch: int = 1) -> None:
         super().__init__()

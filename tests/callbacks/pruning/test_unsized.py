@@ -23,7 +23,7 @@ class Unsized(Lit):
 
 
 def run(tmp_path, schedule: Schedule, lit: Lit | None = None, **options: Any) -> tuple[float, list[str]]:
-    """The fraction at the end, and what was said of the schedule."""
+    """Final fraction, and the warnings about the schedule."""
     pruning = IterativePruning(schedule, Ratio(0.5), "magnitude")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -35,7 +35,7 @@ def run(tmp_path, schedule: Schedule, lit: Lit | None = None, **options: Any) ->
 SHARES = Linear(0.1, 0.8, 0.1, unit="share")
 
 
-def test_shares_pass_where_epochs_end(tmp_path) -> None:
+def test_shares_advance_at_the_end_of_epochs(tmp_path) -> None:
     fraction, (start, end) = run(tmp_path, SHARES, max_epochs=4)
     assert 0.8 < fraction < 1
     assert start.startswith(f"{SHARES} is in shares of the training, but the training data have no length: ")
@@ -48,17 +48,17 @@ def test_shares_of_steps_are_known(tmp_path) -> None:
     assert run(tmp_path, SHARES, max_epochs=2, limit_train_batches=STEPS) == (1.0, [])
 
 
-def test_epochs_that_never_come(tmp_path) -> None:
+def test_schedule_beyond_the_training(tmp_path) -> None:
     fraction, (said,) = run(tmp_path, Rounds(3, 1, 2), max_epochs=-1, max_steps=2 * STEPS)
     assert fraction == 0
     assert "at 0.0% of the way to the budget. End the schedule earlier, use unit='step', or train longer." in said
 
 
-def test_epochs_that_come(tmp_path) -> None:
+def test_schedule_within_the_training(tmp_path) -> None:
     assert run(tmp_path, Rounds(1, 1, 2), max_epochs=-1, max_steps=4 * STEPS) == (1.0, [])
 
 
-def test_with_a_length_it_is_said_once_and_before(tmp_path) -> None:
+def test_with_a_length_there_is_one_warning_at_the_start(tmp_path) -> None:
     fraction, (said,) = run(tmp_path, Rounds(1, 1, 3), Lit(), max_epochs=2)
     assert fraction < 1
     assert "the training ends at" in said

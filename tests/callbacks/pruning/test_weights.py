@@ -22,7 +22,7 @@ MATRICES = 8 * 2 * 9 + 8 * 8 * 9 + 3 * 8
 
 
 class Watched(Lit):
-    """Notes the share of zeros right after every optimizer step, and what the optimizer remembers of them."""
+    """Records the share of zeros after each optimizer step, and their optimizer state."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -36,14 +36,14 @@ class Watched(Lit):
 
 
 def remembered_of_zeros(module: nn.Module, optimizer: Optimizer) -> int:
-    """How many entries of momentum and moments belong to weights that are zero."""
+    """Number of entries of momentum and moments that belong to zero weights."""
     weights = [p for p in module.parameters() if p.dim() > 1]
     states = [(p, value) for p in weights for value in optimizer.state[p].values() if isinstance(value, Tensor)]
     return sum(int((value[p == 0] != 0).sum()) for p, value in states if value.shape == p.shape)
 
 
 class AfterBatch(Callback):
-    """Notes the share of zeros at the end of every batch."""
+    """Records the share of zeros at the end of each batch."""
 
     def __init__(self) -> None:
         self.shares: list[float] = []
@@ -76,7 +76,7 @@ def test_half_of_the_weights_stay_zero_after_every_step(tmp_path, optimizer, opt
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_weights_would_regrow_without_the_callback(tmp_path, optimizer) -> None:
-    """The control: the same zeros, put there once, are gone after one step."""
+    """Control: the same weights, zeroed once, are nonzero after one step."""
 
     class Once(Callback):
         def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -107,8 +107,8 @@ def test_shares_and_counts(tmp_path) -> None:
         assert int((p == 0).sum()) == p.numel() // 4
 
 
-def test_what_is_masked_is_never_revived(tmp_path) -> None:
-    """Random draws anew at every event, but keeps what is gone."""
+def test_masked_weights_stay_masked(tmp_path) -> None:
+    """Random scores differ at each event, but masked weights stay masked."""
     lit, masks = Watched(), []
 
     class Zeros(Callback):
@@ -160,7 +160,7 @@ def test_checkpoints_are_plain_weights_with_zeros(tmp_path, weights_only) -> Non
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in lit.state_dict().items())
 
 
-def test_the_network_is_as_it_was_but_for_the_zeros(tmp_path) -> None:
+def test_the_network_changes_only_by_zeros(tmp_path) -> None:
     lit = Watched()
     before = [(name, id(p)) for name, p in lit.named_parameters()]
     modules = [(name, type(module)) for name, module in lit.named_modules()]
@@ -209,7 +209,7 @@ def test_masks_follow_removed_channels(tmp_path, weights_first) -> None:
 
 
 def test_masks_after_channels_reach_their_sparsity(tmp_path) -> None:
-    """Of what is left: both events at the same time, channels first."""
+    """Sparsity of the remaining weights: both events at the same time, channels first."""
     lit = Watched(width=16)
     fit(tmp_path, lit, IterativePruning(Constant(1), Ratio(0.5)), pruning(Constant(1)), max_epochs=2)
     assert widths(lit.net) == [8, 8, 3]
@@ -217,7 +217,7 @@ def test_masks_after_channels_reach_their_sparsity(tmp_path) -> None:
 
 
 class Clipped(Lit):
-    """Notes the norm of all gradients before they are clipped, and that of what masks have left."""
+    """Records the norm of all gradients before clipping, and that of the gradients of unmasked weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ class Clipped(Lit):
         self.clip_gradients(optimizer, gradient_clip_val=0.1, gradient_clip_algorithm="norm")
 
 
-def test_masked_weights_have_no_part_in_the_norm_that_is_clipped(tmp_path) -> None:
+def test_masked_weights_do_not_count_in_the_clipped_norm(tmp_path) -> None:
     lit = Clipped()
     fit(tmp_path, lit, pruning(Constant(1), Sparsity(0.9)), max_epochs=2)
     dense, masked = lit.norms[:STEPS], lit.norms[STEPS:]
@@ -240,7 +240,7 @@ def test_masked_weights_have_no_part_in_the_norm_that_is_clipped(tmp_path) -> No
 
 
 class Perturbing(Lit):
-    """Adds to all weights outside of the optimizer."""
+    """Changes all weights outside the optimizer."""
 
     def on_train_batch_end(self, *_: Any) -> None:
         for parameter in self.parameters():
@@ -251,14 +251,14 @@ class Perturbing(Lit):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_what_others_do_to_weights_is_neither_measured_nor_kept(tmp_path, optimizer) -> None:
+def test_changes_of_masked_weights_by_others_are_neither_validated_nor_saved(tmp_path, optimizer) -> None:
     lit = Perturbing(optimizer=optimizer)
     fit(tmp_path, lit, pruning(Constant(1)), max_epochs=2)
     assert lit.measured == pytest.approx(0.5)
     assert zero_share(lit) == pytest.approx(0.5)
 
 
-def test_a_pruner_that_finds_the_work_of_another_says_so(tmp_path) -> None:
+def test_a_pruner_warns_of_a_network_pruned_before(tmp_path) -> None:
     lit = Lit()
     dense = sum(p.numel() for p in lit.parameters())
     fit(tmp_path, lit, IterativePruning(Constant(1), Ratio(0.5)), max_epochs=2)

@@ -24,13 +24,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lightning_prune import SparsityLogger
-from lightning_prune.callbacks.reporting.layer_metrics import curves, layer_metrics
+from lightning_prune.callbacks.reporting.layer_metrics import layer_metrics, size_metrics
 from lightning_prune.schedules import Constant
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["example_input_array", "first batch"])
 @pytest.mark.parametrize("order", [1, -1], ids=["logger last", "logger first"])
-def test_channel_curves_are_the_network(tmp_path: Path, declared: bool, order: int) -> None:
+def test_channel_curves_match_the_network(tmp_path: Path, declared: bool, order: int) -> None:
     witness, model = Witness(), Classifier(declared=declared)
     trainer_of(tmp_path, *[channels(), SparsityLogger()][::order], witness).fit(model)
     events = read(tmp_path / "run")
@@ -51,7 +51,7 @@ def test_channel_curves_are_the_network(tmp_path: Path, declared: bool, order: i
     assert model.net[0].out_channels == 4
 
 
-def test_curves_stand_at_the_steps_of_lightnings_own_metrics(tmp_path: Path) -> None:
+def test_curves_use_the_steps_of_lightnings_metrics(tmp_path: Path) -> None:
     trainer_of(tmp_path, channels(), SparsityLogger(), epochs=4).fit(Classifier())
     events = read(tmp_path / "run")
     validations = {step for step, _ in curve(events, "val_acc")}
@@ -89,7 +89,7 @@ def test_several_optimizers_share_lightnings_step_axis(tmp_path: Path) -> None:
     assert curve(events, "width/net.0") == [(0, 8), (2, 8), (3, 6), (5, 6)]
 
 
-def test_mask_curves_are_the_network(tmp_path: Path) -> None:
+def test_mask_curves_match_the_network(tmp_path: Path) -> None:
     witness, model, pruning = Witness(), Classifier(), masks()
     trainer_of(tmp_path, pruning, SparsityLogger(), witness).fit(model)
     events = read(tmp_path / "run")
@@ -110,14 +110,14 @@ def test_csv_logger_gets_the_curves(tmp_path: Path) -> None:
     assert rows == [(0, 8), (2, 8), (3, 6), (5, 6), (8, 6), (9, 4), (11, 4), (14, 4)]
 
 
-def test_without_a_logger_it_says_so(tmp_path: Path) -> None:
+def test_without_a_logger_it_warns(tmp_path: Path) -> None:
     logger = SparsityLogger("val_acc")
     with pytest.warns(UserWarning, match="no logger to write to"):
         trainer_of(tmp_path, channels(), logger, logger=False, epochs=3).fit(Classifier())
     assert [point.event for point in logger.points] == [0, 1]
 
 
-def test_without_pruning_it_says_so(tmp_path: Path) -> None:
+def test_without_pruning_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException, match="SparsityLogger has no effect without pruning"):
         trainer_of(tmp_path, SparsityLogger()).fit(Classifier())
 
@@ -152,7 +152,7 @@ def test_validate_and_test_outside_fit_change_no_point(tmp_path: Path) -> None:
     assert logger.points == points
 
 
-def test_resume_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_resumed_training_continues_the_figure(tmp_path: Path) -> None:
     straight = SparsityLogger("val_acc")
     trainer_of(tmp_path / "straight", channels(), straight, epochs=6).fit(Classifier())
     first, checkpoint = SparsityLogger("val_acc"), ModelCheckpoint(tmp_path, "half", save_last=True)
@@ -171,7 +171,7 @@ def test_resume_goes_on_where_it_was(tmp_path: Path) -> None:
         assert dict(curve(second, tag)) == after
 
 
-def test_resume_of_a_training_without_the_logger_still_knows_the_dense_layers(tmp_path: Path) -> None:
+def test_resume_of_a_training_without_the_logger_uses_the_dense_layers(tmp_path: Path) -> None:
     checkpoint = ModelCheckpoint(tmp_path, "half", save_last=True)
     trainer_of(tmp_path, channels(), checkpoint, epochs=3, logger=False).fit(Classifier())
     trainer_of(tmp_path, channels(), SparsityLogger(), epochs=4).fit(
@@ -180,7 +180,7 @@ def test_resume_of_a_training_without_the_logger_still_knows_the_dense_layers(tm
     assert curve(read(tmp_path / "run"), "sparsity/net.0")[0][1] == 0.25
 
 
-def test_state_is_plain_and_comes_back(tmp_path: Path) -> None:
+def test_state_is_plain_and_is_restored(tmp_path: Path) -> None:
     logger = SparsityLogger("val_acc")
     trainer_of(tmp_path, channels(), logger, epochs=3).fit(Classifier())
     torch.save(logger.state_dict(), tmp_path / "state.pt")
@@ -190,7 +190,7 @@ def test_state_is_plain_and_comes_back(tmp_path: Path) -> None:
     assert other.state_dict() == logger.state_dict()
 
 
-def test_a_second_fit_goes_on(tmp_path: Path) -> None:
+def test_a_second_fit_continues(tmp_path: Path) -> None:
     pruning, logger, model = channels(), SparsityLogger("val_acc"), Classifier()
     trainer = trainer_of(tmp_path, pruning, logger, epochs=2)
     trainer.fit(model)
@@ -223,7 +223,7 @@ def test_curves_of_a_network_count_by_hand() -> None:
     with torch.no_grad():
         linear.weight.copy_(torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0]]))
         linear.bias.zero_()
-    assert curves(linear, {"Linear": 16}, macs=8) == {
+    assert size_metrics(linear, {"Linear": 16}, macs=8) == {
         "pruning/parameters": 10,
         "pruning/nonzero_parameters": 3,
         "pruning/macs": 8,

@@ -54,12 +54,12 @@ def shown(summary: PruningSummary, trainer: pl.Trainer, model: pl.LightningModul
 
 
 def lines_of(text: str) -> dict[str, str]:
-    """What follows the colon, by what stands before it."""
+    """Values of the printed lines by their labels."""
     return dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
 
 
 def parameters(width: int) -> int:
-    """Of ``Scripted`` with a hidden layer of ``width`` units."""
+    """Number of parameters of ``Scripted`` with a hidden layer of ``width`` units."""
     return (4 + 1) * width + (width + 1) * 2
 
 
@@ -144,7 +144,7 @@ def test_the_dense_network_is_the_one_just_before_the_first_event(tmp_path: Path
     assert not torch.equal(saved, weights[0])
 
 
-def test_without_a_pruner_there_is_nothing_to_sum_up(tmp_path: Path) -> None:
+def test_summary_without_a_pruner_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException) as caught:
         make_trainer(tmp_path, [PruningSummary()]).fit(Scripted([0.9]), loader(), loader())
     assert str(caught.value) == "PruningSummary has no effect without pruning; add IterativePruning(...)"
@@ -197,7 +197,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def accuracy_and_loss(path: str) -> tuple[float, float]:
-    """Of a checkpoint on the test data, computed by hand."""
+    """Accuracy of a checkpoint on the test data, computed by hand."""
     network, data = load_pruned(ImageClassifier, path).eval(), DigitsData(batch_size=17)
     data.setup("test")
     images, labels = map(torch.cat, zip(*data.test_dataloader(), strict=True))
@@ -206,7 +206,7 @@ def accuracy_and_loss(path: str) -> tuple[float, float]:
     return float((logits.argmax(1) == labels).double().mean()), float(torch.nn.functional.cross_entropy(logits, labels))
 
 
-def test_figures_are_those_of_the_files(digits: Run) -> None:
+def test_figures_match_the_files(digits: Run) -> None:
     said = lines_of(digits.text)
     assert digits.summary.dense_path is not None
     dense_accuracy, dense_loss = accuracy_and_loss(digits.summary.dense_path)
@@ -227,7 +227,7 @@ def test_final_is_the_best_of_the_final_size(digits: Run) -> None:
     assert params <= 0.5 * digits.summary.rounds[0].size.params
 
 
-def test_files_are_where_it_says(digits: Run) -> None:
+def test_printed_paths_exist(digits: Run) -> None:
     said = lines_of(digits.text)
     version = digits.root / "digits" / "version_0"
     assert Path(said["dense network"]) == version / "checkpoints" / "dense.ckpt"
@@ -260,7 +260,7 @@ def test_speed_and_rows_are_shown(digits: Run) -> None:
     assert digits.text.count("kept") == 2
 
 
-def test_concluding_twice_says_the_same(digits: Run) -> None:
+def test_concluding_twice_prints_the_same(digits: Run) -> None:
     def without_times(text: str) -> list[str]:
         return [line for line in text.splitlines() if not line.startswith("speed-up")]
 
@@ -309,7 +309,7 @@ def test_without_test_data_a_finished_training_is_not_lost(tmp_path: Path) -> No
     assert torch.equal(module.net[0].weight, file["state_dict"]["net.0.weight"])
 
 
-def test_a_budget_of_bytes_shows_what_was_reached(tmp_path: Path) -> None:
+def test_a_file_size_budget_prints_the_final_size(tmp_path: Path) -> None:
     module, summary = Scripted([0.9] * 4), PruningSummary("score")
     budget = All([Sparsity(0.5), FileSize(mb=0.00165)])
     masks = IterativePruning(Constant(1), budget, granularity=Weights())
@@ -336,13 +336,13 @@ class TwoTestSets(NoTestData):
         return [loader(), loader()]
 
 
-class Tested(Scripted):
+class WithTestData(Scripted):
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         self.log("width", float(self.width) + dataloader_idx)
 
 
 def test_several_test_sets(tmp_path: Path) -> None:
-    summary, module = PruningSummary("score"), Tested([0.9])
+    summary, module = PruningSummary("score"), WithTestData([0.9])
     trainer = make_trainer(tmp_path, [pruning(), summary], epochs=4)
     trainer.fit(module, TwoTestSets())
     said = lines_of(shown(summary, trainer, module, TwoTestSets()))
@@ -351,13 +351,17 @@ def test_several_test_sets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("epochs", [1, 4])
-def test_says_that_the_budget_is_not_reached(tmp_path: Path, epochs: int) -> None:
-    summary, module = PruningSummary("score"), Tested([0.9])
+def test_a_budget_that_is_not_reached_is_reported(tmp_path: Path, epochs: int) -> None:
+    summary, module = PruningSummary("score"), WithTestData([0.9])
     trainer = make_trainer(tmp_path, [pruning(), summary], epochs=epochs)
     trainer.fit(module, TwoTestSets())
     text = shown(summary, trainer, module, TwoTestSets())
     sparsity = 1 - parameters(WIDTH - 1) / parameters(WIDTH)
-    way = "at 0.33 of the way, at sparsity " + f"{sparsity:.3f}" if epochs == 4 else "at 0.00 of the way"
+    way = (
+        "at fraction 0.33 of the schedule, at sparsity " + f"{sparsity:.3f}"
+        if epochs == 4
+        else "at fraction 0.00 of the schedule"
+    )
     assert f"Count(count=1) is not reached: the training ended {way}" in " ".join(text.split())
     assert ("Pruning, round by round" in text) == (epochs == 4)
     assert ("dense network" in lines_of(text)) == (epochs == 4)
@@ -369,7 +373,7 @@ def test_resume_keeps_the_rows_and_the_dense_network(tmp_path: Path) -> None:
     scripted_run(tmp_path / "whole", script, 6, whole)
 
     scripted_run(tmp_path, script, 3, PruningSummary("score"), ModelCheckpoint(tmp_path / "ck", save_last=True))
-    resumed, module = PruningSummary("score"), Tested(script[3:])
+    resumed, module = PruningSummary("score"), WithTestData(script[3:])
     trainer = make_trainer(tmp_path / "other", [pruning(), resumed], epochs=6)
     trainer.fit(module, TwoTestSets(), ckpt_path=str(tmp_path / "ck" / "last.ckpt"))
     assert resumed.rounds == whole.rounds
@@ -378,8 +382,8 @@ def test_resume_keeps_the_rows_and_the_dense_network(tmp_path: Path) -> None:
     assert said["width/dataloader_idx_0"] == f"dense {WIDTH:.4f}, final {WIDTH - 2:.4f}"
 
 
-def test_a_dense_network_that_is_gone_is_not_tested(tmp_path: Path) -> None:
-    summary, module = PruningSummary("score"), Tested([0.9])
+def test_a_missing_dense_file_is_not_tested(tmp_path: Path) -> None:
+    summary, module = PruningSummary("score"), WithTestData([0.9])
     trainer = make_trainer(tmp_path, [pruning(), summary], epochs=4)
     trainer.fit(module, TwoTestSets())
     Path(str(summary.dense_path)).unlink()
@@ -431,7 +435,7 @@ def test_table_of_a_usual_run() -> None:
     ]
 
 
-def test_masks_show_what_is_not_zero() -> None:
+def test_masks_show_nonzero_parameters() -> None:
     rows = [SummaryRow(0, Size(1000, 1000, 5000), 0.0), SummaryRow(3, Size(1000, 250, 5000), 0.75)]
     text = drawn(rows, None, 80)
     assert "nonzero" in text
@@ -440,7 +444,7 @@ def test_masks_show_what_is_not_zero() -> None:
 
 
 def test_a_run_with_masks(tmp_path: Path) -> None:
-    summary, module = PruningSummary("score"), Tested([0.9])
+    summary, module = PruningSummary("score"), WithTestData([0.9])
     masking = IterativePruning(Constant(start=1), Sparsity(0.75), granularity=Weights())
     trainer = make_trainer(tmp_path, [masking, summary], epochs=2)
     trainer.fit(module, TwoTestSets())

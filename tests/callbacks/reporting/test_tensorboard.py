@@ -13,9 +13,9 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 from lightning_prune import AccuracyGuard, Scope, SparsityLogger
-from lightning_prune.callbacks.reporting.hyperparameters import in_words
+from lightning_prune.callbacks.reporting.hyperparameters import as_code
 from lightning_prune.callbacks.reporting.tensorboard import add_histograms
-from lightning_prune.callbacks.reporting.tradeoff_figure import TradeoffPoint, scatter
+from lightning_prune.callbacks.reporting.tradeoff_figure import TradeoffPoint, tradeoff_figure
 from lightning_prune.criteria import Criterion, Magnitude
 
 
@@ -31,7 +31,7 @@ def test_score_histograms_hold_every_unit(tmp_path: Path) -> None:
     assert not any(tag.startswith("weights/") for tag in events.Tags()["histograms"])
 
 
-def test_weight_histograms_hold_the_survivors(tmp_path: Path) -> None:
+def test_weight_histograms_hold_the_kept_weights(tmp_path: Path) -> None:
     model = Classifier()
     trainer_of(tmp_path, masks(), SparsityLogger(), epochs=4).fit(model)
     events = read(tmp_path / "run")
@@ -48,7 +48,7 @@ def test_histograms_can_be_left_out(tmp_path: Path) -> None:
     assert read(tmp_path / "run").Tags()["histograms"] == []
 
 
-def test_histograms_take_equal_and_infinite_scores(tmp_path: Path) -> None:
+def test_histograms_accept_equal_and_infinite_scores(tmp_path: Path) -> None:
     writer = TensorBoardLogger(tmp_path, name="", version="run").experiment
     scores = {
         "equal": torch.ones(3),
@@ -84,7 +84,7 @@ def test_layout_shows_curves_that_exist(tmp_path: Path) -> None:
     shown = {
         title: {tag for regex in regexes for tag in tags if re.match(regex, tag)} for title, regexes in charts.items()
     }
-    assert shown["val_acc beside sparsity"] == {"pruning/sparsity", "val_acc"}
+    assert shown["val_acc and sparsity"] == {"pruning/sparsity", "val_acc"}
     assert shown["parameters"] == {"pruning/parameters", "pruning/nonzero_parameters"}
     assert shown["MACs of one example"] == {"pruning/macs"}
     assert shown["width (channels)"] == {"width/net.0", "width/net.2", "width/net.4"}
@@ -118,11 +118,11 @@ def test_figure_shows_the_points() -> None:
         TradeoffPoint(1, 5, 600, 500, 0.95),
         TradeoffPoint(2, 9, 400, 50, 0.8),
     ]
-    axes = scatter(points, "val_acc", nonzero=False).axes[0]
+    axes = tradeoff_figure(points, "val_acc", nonzero=False).axes[0]
     assert axes.collections[0].get_offsets().tolist() == [[1000, 0.9], [600, 0.95], [400, 0.8]]
     assert [text.get_text() for text in axes.texts] == ["dense, epoch 3", "epoch 9", "epoch 5"]
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_xscale()) == ("parameters", "val_acc", "linear")
-    axes = scatter(points, "val_acc", nonzero=True).axes[0]
+    axes = tradeoff_figure(points, "val_acc", nonzero=True).axes[0]
     assert axes.collections[0].get_offsets()[:, 0].tolist() == [900, 500, 50]
     assert (axes.get_xlabel(), axes.get_xscale()) == ("nonzero parameters", "log")
 
@@ -131,7 +131,7 @@ def test_figure_leaves_pyplot_alone() -> None:
     import matplotlib.pyplot as plt
 
     before = plt.get_fignums()
-    scatter([TradeoffPoint(0, 0, 10, 10, 0.5)], "val_acc", nonzero=False)
+    tradeoff_figure([TradeoffPoint(0, 0, 10, 10, 0.5)], "val_acc", nonzero=False)
     assert plt.get_fignums() == before
 
 
@@ -146,7 +146,7 @@ def _hparams(folder: Path) -> tuple[dict[str, Any], set[str]]:
 
 
 @pytest.mark.parametrize("default_hp_metric", [True, False])
-def test_hyperparameters_stand_beside_the_final_figures(tmp_path: Path, default_hp_metric: bool) -> None:
+def test_hyperparameters_are_logged_with_the_final_metrics(tmp_path: Path, default_hp_metric: bool) -> None:
     logger = SparsityLogger("val_acc")
     board = TensorBoardLogger(tmp_path, name="", version="run", default_hp_metric=default_hp_metric)
     trainer_of(tmp_path, channels(), logger, logger=board).fit(Classifier(width=6))
@@ -166,13 +166,13 @@ def test_hyperparameters_stand_beside_the_final_figures(tmp_path: Path, default_
     assert "width: 6" in (tmp_path / "run" / "hparams.yaml").read_text()
 
 
-def test_parts_are_written_without_defaults() -> None:
+def test_code_of_parts_omits_defaults() -> None:
     class Odd(Criterion):
         pass
 
-    assert in_words(Scope(exclude=["net.4"])) == "Scope(exclude=('net.4',))"
-    assert in_words(Magnitude(p=1)) == "Magnitude(p=1)"
-    assert in_words(Odd()) == "Odd"
+    assert as_code(Scope(exclude=["net.4"])) == "Scope(exclude=('net.4',))"
+    assert as_code(Magnitude(p=1)) == "Magnitude(p=1)"
+    assert as_code(Odd()) == "Odd"
 
 
 def test_two_loggers_get_the_same(tmp_path: Path) -> None:

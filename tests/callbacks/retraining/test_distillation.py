@@ -81,7 +81,7 @@ def test_the_dense_network_teaches_from_the_first_event_on(tmp_path: Path) -> No
 
     class Look(Distillation):
         def on_train_batch_end(self, *arguments: Any) -> None:
-            taught.append([] if self._taught_by is None else widths(self._taught_by.network))
+            taught.append([] if self._teacher is None else widths(self._teacher.network))
             super().on_train_batch_end(*arguments)
 
     distillation = Look()
@@ -173,7 +173,7 @@ def test_arguments(arguments: Any, message: str) -> None:
     ("distillation", "message"),
     [
         (Distillation(), "is the network before the first pruning event, but nothing is pruned"),
-        (Distillation("missing.ckpt"), "Distillation: the teacher is not at 'missing.ckpt'; give its checkpoint"),
+        (Distillation("missing.ckpt"), "Distillation: there is no teacher at 'missing.ckpt'; give its checkpoint"),
         (Distillation(teacher(), [Features("head")]), "the output of 'head', which the network does not have; it has"),
         (Distillation(nn.Linear(2, 2), [Features("net.2")], "net"), "the output of '2', which the teacher does not ha"),
         (Distillation(Lit(width=16), [Features("net.7")]), r"shape \(8, 8\) with \(8, 16\) of the teacher"),
@@ -192,7 +192,7 @@ def test_a_teacher_that_was_moved(tmp_path: Path) -> None:
     (file,) = tmp_path.glob("teacher-*.ckpt")
     file.unlink()
     trainer = trainer_for(tmp_path, Distillation(), IterativePruning(Rounds(1, 1, 1), Ratio(0.5)), max_epochs=3)
-    with pytest.raises(MisconfigurationException, match=r"the teacher is not at .*give its checkpoint"):
+    with pytest.raises(MisconfigurationException, match=r"there is no teacher at .*give its checkpoint"):
         trainer.fit(Lit(), ckpt_path=str(tmp_path / "epoch=1.ckpt"))
 
 
@@ -208,5 +208,5 @@ def test_a_second_fit_has_the_same_teacher(tmp_path: Path) -> None:
 def test_a_teacher_that_comes_too_late(tmp_path: Path) -> None:
     lit, pruning = Lit(), IterativePruning(Rounds(1, 1, 2), Ratio(0.5))
     fit(tmp_path, lit, pruning, max_epochs=3)
-    with pytest.raises(MisconfigurationException, match="comes too late: the network is pruned already, in a training"):
+    with pytest.raises(MisconfigurationException, match="is not available: the network was pruned in a training"):
         fit(tmp_path, lit, pruning, Distillation(), max_epochs=1)

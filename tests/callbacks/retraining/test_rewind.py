@@ -120,7 +120,7 @@ def test_new_weights_keep_masks_and_say_what_they_leave(tmp_path) -> None:
     lit = Lit()
     lit.net.append(Scaled())
     pruning = IterativePruning(Constant(1), Sparsity(0.5), granularity=Weights())
-    with pytest.warns(UserWarning, match=r"leaves 'net.9.scale' \(and 0 more\) as it is: its module has no reset_par"):
+    with pytest.warns(UserWarning, match=r"does not change 'net.9.scale' \(and 0 more\): its module has no reset_par"):
         fit(tmp_path, lit, pruning, Rewind("random"), max_epochs=2)
     assert zero_share(lit) == pytest.approx(0.5)
 
@@ -163,7 +163,7 @@ def test_a_rollback_takes_the_stored_weights_along(tmp_path) -> None:
         ({"to": -1}, "Rewind to=-1 is not known"),
         ({"to": True}, "Rewind to=True is not known"),
         ({"unit": "share"}, "Rewind unit='share' is not known; use 'epoch' or 'step'"),
-        ({"what": "all"}, "Rewind what='all' is not known; use 'weights' or 'lr' or 'both'"),
+        ({"what": "all"}, "Rewind what='all' is not known; use 'weights', 'lr' or 'both'"),
         ({"to": "random", "what": "lr"}, "draws new weights, but what='lr' keeps them"),
     ],
 )
@@ -173,7 +173,7 @@ def test_arguments(arguments, message) -> None:
 
 
 def test_a_point_after_the_first_event(tmp_path) -> None:
-    message = r"Rewind to=3 \(epoch\) lies after the first event, at epoch 1 and step 4: rewind to an earlier point"
+    message = r"Rewind to=3 \(epoch\) is after the first event, at epoch 1 and step 4: rewind to an earlier point"
     with pytest.raises(MisconfigurationException, match=message):
         fit(tmp_path, Lit(), IterativePruning(Constant(1), HALF), Rewind(3), max_epochs=4)
 
@@ -189,14 +189,17 @@ def test_without_pruning(tmp_path, callback) -> None:
     [
         (
             Rewind(),
-            "to='init' goes back to epoch 0, but this training is resumed from epoch 2 of one without it; begin",
+            "to='init' rewinds to epoch 0, but this training is resumed from epoch 2 of a training without",
         ),
         (
             Rewind("random"),
-            "to='random' goes back to epoch 0, but this training is resumed from epoch 2 of one without",
+            "to='random' rewinds to epoch 0, but this training is resumed from epoch 2 of a training without",
         ),
-        (Rewind(1), "to=1 goes back to epoch 1, but this training is resumed from epoch 2 of one without it"),
-        (Rewind(7, "step"), "to=7 goes back to step 7, but this training is resumed from step 8 of one without it"),
+        (Rewind(1), "to=1 rewinds to epoch 1, but this training is resumed from epoch 2 of a training without Rewind"),
+        (
+            Rewind(7, "step"),
+            "to=7 rewinds to step 7, but this training is resumed from step 8 of a training",
+        ),
     ],
 )
 def test_a_point_that_has_passed_in_a_training_without_it(tmp_path, rewind, message) -> None:

@@ -48,7 +48,7 @@ def test_a_loss_scale_is_in_force(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, SCALE])
-def test_taylor_statistics_do_not_know_the_scale(tmp_path: Path, scale: float) -> None:
+def test_taylor_statistics_do_not_depend_on_the_scale(tmp_path: Path, scale: float) -> None:
     results = []
     for options in ({}, scaled(scale)):
         torch.manual_seed(0)
@@ -74,7 +74,7 @@ def test_accumulated_batches_are_each_divided_by_the_scale(tmp_path: Path) -> No
 
 
 class Overflows(Callback):
-    """Keeps, of every batch, whether its gradients are finite and how many steps have been gathered after it."""
+    """Records for each batch whether its gradients are finite, and the number of gathered steps."""
 
     def __init__(self) -> None:
         self.finite: list[bool] = []
@@ -116,7 +116,7 @@ class Only(Lit):
         return DataLoader(Subset(images(), range(self.number * BATCH, (self.number + 1) * BATCH)), batch_size=BATCH)
 
 
-def test_epochs_without_a_finite_step_bring_nothing_and_do_not_raise(tmp_path: Path) -> None:
+def test_epochs_without_a_finite_step_gather_nothing_and_do_not_raise(tmp_path: Path) -> None:
     torch.manual_seed(0)
     watch = Overflows()
     totals, steps = gathered(tmp_path, Lit(lr=0.0), watch, limit_train_batches=1, max_epochs=3, **scaled(OVERFLOWS))
@@ -126,7 +126,7 @@ def test_epochs_without_a_finite_step_bring_nothing_and_do_not_raise(tmp_path: P
 
 
 class Idle(Lit):
-    """Has a batch norm whose scale the loss does not feel, although a gradient of zero reaches it."""
+    """Has a batch norm whose scale does not affect the loss, but receives a gradient of zero."""
 
     def __init__(self) -> None:
         super().__init__(optimizer="plain", lr=0.5)
@@ -142,7 +142,7 @@ class Idle(Lit):
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0**4, SCALE])
-def test_the_penalty_does_not_know_the_scale(tmp_path: Path, scale: float) -> None:
+def test_the_penalty_does_not_depend_on_the_scale(tmp_path: Path, scale: float) -> None:
     lit = Idle()
     before = lit.idle.weight.detach().clone()
     fit(tmp_path, lit, SlimmingPenalty(0.01), max_epochs=2, **scaled(scale))
@@ -150,7 +150,7 @@ def test_the_penalty_does_not_know_the_scale(tmp_path: Path, scale: float) -> No
     torch.testing.assert_close(moved, 2 * STEPS * 0.5 * 0.01 * before.sign(), rtol=0, atol=1e-6)
 
 
-def test_the_penalty_waits_with_a_step_that_overflows(tmp_path: Path) -> None:
+def test_the_penalty_is_skipped_with_an_overflowing_step(tmp_path: Path) -> None:
     lit = Idle()
     before = lit.idle.weight.detach().clone()
     trainer = fit(tmp_path, lit, SlimmingPenalty(0.01), max_epochs=1, **scaled(OVERFLOWS, backoff_factor=2.0**-30))
@@ -160,7 +160,7 @@ def test_the_penalty_waits_with_a_step_that_overflows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_events_happen_and_training_goes_on(tmp_path: Path, optimizer: str) -> None:
+def test_events_take_place_and_training_continues(tmp_path: Path, optimizer: str) -> None:
     lit, events = Lit(optimizer=optimizer), Events()
     pruning = IterativePruning(Rounds(2, 1, 2), Ratio(0.5), criterion="taylor")
     fit(tmp_path, lit, pruning, SlimmingPenalty(1e-3), events, max_epochs=20, **scaled())

@@ -1,4 +1,4 @@
-"""`torch.compile`: whatever way a network is compiled, it is pruned, and still compiled after twelve events."""
+"""`torch.compile`: however a network is compiled, it is pruned, and still compiled after twelve events."""
 
 from collections.abc import Callable
 from typing import Any
@@ -78,7 +78,7 @@ def test_still_compiled_after_twelve_events(tmp_path, how, criterion) -> None:
 
 
 def test_a_module_that_is_compiled_in_place(tmp_path) -> None:
-    """Its copies, on which pruning is tried, must not call the original."""
+    """Copies, on which events are tried, must not call the original."""
     torch.manual_seed(0)
     plain, options = Lit(), {"max_epochs": 2, "limit_train_batches": 1, "limit_val_batches": 0}
     fit(tmp_path, plain, IterativePruning(Constant(1), Ratio(0.5)), **options)

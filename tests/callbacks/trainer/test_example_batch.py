@@ -38,7 +38,7 @@ def test_the_example_is_example_input_array(tmp_path, example) -> None:
 
 
 class Batches(Lit):
-    """Trains on batches of every form; ``pick`` says where images and labels are."""
+    """Trains on batches of every form; ``pick`` selects images and labels."""
 
     def __init__(self, wrap: Any, pick: Any) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ def test_a_forward_with_several_arguments(tmp_path, form) -> None:
 
 
 class NoForward(LightningModule):
-    """Everything happens in its training step."""
+    """Runs the network in its training step only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ def test_without_forward_it_is_what_the_training_step_calls(tmp_path) -> None:
 
 
 def test_without_forward_a_training_goes_on_as_with_it(tmp_path) -> None:
-    """Looking at the training step leaves no trace: not in random numbers, in batch-norm statistics, or in logs."""
+    """Recording the training step changes no random numbers, batch-norm statistics or logs."""
     found = []
     for given in (None, torch.zeros(2, 2, 3, 4)):
         seed_everything(1)
@@ -131,7 +131,7 @@ def test_without_forward_a_training_goes_on_as_with_it(tmp_path) -> None:
 
 
 class Noisy(NoForward):
-    """Uses random numbers of all kinds, counts what it has seen, logs, and takes labels out of the batch."""
+    """Uses random numbers of all kinds, counts samples, logs, and removes labels from the batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class Noisy(NoForward):
 
 
 class BesideOthers(NoForward):
-    """Calls the network twice, a loss and a metric as well, normalises, and asks its Trainer in the end."""
+    """Calls the network twice, a loss and a metric, normalizes, and uses its Trainer at the end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -252,7 +252,7 @@ def test_training_steps_that_do_not_show_the_network(tmp_path, kind, reason: str
 
 
 class Scaled(Batches):
-    """No part of the batch is what ``forward`` takes: a keyword is made in the training step."""
+    """``forward`` accepts no part of the batch: the training step creates a keyword."""
 
     def __init__(self) -> None:
         super().__init__(lambda x, y: (x, y), lambda b: b)
@@ -264,7 +264,7 @@ class Scaled(Batches):
         return F.cross_entropy(self(batch[0], scale=torch.full((len(batch[0]), 1, 1, 1), 2.0)), batch[1])
 
 
-def test_what_only_the_training_step_knows_of_forward(tmp_path) -> None:
+def test_keywords_that_only_the_training_step_provides(tmp_path) -> None:
     lit, pruning = Scaled(), IterativePruning(Constant(1), HALF)
     fit(tmp_path, lit, pruning, max_epochs=2, limit_val_batches=0)
     assert widths(lit.net) == [4, 4, 3]
@@ -274,7 +274,7 @@ def test_what_only_the_training_step_knows_of_forward(tmp_path) -> None:
 
 
 class Keywords(Batches):
-    """As in the tutorials of Hugging Face: whatever is in the batch goes to ``forward``."""
+    """As in the tutorials of Hugging Face: the whole batch is passed to ``forward``."""
 
     def forward(self, **batch: Tensor) -> Any:
         logits = self.net(batch["pixels"])
@@ -285,7 +285,7 @@ class Keywords(Batches):
 
 
 @pytest.mark.parametrize("mapping", [dict, UserDict])
-def test_a_forward_that_takes_whatever_is_in_the_batch(tmp_path, mapping) -> None:
+def test_a_forward_that_accepts_all_keys_of_the_batch(tmp_path, mapping) -> None:
     lit = Keywords(lambda x, y: mapping(labels=y, pixels=x), None)
     pruning = IterativePruning(Constant(0), HALF)
     fit(tmp_path, lit, pruning, max_epochs=1, limit_val_batches=0)
@@ -295,7 +295,7 @@ def test_a_forward_that_takes_whatever_is_in_the_batch(tmp_path, mapping) -> Non
 
 
 class NamedAndMore(Batches):
-    """``forward`` hands on what it does not know, which need not take everything in the batch."""
+    """``forward`` passes on unknown keywords, to a function that does not accept all keys of the batch."""
 
     def forward(self, pixels: Tensor, **options: Any) -> Tensor:
         return self.net(pixels, **options)
@@ -310,7 +310,7 @@ def test_named_arguments_alone_where_forward_could_take_more(tmp_path) -> None:
 
 
 class Popping(Batches):
-    """``forward`` takes the labels out of a batch that is no dict."""
+    """``forward`` removes the labels from a batch that is not a dict."""
 
     def forward(self, batch: Any) -> Tensor:
         labels = batch.pop("labels")

@@ -106,7 +106,7 @@ def test_a_cli(tmp_path, monkeypatch) -> None:
     assert widths(cli.model.net) == [4, 4, 3]
 
 
-def test_pickled_callbacks_come_back_in_a_fresh_interpreter(tmp_path) -> None:
+def test_pickled_callbacks_load_in_a_new_interpreter(tmp_path) -> None:
     path = tmp_path / "callback.pt"
     torch.save(IterativePruning(Rounds(1, 1, 2), Ratio(0.5)), path)
     code = f"import torch; print(type(torch.load({str(path)!r}, weights_only=False)).__name__)"
@@ -115,8 +115,8 @@ def test_pickled_callbacks_come_back_in_a_fresh_interpreter(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
-def test_messages_go_where_the_package_in_use_sends_them(package) -> None:
-    """Who silences the logger of the one, must not hear from the other."""
+def test_messages_are_logged_by_the_package_in_use(package) -> None:
+    """A user who silences the logger of one package must not get messages from the other."""
     code = f"import {package}; import lightning_prune.callbacks; from lightning_utilities.core import rank_zero as r; "
     done = subprocess.run(
         [sys.executable, "-c", code + "print(r.log.name)"], capture_output=True, text=True, timeout=120

@@ -1,4 +1,4 @@
-"""Beside Lightning's own callbacks, and what is left when the training is over."""
+"""Pruning together with Lightning's callbacks, and the network after training."""
 
 import copy
 from pathlib import Path
@@ -43,7 +43,7 @@ def zeros(lit: Lit) -> list[int]:
 
 
 class Finding(Lit):
-    """Its batch size and its learning rate can be found."""
+    """Supports the batch size finder and the learning rate finder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,8 +57,8 @@ class Finding(Lit):
 @ORDER
 @METHOD
 @pytest.mark.parametrize("finder", ["batch size", "learning rate"])
-def test_finders_try_out_what_pruning_does_not_notice(tmp_path, finder, method, first) -> None:
-    """What they find is set by hand in the control, which then has to end the same."""
+def test_finders_do_not_affect_pruning(tmp_path, finder, method, first) -> None:
+    """The control sets their results by hand, and must end with the same network."""
 
     def run(folder: Path, *callbacks: Callback, **found: Any) -> tuple[Finding, list[tuple[int, int]]]:
         torch.manual_seed(0)
@@ -98,11 +98,11 @@ def test_accumulation_that_changes(tmp_path, method, first) -> None:
 
 @ORDER
 @METHOD
-def test_early_stopping_judges_every_size_by_itself(tmp_path, method, first) -> None:
-    """Patience lost on what the network was before is not held against what it is now."""
+def test_early_stopping_restarts_at_each_size(tmp_path, method, first) -> None:
+    """Patience is reset after each event."""
 
     class Falling(Lit):
-        """Its metric is best at first, and falls all the time."""
+        """Logs a metric that gets worse all the time."""
 
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             self.log("score", 1.0 / (1 + self.trainer.current_epoch))
@@ -130,7 +130,7 @@ class WithBackbone(Lit):
 
 
 @pytest.mark.parametrize("first", [True, False, None])
-def test_a_backbone_that_thaws(tmp_path, first) -> None:
+def test_a_backbone_that_is_unfrozen(tmp_path, first) -> None:
     """Frozen parameters are pruned before and after they join the optimizer, and a resumed run ends the same.
 
     Without pruning as a control: resumed after the thaw, Lightning itself goes on with another learning rate.
@@ -180,7 +180,7 @@ def test_validation_before_the_training_and_as_a_sanity_check(tmp_path, method) 
 
 
 @METHOD
-def test_what_is_left_is_plain_pytorch(tmp_path, method) -> None:
+def test_the_result_is_plain_pytorch(tmp_path, method) -> None:
     lit = Lit()
     before = {path: set(vars(module)) for path, module in lit.net.named_modules()}
     trainer = fit(tmp_path, lit, METHODS[method](), max_epochs=4)

@@ -1,4 +1,4 @@
-"""Attributes solved from equations, and the fewest units of every group that go together, against brute force."""
+"""Attributes solved from equations, and the smallest steps of bundles, against brute force."""
 
 import operator
 from itertools import product
@@ -59,7 +59,7 @@ def test_attributes_by_hand(pairs, before, removed, after, swap) -> None:
     assert values_at(known, removed) == after
 
 
-def test_an_attribute_by_itself_says_more_than_arithmetic() -> None:
+def test_an_attribute_alone_takes_precedence_over_arithmetic() -> None:
     # Two thirds of 13 is 8 with a rest: only `a` itself says that it is 13.
     width = LinearDim(13, {"g": 1.0})
     pairs = equations((div(mul(A, 2), 3), LinearDim(8, {"h": 1.0})), (A, width))
@@ -74,7 +74,7 @@ def test_an_attribute_by_itself_keeps_its_rest() -> None:
         assert values_at(solve_attributes(ordered, {A: 12}), {"g": 3, "h": 2}) == {"a": 9}
 
 
-def test_what_equations_leave_open_is_a_constant() -> None:
+def test_unsolved_attributes_are_constants() -> None:
     open_product = equations((mul(A, B), G))  # either could shrink: both stay
     assert values_at(solve_attributes(open_product, {A: 3, B: 4}), {"g": 6}) == {"a": 3, "b": 4}
     rest = equations((div(A, 5), LinearDim(2, {"g": 1.0})))  # 12 // 5 = 2, which says 10 and not 12

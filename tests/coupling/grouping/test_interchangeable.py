@@ -1,4 +1,4 @@
-"""Families of units that are alike, against a dictionary of signatures; balances become ties or equations."""
+"""Families of interchangeable units against a dictionary of signatures; balances become ties or equations."""
 
 from collections import defaultdict
 
@@ -32,7 +32,7 @@ def ids(trace: Trace, name: str) -> np.ndarray:
 
 
 def families_of(trace: Trace) -> list[tuple[dict[str, int], list[list[tuple[str, int]]]]]:
-    """Every family as its signature by names, and its units as the slots (name, index) in them."""
+    """Every family as its signature by names, and its units as the indices (name, index) in them."""
     families, _ = resolve_balances(trace)
     found = []
     for signature, members in families.families:
@@ -194,7 +194,7 @@ def test_a_tie_can_make_another_balance_one() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
-def test_equal_rows_say_nothing(rows: int) -> None:
+def test_equal_rows_add_nothing(rows: int) -> None:
     trace = trace_of(3)
     balance(trace, [ids(trace, "a")] * rows, "block")
     families, equations = resolve_balances(trace)

@@ -1,4 +1,4 @@
-"""Experts that the example does not reach."""
+"""Experts that the example input does not reach."""
 
 import warnings
 
@@ -42,7 +42,7 @@ def reached(network: Experts, inputs: Tensor) -> set[int]:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("rows", [1, 3, 64])
-def test_any_other_input_finds_its_way(rows: int, seed: int) -> None:
+def test_every_other_input_runs(rows: int, seed: int) -> None:
     torch.manual_seed(seed)
     network, inputs = Experts().eval(), torch.randn(rows, 4)
     known = reached(network, inputs)
@@ -61,7 +61,7 @@ def test_any_other_input_finds_its_way(rows: int, seed: int) -> None:
         assert "does not reach" in report.frozen["stem.weight"]
 
 
-def test_an_expert_of_another_width_still_holds_its_channels() -> None:
+def test_an_expert_of_another_width_freezes_its_channels() -> None:
     torch.manual_seed(0)
     network, inputs = Experts().eval(), torch.randn(2, 4)
     first = reached(network, inputs)
@@ -75,7 +75,7 @@ def test_an_expert_of_another_width_still_holds_its_channels() -> None:
     network(torch.randn(200, 4))
 
 
-def test_a_layer_that_is_never_used_holds_nothing_where_values_decide_nothing() -> None:
+def test_an_unused_layer_freezes_nothing_where_values_do_not_select_layers() -> None:
     class Unused(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -88,7 +88,7 @@ def test_a_layer_that_is_never_used_holds_nothing_where_values_decide_nothing() 
 
 
 @pytest.mark.parametrize("where", ["beside it", "in a part of an entry"])
-def test_what_nothing_uses_holds_nothing(where: str) -> None:
+def test_an_unused_parameter_freezes_nothing(where: str) -> None:
     class Leftover(nn.Module):
         """Looks at a value, so that it runs on real tensors, and has a norm that nothing uses."""
 

@@ -1,4 +1,4 @@
-"""Example inputs: what is a batch in them, and what networks find in torchvision's operations."""
+"""Example inputs: how batches are recognized, and that the operations of torchvision's networks have rules."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def test_lists_repeat_their_entries() -> None:
     assert len(Example.of([image(3, 8, 6)]).repeated(3).args[0]) == 3
 
 
-def test_what_copies_with_values_run_on() -> None:
+def test_which_examples_passes_with_values_use() -> None:
     assert Example.of(image(2, 3)).whole is None
     assert Example.of(image(1, 3)).whole is None
     for given, kept in ((5, 5), (64, 64), (70, 64)):
@@ -62,7 +62,7 @@ def test_what_copies_with_values_run_on() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 8)])
-def test_an_image_without_a_batch_stays_whole_where_the_network_wants_it_so(shape: tuple[int, ...]) -> None:
+def test_an_image_without_a_batch_is_kept_where_the_network_requires_it(shape: tuple[int, ...]) -> None:
     net = nn.Sequential(nn.Conv2d(shape[0], 4, 3), nn.Flatten(0), nn.Linear(144, 2))
     example = Example.of(image(*shape), net)
     assert (example.batch, shapes(example)) == (1, [shape])
@@ -70,7 +70,7 @@ def test_an_image_without_a_batch_stays_whole_where_the_network_wants_it_so(shap
     assert example.repeated(64) is example
 
 
-def test_a_list_that_is_no_batch_of_images_is_recognised_by_the_network() -> None:
+def test_a_list_that_is_no_batch_of_images_is_recognized_by_a_trial_pass() -> None:
     class Levels(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -174,7 +174,7 @@ OPS = {
     "topk": Op(lambda net, x: x * x.topk(2, 1)[0].sum(1, keepdim=True), inexact="topk over the channels"),
     "logsumexp": Op(lambda net, x: x * x.logsumexp(1, keepdim=True), inexact="logsumexp over the channels"),
     "softmax": Op(softmax_gate, inexact="softmax over the channels"),
-    "local_response_norm": Op(lambda net, x: F.local_response_norm(x, 3), inexact="channels beside it"),
+    "local_response_norm": Op(lambda net, x: F.local_response_norm(x, 3), inexact="neighboring channels"),
     "block attention": Op(block_attention, inexact="over the channels"),
     "expand_as": Op(lambda net, x: x * x[:, :, :1].mean((2, 3), keepdim=True).expand_as(x)),
     "zeros": Op(beside(torch.zeros)),
@@ -223,7 +223,7 @@ def test_removing_equals_masking(name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.inexact])
-def test_what_sees_the_number_of_channels_is_removable_but_reported_as_inexact(name: str) -> None:
+def test_operations_that_depend_on_the_number_of_channels_are_reported_as_inexact(name: str) -> None:
     net = net_around(OPS[name])
     found = find_coupling(net, Example.of(image().double())).groups["a.weight"].inexact
     assert re.search(OPS[name].inexact, str(found))

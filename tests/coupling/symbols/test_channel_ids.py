@@ -1,4 +1,4 @@
-"""Units as connected components, examples, and the numbers that layers keep about themselves."""
+"""Units as connected components, example inputs, and synchronized attributes of layers."""
 
 import numpy as np
 import pytest
@@ -24,40 +24,40 @@ def components_by_hand(count: int, pairs: list[tuple[int, int]]) -> list[int]:
 @given(st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.tuples(*[st.integers(0, n - 1)] * 2)))))
 def test_units_are_the_connected_components_of_the_ties(graph: tuple[int, list[tuple[int, int]]]) -> None:
     count, pairs = graph
-    slots = ChannelIds()
-    slots.new(count)
+    channel_ids = ChannelIds()
+    channel_ids.new(count)
     for a, b in pairs:
-        slots.tie(np.array([a]), np.array([b]), "")
-    assert slots.units().tolist() == components_by_hand(count, pairs)
+        channel_ids.tie(np.array([a]), np.array([b]), "")
+    assert channel_ids.units().tolist() == components_by_hand(count, pairs)
 
 
 def test_a_long_chain_of_ties_is_one_unit() -> None:
-    slots = ChannelIds()
-    first = ids = slots.new(3)
+    channel_ids = ChannelIds()
+    first = ids = channel_ids.new(3)
     for _ in range(2000):
-        following = slots.new(3)
-        slots.tie(following, ids, "")
+        following = channel_ids.new(3)
+        channel_ids.tie(following, ids, "")
         ids = following
-    assert slots.units().reshape(-1, 3).tolist() == [first.tolist()] * 2001
+    assert channel_ids.units().reshape(-1, 3).tolist() == [first.tolist()] * 2001
 
 
-def test_a_slot_tied_to_a_fixed_index_is_frozen_and_the_others_are_not() -> None:
-    slots = ChannelIds()
-    a, b = slots.new(3), slots.new(2)
-    slots.tie(a, np.concatenate([b, [NO_CHANNEL]]), "padded")
-    units = slots.units()
+def test_an_id_tied_to_a_fixed_index_is_frozen_and_the_others_are_not() -> None:
+    channel_ids = ChannelIds()
+    a, b = channel_ids.new(3), channel_ids.new(2)
+    channel_ids.tie(a, np.concatenate([b, [NO_CHANNEL]]), "padded")
+    units = channel_ids.units()
     assert units.tolist() == [0, 1, 2, 0, 1]
-    reasons = slots.frozen_units(units)
+    reasons = channel_ids.frozen_units(units)
     assert reasons.known(units).tolist() == [False, False, True, False, False]
     assert reasons.of(2) == "padded"
 
 
 def test_the_first_reason_is_kept() -> None:
-    slots = ChannelIds()
-    ids = slots.new(2)
-    slots.freeze(ids[:1], "first")
-    slots.freeze(ids, "second")
-    reasons = slots.frozen_units(slots.units())
+    channel_ids = ChannelIds()
+    ids = channel_ids.new(2)
+    channel_ids.freeze(ids[:1], "first")
+    channel_ids.freeze(ids, "second")
+    reasons = channel_ids.frozen_units(channel_ids.units())
     assert [reasons.of(0), reasons.of(1)] == ["first", "second"]
 
 
@@ -133,7 +133,7 @@ def test_examples_are_repeated_to_a_batch(batch: int) -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
-def test_layers_know_their_new_sizes(layer, slices, expected) -> None:
+def test_layers_have_their_new_sizes(layer, slices, expected) -> None:
     for name, index in slices.items():
         getattr(layer, name).data = getattr(layer, name).data[index]
     sync_attributes(layer)

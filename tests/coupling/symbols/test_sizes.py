@@ -1,4 +1,4 @@
-"""Integers that remember where they come from: arithmetic as of ``int``, and what the memory says."""
+"""Integers with their origin: arithmetic as of ``int``, and the expressions that it gives."""
 
 import copy
 import operator
@@ -46,7 +46,7 @@ def value_of(expression: Expression, values: dict[Attribute, int]) -> int:
 
 
 @given(st.lists(st.tuples(st.sampled_from(sorted(OPERATORS)), st.booleans(), st.integers(-9, 9)), max_size=8))
-def test_arithmetic_gives_what_int_gives_and_remembers_how(steps) -> None:
+def test_arithmetic_equals_that_of_int_and_keeps_the_expression(steps) -> None:
     size_equations = SizeEquations()
     plain, found = 12, number(12, A, size_equations)
     for name, swapped, other in steps:
@@ -83,7 +83,7 @@ def test_two_numbers(a, b, name) -> None:
     "loses",
     [int, float, lambda n: n / 2, lambda n: n * 0.5, lambda n: n**2, lambda n: -n, lambda n: n + True, str, bool, abs],
 )
-def test_what_loses_the_memory(loses) -> None:
+def test_which_operations_lose_the_expression(loses) -> None:
     found = loses(number(12))
     assert found == loses(12)
     assert type(found) is type(loses(12))
@@ -109,7 +109,7 @@ def test_copies_and_files() -> None:
     assert pickle.loads(pickle.dumps([twelve])) == [12]
 
 
-def test_equal_numbers_have_to_stay_equal() -> None:
+def test_comparing_equal_numbers_records_an_equation() -> None:
     size_equations = SizeEquations()
     size_equations.where = "blocks.0"
     a, b = number(12, A, size_equations), number(12, B, size_equations)
@@ -198,7 +198,7 @@ def test_leaves_of_an_expression() -> None:
     assert evaluate(full, {"g": 2, "h": 1, "other": 9}) == 9 - (5 - 2 - 2)
 
 
-def test_division_by_a_size_that_is_gone() -> None:
+def test_division_by_a_size_of_zero() -> None:
     expression = Operation(operator.floordiv, 12, LinearDim(4, {"g": 1}))
     assert evaluate(expression, {"g": 1}) == 4
     with pytest.raises(ZeroDivisionError):

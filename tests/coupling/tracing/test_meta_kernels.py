@@ -1,4 +1,4 @@
-"""Shortcuts on the meta device give what PyTorch gives there: dtype, shape and strides; wrong shapes still raise."""
+"""Kernels for the meta device give the dtype, shape and strides of PyTorch's; wrong shapes still raise."""
 
 from typing import Any
 
@@ -127,7 +127,7 @@ def test_batch_norms_of_every_number_of_dimensions(shape: tuple[int, ...]) -> No
 
 
 @pytest.mark.parametrize("place", range(4))
-def test_statistics_of_a_wrong_size_take_the_way_of_pytorch(place: int) -> None:
+def test_statistics_of_a_wrong_size_fall_back_to_pytorch(place: int) -> None:
     statistics = [meta(3) for _ in range(4)]
     statistics[place] = meta(4)
     args = (meta(2, 3, 4, 5), *statistics, 0.1, 1e-5)
@@ -218,7 +218,7 @@ def test_means_over_wrong_dimensions_still_raise(dims: list[int]) -> None:
         meta_kernels.run(aten.mean.dim, (meta(2, 3, 4, 5), dims), {})
 
 
-def test_tensors_with_values_take_the_way_of_pytorch() -> None:
+def test_tensors_with_values_fall_back_to_pytorch() -> None:
     left, right = torch.randn(2, 3), torch.randn(2, 3)
     assert torch.equal(meta_kernels.run(aten.add.Tensor, (left, right), {"alpha": 2}), left + 2 * right)
     assert torch.equal(meta_kernels.run(aten.relu.default, (left,), {}), left.relu())
@@ -226,7 +226,7 @@ def test_tensors_with_values_take_the_way_of_pytorch() -> None:
         meta_kernels.run(aten.add.Tensor, (left, torch.randn(4)), {})
 
 
-def test_integers_take_the_way_of_pytorch() -> None:
+def test_integers_fall_back_to_pytorch() -> None:
     for name in ("sqrt", "sigmoid", "exp"):
         same(getattr(aten, name).default, meta(2, 3, dtype=torch.int64))
     same(aten.div.Tensor, meta(2, 3, dtype=torch.int64), meta(2, 3, dtype=torch.int64))

@@ -1,4 +1,4 @@
-"""Scalars that follow a width: what takes up their change, by hand, and nothing inexact in silence."""
+"""Scalars that depend on a width: the weights that compensate for them, and no inexact group without a reason."""
 
 import copy
 import math
@@ -99,7 +99,7 @@ def test_the_factor_by_hand() -> None:
 
 
 @pytest.mark.parametrize("batched", [True, False])
-def test_both_operands_of_one_layer_take_the_root(batched: bool) -> None:
+def test_both_operands_of_one_layer_are_scaled_by_the_root(batched: bool) -> None:
     def run(net: Any, x: Tensor) -> Tensor:
         h = net.first(x)
         h = h[None] if batched else h
@@ -117,14 +117,14 @@ def test_both_operands_of_one_layer_take_the_root(batched: bool) -> None:
         assert "first.bias" in report.plan.scales
 
 
-def test_a_bias_and_a_norm_take_up_the_factor_too() -> None:
+def test_a_bias_and_a_norm_compensate_as_well() -> None:
     net = made(lambda net, x: net.second(net.norm(net.first(x)) / net.first(x).shape[-1] ** 0.5))
     report, error = pruned(net)
     assert report.inexact or error <= 1e-10
     assert set(report.plan.scales) in ({"norm.weight", "norm.bias"}, set())
 
 
-def test_scalars_that_stay_change_nothing() -> None:
+def test_constant_scalars_change_nothing() -> None:
     net = made(lambda net, x: net.second(net.first(x) * 0.3 / x.shape[0] * x.shape[1]))
     report, error = pruned(net)
     assert (report.plan.scales, report.inexact) == ({}, {})
@@ -140,9 +140,9 @@ BRANCHES = {
 
 
 @pytest.mark.parametrize("name", BRANCHES)
-def test_a_width_that_decides_on_the_way_stays(name: str) -> None:
+def test_a_width_that_selects_the_code_path_is_frozen(name: str) -> None:
     net = made(lambda net, x: BRANCHES[name](net, net.first(x)))
-    with pytest.raises(ValueError, match="'with fewer channels the forward pass takes another way'"):
+    with pytest.raises(ValueError, match="'with fewer channels the forward pass follows a different code path'"):
         pruned(net)
 
 
@@ -276,7 +276,7 @@ MEANS: dict[str, Callable[..., Tensor]] = {
 
 
 @pytest.mark.parametrize("name", MEANS)
-def test_what_is_not_exact_says_so(name: str) -> None:
+def test_inexact_groups_are_reported(name: str) -> None:
     net = made(lambda net, x: MEANS[name](net, x, net.first(x)))
     report, error = pruned(net)
     assert report.inexact or error <= 1e-10
@@ -326,7 +326,7 @@ def test_noise_keeps_what_a_tensor_is_proportional_to() -> None:
     assert set(scalar.rows) == {"first.weight", "first.bias"}
 
 
-def test_a_number_is_said_to_follow_a_width_that_shrinks() -> None:
+def test_a_number_that_depends_on_a_shrinking_width_is_reported() -> None:
     """It multiplies channels that stay; those that it counts are to blame."""
 
     def run(net: Any, x: Tensor) -> Tensor:
@@ -336,7 +336,7 @@ def test_a_number_is_said_to_follow_a_width_that_shrinks() -> None:
     net = made(run)
     report = prune_once(net, data(), budget=Ratio(0.5), scope=Scope(include=["first"]))
     assert set(report.widths) == {"first.weight"}
-    assert report.inexact == {"first.weight": "forward multiplies by a number that follows the width"}
+    assert report.inexact == {"first.weight": "forward multiplies by a number that depends on the width"}
 
 
 def test_the_reason_names_the_module() -> None:
@@ -347,7 +347,7 @@ def test_the_reason_names_the_module() -> None:
     net = Net(lambda net, x: net.second(net.inner(net.first(x)))).double()
     net.inner = Inner()
     report, _ = pruned(net)
-    assert report.inexact == {"first.weight": "'inner': forward computes with a number that follows the width"}
+    assert report.inexact == {"first.weight": "'inner': forward computes with a number that depends on the width"}
 
 
 def origin(name: str, rows: list[int], power: int = 1, dim: int = 0) -> Proportion:
@@ -388,7 +388,7 @@ def test_factors_of_products_and_sums_by_hand() -> None:
         ([], None),
     ],
 )  # fmt: skip
-def test_which_rows_take_up_a_scalar(fixed: list[Factors], power: int | None) -> None:
+def test_which_rows_compensate_for_a_scalar(fixed: list[Factors], power: int | None) -> None:
     scalars = Scalars(fixed=[(factors, 1) for factors in fixed])
     scalars.found.append(Scalar(0, 0.5, np.empty(0, np.int64), "", 1, scalars))
     found = scalars.found[0].compensating_rows
@@ -415,7 +415,7 @@ class DecomposedPositions(nn.Module):
 
 
 @pytest.mark.parametrize("pooled", [False, True])
-def test_keys_alone_take_up_the_scalar_where_queries_are_used_elsewhere(pooled: bool) -> None:
+def test_keys_alone_compensate_where_queries_are_used_elsewhere(pooled: bool) -> None:
     torch.manual_seed(0)
     net = DecomposedPositions(pooled).double().eval()
     x = torch.randn(2, 4, 6, dtype=torch.float64)
