@@ -483,7 +483,7 @@ def test_the_installed_command_finds_modules_of_the_working_directory(tmp_path: 
     ("init_args", "message"),
     [
         ({"criterion": "tayler"}, "criterion='tayler' is not known; did you mean 'Taylor'?"),
-        ({"budget": {"class_path": "Ratio", "init_args": {"share": 50}}}, "Ratio share=50 is outside [0, 1]"),
+        ({"budget": {"class_path": "Ratio", "init_args": {"share": 50}}}, "Ratio share=50 must be a number in [0, 1]"),
         ({"granularity": {"class_path": "Weights"}}, "criterion Taylor(every_n_steps=1) does not score weights"),
         ({"schedule": {"class_path": "Rounds", "init_args": {"start": 0, "every": 1, "count": 2}}}, "starts at 0"),
         ({"scope": {"class_path": "Scope", "init_args": {"include": ["nowhere*"]}}}, "nowhere*"),

@@ -20,7 +20,7 @@ from lightning_prune.pruners.width_trials import Choice, FailingWidthsError, Tri
 from lightning_prune.surgery.preview import state_after
 from lightning_prune.surgery.removal import plan_removal
 
-KeepUnits = Callable[[ChannelSpace], Mapping[str, int]]  # the widths that a budget asks for: group name -> units kept
+KeepUnits = Callable[[ChannelSpace], Mapping[str, int]]  # from the space to the units kept, by group name
 
 
 class WidthSearch:
@@ -76,7 +76,7 @@ class WidthSearch:
         keep: KeepUnits,
         timing: bool = False,
     ) -> Choice:
-        """Widths that ``keep`` asks for and with which a copy of ``model`` runs.
+        """The widths of ``keep``, restricted to those with which a copy of ``model`` runs.
 
         Where the copy fails, the groups that cause it are added to ``blocked`` and the widths are chosen again.
 
@@ -85,7 +85,7 @@ class WidthSearch:
             example: What its forward receives.
             coupling: Its dependency groups.
             scores: Group name -> scores, shape (units,).
-            keep: Group name -> units kept, from the space that is left.
+            keep: Function from the channels that can be removed to the units kept, by group name.
             timing: Whether ``keep`` may time copies of the network; otherwise it uses the latency tables.
 
         Raises:

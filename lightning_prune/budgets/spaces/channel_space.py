@@ -104,8 +104,8 @@ class ChannelSpace:
     @property
     def limits(self) -> dict[str, int]:
         """Limits of the widths, by the name of the argument."""
-        asked = {"round_to": self.round_to, "min_width": self.min_width}
-        return {name: value for name, value in asked.items() if value > 1}
+        limits = {"round_to": self.round_to, "min_width": self.min_width}
+        return {name: value for name, value in limits.items() if value > 1}
 
     @property
     def at_minimum(self) -> dict[str, str]:
@@ -175,9 +175,9 @@ class ChannelSpace:
         """Group name -> bool tensor (units,), True for the lowest-scored units beyond those kept."""
         removed = {}
         for name, scores in self.scores.items():
-            gone = np.zeros(len(scores), dtype=np.bool_)
-            gone[np.argsort(scores.numpy(), kind="stable")[: self.now[name] - kept[name]]] = True
-            removed[name] = torch.from_numpy(gone)
+            lowest = np.zeros(len(scores), dtype=np.bool_)
+            lowest[np.argsort(scores.numpy(), kind="stable")[: self.now[name] - kept[name]]] = True
+            removed[name] = torch.from_numpy(lowest)
         return removed
 
     @cached_property

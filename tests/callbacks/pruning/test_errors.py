@@ -148,7 +148,7 @@ def test_scopes_without_a_match(tmp_path, granularity, scope, message) -> None:
 
 
 def test_a_scope_without_prunable_units(tmp_path) -> None:
-    message = r"Scope\(include=\('net.8',\).*leaves no removable channels in Lit; what is there must stay"
+    message = r"Scope\(include=\('net.8',\).*leaves no removable channels in Lit; .* must be kept"
     pruning = IterativePruning(LATER, HALF, scope=Scope(include=["net.8"]))
     fails_before_the_second_batch(tmp_path, Lit(), pruning, message)
 
@@ -189,14 +189,14 @@ def test_two_pruners_of_the_same_channels(tmp_path) -> None:
     [
         (IterativePruning(LATER, Params(keep=0.01)), r"Params\(keep=0.01.*\) cannot be met: with the fewest channels"),
         (IterativePruning(LATER, MACs(keep=0)), r"MACs\(keep=0.*\) cannot be met: .*of the MACs remain. Widen the sc"),
-        (IterativePruning(LATER, Ratio(1)), r"Ratio\(share=1.*\) keeps no channel in a group; at most share=0.875"),
+        (IterativePruning(LATER, Ratio(1)), r"Ratio\(share=1.*\) keeps no channel in a group; use at most share=0.875"),
         (
             IterativePruning(Rounds(1, 1, 5), Count(3)),
             r"Count\(count=3.*\) in 5 events requires 15 units, but only 14 can",
         ),
         (IterativePruning(LATER, Count(15)), r"Count\(count=15.*\): only 14 more units can be removed, with one kept"),
         (IterativePruning(LATER, Ratio(0.2), granularity=Channels(8)), r"removes nothing here: groups of at most 8"),
-        (IterativePruning(LATER, Sparsity(1), granularity=Weights()), r"Sparsity\(sparsity=1.*\) leaves no weight"),
+        (IterativePruning(LATER, Sparsity(1), granularity=Weights()), r"Sparsity\(sparsity=1.*\) keeps no weight"),
         (
             IterativePruning(Rounds(1, 1, 3), Count(300), granularity=Weights()),
             r"Count\(count=300.*\) in 3 events requires 900 weights, but only 741 can be removed",
