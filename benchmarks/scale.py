@@ -72,7 +72,7 @@ def steps(parameters: int, device: str) -> dict[str, float]:
     pairs = []
     for turn in range(TURNS + 1):
         plain = step(network, optimizer, inputs)
-        keeper = pruner.keeper(network)
+        keeper = pruner.enforcer(network)
         keeper.hold([optimizer])
         masked = step(network, optimizer, inputs)
         keeper.release()

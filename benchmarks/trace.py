@@ -28,7 +28,7 @@ from common.tables import RESULTS
 from rich.console import Console
 from rich.table import Table
 
-from lightning_prune.coupling import find_coupling
+from lightning_prune.coupling import analysis, find_coupling
 from lightning_prune.network.example_input import Example
 
 ROUNDS = 9
@@ -62,7 +62,7 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def traced(analysis: Callable[[], Any]) -> float:
+def traced(analyze: Callable[[], Any]) -> float:
     """Seconds of the first pass that an analysis follows."""
     took: list[float] = []
     follow = analysis._pass
@@ -74,7 +74,7 @@ def traced(analysis: Callable[[], Any]) -> float:
         return outputs
 
     with mock.patch.object(analysis, "_pass", timed):
-        analysis()
+        analyze()
     return took[0]
 
 
