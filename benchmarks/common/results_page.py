@@ -28,6 +28,7 @@ ELSEWHERE = {  # what run_all.py leaves to the scripts themselves
     "coupling.json": "time of a pruning event, compared with Torch-Pruning",
     "trace.json": "time of the traced pass, compared with real forward passes",
     "quickstart.json": "the quickstart recipe, three seeds",
+    "startup.json": "time of imports and of the command line, compared with `import torch`",
 }
 
 
