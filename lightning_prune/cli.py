@@ -63,8 +63,6 @@ def _inspect(args: list[str]) -> None:
     parser = ArgumentParser(prog=f"{_PROG} inspect", description="Print what pruned checkpoints contain.")
     parser.add_argument("paths", nargs="+", metavar="FILE", help="a Lightning checkpoint, or a file with a state dict")
     paths = parser.parse_args(args).paths
-    from pickle import UnpicklingError
-
     from lightning_prune.checkpoint.inspection import inspect_file, show
 
     for path in paths:
@@ -72,7 +70,7 @@ def _inspect(args: list[str]) -> None:
             show(inspect_file(path), path)
         except FileNotFoundError:
             _fail(f"there is no file {path!r}")
-        except (ValueError, UnpicklingError) as error:
+        except ValueError as error:
             _fail(str(error).splitlines()[0])
 
 

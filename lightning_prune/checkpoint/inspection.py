@@ -44,9 +44,17 @@ def inspect_file(path: str | Path) -> Inspection:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file contains neither.
+        ValueError: If the file contains neither, or cannot be read.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # what torch.load raises for other files depends on their first bytes
+        raise ValueError(
+            f"{str(path)!r} cannot be read: it is not a checkpoint, it is damaged, or it contains objects other than "
+            "tensors, numbers, strings, lists and dicts"
+        ) from error
     state_dict = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise ValueError(f"{str(path)!r} is neither a Lightning checkpoint nor a file with a state dict")

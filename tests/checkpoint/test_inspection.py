@@ -2,6 +2,7 @@
 
 import io
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,25 @@ def test_other_files(tmp_path, capsys, content, said) -> None:
         main(["inspect", str(path)])
     assert exit_code.value.code == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "folder", "truncated", "zip"])
+def test_a_file_that_is_no_checkpoint_is_one_line(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "file"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "truncated":
+        torch.save({"weight": torch.randn(64, 64)}, path)
+        path.write_bytes(path.read_bytes()[:3000])
+    elif kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a", "b")
+    else:
+        path.write_bytes(b"model: {}\n" if kind == "text" else b"")
+    with pytest.raises(SystemExit) as stopped:
+        main(["inspect", str(path)])
+    assert stopped.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"lightning-prune: {str(path)!r} cannot be read: it is not a checkpoint")
