@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common.images import Batches, Images, accuracy, balanced, held_out, load, normalised
+from common.images import Batches, Images, accuracy, balanced, held_out, load, normalized
 from common.provenance import provenance
 from common.quiet import quiet
 from common.sagemaker_page import HEADINGS, TITLE, conclusion, draw, lines, text
@@ -141,7 +141,7 @@ def height(epoch: int, setting: Setting) -> float:
 
 def in_batches(images: Images, size: int = 500) -> DataLoader[tuple[Tensor, Tensor]]:
     """All images in their order; a bare list would be several loaders to Lightning."""
-    parts = zip(normalised(images.pixels).split(size), images.labels.split(size), strict=True)
+    parts = zip(normalized(images.pixels).split(size), images.labels.split(size), strict=True)
     return DataLoader(list(parts), batch_size=None)  # type: ignore[arg-type]
 
 

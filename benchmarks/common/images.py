@@ -92,7 +92,7 @@ def rank_in_class(labels: Tensor) -> Tensor:
     return (one_hot.cumsum(0) - 1).gather(1, labels[:, None])[:, 0]
 
 
-def normalised(pixels: Tensor) -> Tensor:
+def normalized(pixels: Tensor) -> Tensor:
     mean, std = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (MEAN, STD))
     return (pixels.float() / 255 - mean) / std
 
@@ -123,7 +123,7 @@ class Batches:
         order = torch.randperm(len(self.images), device=self.images.labels.device)
         for start in range(0, len(self) * self.batch, self.batch):
             index = order[start : start + self.batch]
-            yield normalised(augmented(self.images.pixels[index])), self.images.labels[index]
+            yield normalized(augmented(self.images.pixels[index])), self.images.labels[index]
 
 
 class TrainingImages(LightningDataModule):
@@ -146,6 +146,6 @@ def accuracy(network: nn.Module, images: Images, device: torch.device, batch: in
     on_device = images.to(device)
     for start in range(0, len(images), batch):
         part = slice(start, start + batch)
-        found = network(normalised(on_device.pixels[part])).argmax(1)
+        found = network(normalized(on_device.pixels[part])).argmax(1)
         right += (found == on_device.labels[part]).sum()
     return float(right) / len(images)

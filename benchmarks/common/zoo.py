@@ -208,7 +208,7 @@ def _changed_builder(name: str, flavour: str) -> Iterator[None]:
 
 @contextmanager
 def _quick_draws() -> Iterator[None]:
-    """Draw large tensors once, at the end, instead of at every initialisation."""
+    """Draw large tensors once, at the end, instead of at every initialization."""
     late: dict[int, Tensor] = {}
 
     def lazy(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -249,8 +249,8 @@ def _target(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
             mask[box[1] : box[3], box[0] : box[2]] = 1
         target["masks"] = masks
     if heads is not None and heads.has_keypoint():
-        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-        target["keypoints"] = torch.cat([centres, torch.ones(len(boxes), 1)], 1)[:, None].repeat(1, 17, 1)
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+        target["keypoints"] = torch.cat([centers, torch.ones(len(boxes), 1)], 1)[:, None].repeat(1, 17, 1)
     return target
 
 

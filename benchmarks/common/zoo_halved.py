@@ -66,7 +66,7 @@ def halved(name: str, model: nn.Module) -> int:
     - embeddings of positions, class tokens and layer scales: the width of the stream; tables of relative positions of
       MViT: the width of a head.
 
-    Not halved are the outputs of the layers in ``OUTPUTS``, inputs of three or fewer (colours, flow, coordinates), and
+    Not halved are the outputs of the layers in ``OUTPUTS``, inputs of three or fewer (colors, flow, coordinates), and
     ``INPUTS``.
     """
     outputs, pinned = OUTPUTS[family(name)], INPUTS.get(family(name), [])

@@ -97,7 +97,7 @@ class Pruner(ABC):
         """Adapt the state to a network that was pruned, by this pruner or another."""
         if self.statistics is not None:
             self.statistics.follow(plan)
-            self.statistics.forget(plan.removed_modules)
+            self.statistics.discard(plan.removed_modules)
 
     @abstractmethod
     def _modify(self, model: nn.Module, report: Report, optimizers: list[Optimizer]) -> None: ...

@@ -12,7 +12,7 @@ _MEAN, _STD = 0.1307, 0.3081  # of the training pixels, in [0, 1]
 
 
 class MNISTData(SplitData):
-    """Grey images `(1, 28, 28)` of the ten digits, normalized to mean 0 and deviation 1.
+    """Gray images `(1, 28, 28)` of the ten digits, normalized to mean 0 and deviation 1.
 
     The validation images are carved from the training images class by class.
 

@@ -17,7 +17,7 @@ from common import cifar_methods, cifar_table
 from common.cells import DENSE, SCRATCH, SCRATCH_FULL, TRAINED_ON, Cell, Setting, draw_anew, fit, height, row, run
 from common.cifar_methods import CHANNELS, DOCUMENTED, EXPERT, OURS, WEIGHTS, amount_at, macs_of_layers
 from common.cifar_table import ORDER, against, grids, judged, page, percent, remarks
-from common.images import Batches, Images, accuracy, augmented, balanced, decode, held_out, normalised
+from common.images import Batches, Images, accuracy, augmented, balanced, decode, held_out, normalized
 from PIL import Image
 from torch import nn
 
@@ -142,7 +142,7 @@ def test_accuracy_by_hand() -> None:
     pixels[torch.arange(5), torch.tensor([0, 1, 2, 0, 1])] = 255
     images = Images(pixels, torch.tensor([0, 1, 2, 1, 0]))
     assert accuracy(Brightest(), images, torch.device("cpu"), batch=2) == pytest.approx(0.6)
-    white = normalised(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten().tolist()
+    white = normalized(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten().tolist()
     assert white == pytest.approx([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sagemaker
 import torch
-from common.images import Images, normalised
+from common.images import Images, normalized
 from common.sagemaker_page import conclusion, draw, lines, text
 from helpers.training import curves
 from lightning.pytorch import seed_everything
@@ -68,7 +68,7 @@ def measured() -> tuple[ImageClassifier, list[dict[str, Any]]]:
 
 def share_right(network: nn.Module, images: Images) -> float:
     with torch.no_grad():
-        return float((network.eval()(normalised(images.pixels)).argmax(1) == images.labels).double().mean())
+        return float((network.eval()(normalized(images.pixels)).argmax(1) == images.labels).double().mean())
 
 
 def macs_by_hand(network: nn.Module) -> int:
@@ -183,7 +183,7 @@ def test_resized_by_hand() -> None:
 def test_validation_has_each_image_once_in_order() -> None:
     batches = list(in_batches(PARTS[1], size=8))
     assert [len(labels) for _, labels in batches] == [8, 8, 8, 6]
-    assert torch.equal(torch.cat([images for images, _ in batches]), normalised(PARTS[1].pixels))
+    assert torch.equal(torch.cat([images for images, _ in batches]), normalized(PARTS[1].pixels))
     assert torch.equal(torch.cat([labels for _, labels in batches]), PARTS[1].labels)
 
 

@@ -187,7 +187,7 @@ def test_masks_and_statistics_go_with_their_block() -> None:
 
     statistics = BlockInfluence().statistics()
     statistics.totals = {"1": torch.ones(()), "examples of 1": torch.ones(()), "10": torch.ones(())}
-    statistics.forget(["1"])
+    statistics.discard(["1"])
     assert statistics.totals.keys() == {"10"}
 
 

@@ -80,7 +80,7 @@ class Statistics(ABC):
     def follow(self, plan: Plan) -> None:  # noqa: B027  (no other pruner can slice the layers that make these channels)
         """Slice the totals after ``plan`` was applied to the network, by this or another pruner."""
 
-    def forget(self, modules: Collection[str]) -> None:
+    def discard(self, modules: Collection[str]) -> None:
         """Drop the totals of modules that were removed, by this or another pruner."""
         self.totals = {key: total for key, total in self.totals.items() if not is_inside(key.split(" ")[-1], modules)}
 
